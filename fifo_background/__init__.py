@@ -1,0 +1,34 @@
+"""Ordered background tasks for Starlette and FastAPI: swap the import, add one middleware."""
+
+from importlib.util import find_spec as _find_spec
+
+from fifo_background._executor import SerialExecutor
+from fifo_background._job import Job, JobState
+from fifo_background._middleware import OrderedBackgroundMiddleware, executor_of
+from fifo_background._tasks import OrderedBackgroundTask, OrderedBackgroundTasks
+from fifo_background.exceptions import ExecutorClosed, JobDropped, JobNotEnded, OrderedBackgroundError
+
+if _find_spec("fastapi") is not None:
+    from fifo_background import _fastapi
+
+    _fastapi.install()
+
+BackgroundTask = OrderedBackgroundTask
+BackgroundTasks = OrderedBackgroundTasks
+
+__all__ = (
+    "BackgroundTask",
+    "BackgroundTasks",
+    "ExecutorClosed",
+    "Job",
+    "JobDropped",
+    "JobNotEnded",
+    "JobState",
+    "OrderedBackgroundError",
+    "OrderedBackgroundMiddleware",
+    "OrderedBackgroundTask",
+    "OrderedBackgroundTasks",
+    "SerialExecutor",
+    "executor_of",
+)
+__version__ = "0.1.0"

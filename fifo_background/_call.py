@@ -1,0 +1,101 @@
+"""How one task is called: straight, or through whatever others have put around it.
+
+Instrumentations replace `BackgroundTask.__call__`, users override it, FastAPI opens a span in its
+`BackgroundTasks.__call__`. Knows nothing of lanes and requests, and starts no thread: it is told how.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from types import FunctionType
+from typing import Any, TypeVar
+
+import starlette.background
+from starlette.background import BackgroundTask, BackgroundTasks
+
+__all__ = ("around_tasks", "call", "drive", "is_starlettes", "run_here", "runs_on_loop")
+
+T = TypeVar("T")
+RunSync = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+# FastAPI's own `BackgroundTasks`, if it does something around each task; set once, by `_fastapi`.
+around_tasks: type[BackgroundTasks] | None = None
+
+
+def is_starlettes(function: Any) -> bool:
+    """Whether this is the function that Starlette defines, not one that wraps or replaces it."""
+    return type(function) is FunctionType and function.__globals__ is starlette.background.__dict__
+
+
+def runs_on_loop(task: BackgroundTask) -> bool:
+    """Whether the task is a coroutine for the loop: an async one, or one with a `__call__` not Starlette's."""
+    return not is_starlettes(type(task).__call__) or task.is_async
+
+
+async def call(task: BackgroundTask, run_sync: RunSync, around: type[BackgroundTasks] | None) -> Any:
+    """Call the task the way Starlette and FastAPI would, and return what its function returned."""
+    if around is None or not hasattr(task, "func"):
+        return await _call_task(task, run_sync)
+    stand_in = _StandIn(task, run_sync)
+    shell = around()
+    shell.tasks = [stand_in]
+    await shell()
+    return stand_in.returned
+
+
+class _StandIn(BackgroundTask):
+    """Stands for a task where somebody else calls it, and keeps what its function returned."""
+
+    def __init__(self, task: BackgroundTask, run_sync: RunSync) -> None:
+        self.func = task.func
+        self.task = task
+        self.run_sync = run_sync
+        self.returned: Any = None
+
+    async def __call__(self) -> None:
+        self.returned = await _call_task(self.task, self.run_sync)
+
+
+async def _call_task(task: BackgroundTask, run_sync: RunSync) -> Any:
+    own_call = type(task).__call__
+    if is_starlettes(own_call):
+        return await _call_func(task, run_sync)
+    if own_call is not BackgroundTask.__call__:
+        return await task()
+    # replaced for all tasks: it gets a copy whose function keeps what it returned
+    returned: Any = None
+
+    @functools.wraps(task.func)
+    async def func(*args: Any, **kwargs: Any) -> Any:
+        nonlocal returned
+        returned = await _call_func(task, run_sync)
+
+    shown = copy.copy(task)
+    shown.func = func
+    shown.is_async = True
+    await shown()
+    return returned
+
+
+async def _call_func(task: BackgroundTask, run_sync: RunSync) -> Any:
+    if task.is_async:
+        return await task.func(*task.args, **task.kwargs)
+    return await run_sync(functools.partial(task.func, *task.args, **task.kwargs))
+
+
+async def run_here(call: Callable[[], T]) -> T:
+    """`run_sync` for a caller that is in a worker thread already: never suspends."""
+    return call()
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends to its end, in this thread."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a wrapper around a sync task awaited something in the task's thread")

@@ -1,0 +1,182 @@
+"""A job: the handle to one task, and the one table of the states it goes through.
+
+Knows nothing of lanes, requests or event loops. Only the executor moves a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from starlette.background import BackgroundTask
+
+from fifo_background.exceptions import JobDropped, JobNotEnded
+
+if TYPE_CHECKING:
+    from fifo_background._executor import SerialExecutor
+    from fifo_background._lane import Place
+    from fifo_background._loop import Waiter
+
+__all__ = ("Batch", "Job", "JobState", "name_of")
+
+T = TypeVar("T")
+
+
+class JobState(Enum):
+    """Where a job is. `TRANSITIONS` says what can follow."""
+
+    PENDING = "pending"
+    """Added, but its request has not ended its response, or does not await its tasks yet."""
+    QUEUED = "queued"
+    """In line: it runs as soon as what is before it has ended."""
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """The function raised; `Job.exception()` has the error."""
+    SKIPPED = "skipped"
+    """A task before it, of the same request and lane, failed (`on_error="skip_rest"`)."""
+    CANCELLED = "cancelled"
+    DROPPED = "dropped"
+    """Its request ended without running its tasks, or its executor was closed."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job will not change any more."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.PENDING: frozenset({JobState.QUEUED, JobState.RUNNING, JobState.DROPPED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.SKIPPED, JobState.DROPPED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.SKIPPED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.DROPPED: frozenset(),
+}
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """How logs and errors call a task: its qualified name, else its class's."""
+    while hasattr(func, "func"):  # a partial, or a task object
+        func = func.func
+    return getattr(func, "__qualname__", type(func).__qualname__)
+
+
+class Batch:
+    """The jobs that one `await` waits for, and what became of them."""
+
+    __slots__ = ("error", "left", "others", "waiter")
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.error: BaseException | None = None
+        self.others: list[BaseException] = []
+        self.waiter: Waiter | None = None
+
+    def watch(self, job: Job[Any]) -> None:
+        self.left += 1
+        job.watchers += (self,)
+
+    def saw_end_of(self, job: Job[Any]) -> bool:
+        """Count one job out. True if it was the last, so that whoever waits has to be woken."""
+        self.left -= 1
+        if job.state is JobState.FAILED:
+            error: BaseException = job.outcome
+            if self.error is None:
+                self.error = error
+            elif error is not self.error:
+                self.others.append(error)
+        return self.left == 0 and self.waiter is not None
+
+    def raise_first(self) -> None:
+        """Raise the first failure in time; the later ones are listed in its `.others`."""
+        if self.error is None:
+            return
+        if self.others:
+            self.error.others = tuple(self.others)  # type: ignore[attr-defined]
+        try:
+            raise self.error
+        finally:
+            # a traceback that holds this frame must not hold the error through it
+            del self
+
+
+class Job(Generic[T]):
+    """The handle to one task, as `add_task` and `submit` return it.
+
+    `state` is its `JobState`; `await wait()` waits for its end and returns the function's result.
+    """
+
+    __slots__ = ("__weakref__", "around", "executor", "outcome", "place", "state", "task", "watchers")
+
+    def __init__(
+        self,
+        task: BackgroundTask,
+        executor: SerialExecutor | None,
+        place: Place | None,
+        around: Callable[..., Any] | None = None,
+    ) -> None:
+        self.task = task
+        self.executor = executor
+        self.place = place
+        self.around = around
+        self.state = JobState.PENDING
+        self.outcome: Any = None
+        self.watchers: tuple[Batch, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The qualified name of the task's function."""
+        return name_of(self.task)  # type: ignore[arg-type]
+
+    def move(self, state: JobState, outcome: Any = None) -> None:
+        """Go to `state`. Raises RuntimeError, and changes nothing, if the table does not allow it."""
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"a job cannot go from {self.state.value} to {state.value}: {self!r}")
+        self.state = state
+        self.outcome = outcome
+
+    def result(self) -> T:
+        """What the function returned.
+
+        Raises the function's own error if it failed, `JobNotEnded` before its end, and `JobDropped` if
+        it was dropped, skipped or cancelled.
+        """
+        if self.state is JobState.SUCCEEDED:
+            result: T = self.outcome
+            return result
+        if self.state is JobState.FAILED:
+            raise self.outcome
+        if self.state.ended:
+            raise JobDropped(self.name, self.state.value)
+        raise JobNotEnded(self.name, self.state.value)
+
+    def exception(self) -> BaseException | None:
+        """The error that the function raised, or None.
+
+        Raises `JobNotEnded` before the job's end.
+        """
+        if not self.state.ended:
+            raise JobNotEnded(self.name, self.state.value)
+        return self.outcome if self.state is JobState.FAILED else None
+
+    async def wait(self) -> T:
+        """Wait until the job has ended, and return or raise as `result` does.
+
+        A cancelled wait leaves the job as it is.
+        """
+        if not self.state.ended:
+            if self.executor is None:
+                raise RuntimeError(
+                    f"{self.name} has no place in a line yet: the object it was added to was made outside "
+                    "a request and has not been awaited. Wait for it after `await tasks()`, or use "
+                    "`executor.submit_nowait`"
+                )
+            await self.executor.wait_for(self)
+        return self.result()
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name} {self.state.value}>"

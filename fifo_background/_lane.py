@@ -1,0 +1,111 @@
+"""Who is next: the line of one lane. Pure data: no await, no clock, no lock, no event loop.
+
+The order is that of `Lane.line`, a place being appended once, at one named moment (`Lane.append`).
+Places that are given up stay where they are and are dropped when they reach the head, so that no
+operation grows with the length of the line.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from contextvars import Context
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from fifo_background._job import Job
+
+if TYPE_CHECKING:
+    from fifo_background._loop import Handle
+    from fifo_background._request import TrackedRequest
+
+__all__ = ("Lane", "Place", "PlaceState")
+
+
+class PlaceState(Enum):
+    """Where a place is. A place that was lost, or not taken yet, is `OUTSIDE`."""
+
+    OUTSIDE = "outside"
+    IN_LINE = "in line"
+    GONE = "gone"
+
+
+class Place:
+    """The place of one request, or of one submitted task, in one lane."""
+
+    __slots__ = ("added", "context", "key", "next", "owner", "queued", "skip_rest", "state", "taken")
+
+    def __init__(self, key: Hashable, owner: TrackedRequest | None, skip_rest: bool = True) -> None:
+        self.key = key
+        self.owner = owner
+        self.skip_rest = skip_rest
+        self.state = PlaceState.OUTSIDE
+        self.taken = 0.0
+        self.context: Context | None = None
+        # added, but not ready to run: they hold the place (a dict, to take any of them out at once)
+        self.added: dict[Job[Any], None] | None = None
+        # ready to run, in order; `next` is the index of the first that has not been started
+        self.queued: list[Job[Any]] = []
+        self.next = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.next < len(self.queued)
+
+    @property
+    def empty(self) -> bool:
+        return not self.added and self.next >= len(self.queued)
+
+    def pop(self) -> Job[Any]:
+        """The next job to run; the list forgets it."""
+        job = self.queued[self.next]
+        self.next += 1
+        if self.next == len(self.queued):
+            self.queued.clear()
+            self.next = 0
+        elif self.next == 512:  # a long list lets go of what has run
+            del self.queued[: self.next]
+            self.next = 0
+        return job
+
+
+class Lane:
+    """One line: a task in it starts only after the task before it has ended."""
+
+    __slots__ = ("key", "line", "queued", "runner", "timer")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.line: deque[Place] = deque()
+        self.queued = 0  # how many jobs, in all places of the line, are ready to run
+        self.runner: object | None = None  # who runs the lane's jobs now
+        self.timer: Handle | None = None  # rings when the head's `hold` is over
+
+    def append(self, place: Place, now: float) -> None:
+        """The named moment: `place` is behind everything that is in line."""
+        place.state = PlaceState.IN_LINE
+        place.taken = now
+        self.line.append(place)
+        self.queued += len(place.queued) - place.next
+
+    def head(self) -> Place | None:
+        """The place whose turn it is, if any: what was given up or is done leaves the line here."""
+        line = self.line
+        while line:
+            place = line[0]
+            if place.state is PlaceState.IN_LINE and not place.empty:
+                return place
+            line.popleft()
+            place.state = PlaceState.GONE
+            place.context = None
+        return None
+
+    def lose_head(self) -> Place:
+        """The head, which holds back what is ready behind it, leaves the line and keeps its tasks."""
+        place = self.line.popleft()
+        place.state = PlaceState.OUTSIDE
+        return place
+
+    @property
+    def idle(self) -> bool:
+        return self.runner is None and self.head() is None

@@ -1,0 +1,275 @@
+"""The event loops behind one face: start a task in a context, wake a waiter, call later, from any thread.
+
+Knows asyncio (uvloop included) and trio, and nothing of jobs, lanes or requests. A face holds its loop by a
+weak reference, so that what belongs to a loop can be kept in a mapping that forgets it when the loop is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import weakref
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import trio
+
+try:  # anyio >= 4.12 does without sniffio
+    from sniffio import current_async_library_cvar as _sniffio_library
+except ImportError:
+    _sniffio_library = None
+
+__all__ = ("EventLoop", "Handle", "Waiter", "enter_thread", "face_of", "running_loop")
+
+
+class Handle(Protocol):
+    """Something that can be called off: a running task, or a call that waits for its time."""
+
+    def cancel(self) -> Any: ...
+
+
+class Waiter(Protocol):
+    """Parks one task until `set` is called in the loop's own thread."""
+
+    def set(self) -> None: ...
+
+    async def wait(self) -> None: ...
+
+
+class EventLoop(Protocol):
+    """What the executor needs of an event loop."""
+
+    cancelled: type[BaseException]
+
+    def time(self) -> float:
+        """The loop's clock, in seconds; may be read from any thread."""
+
+    def is_current(self) -> bool:
+        """Whether the caller runs in this loop's thread, in this loop."""
+
+    def is_(self, native: object) -> bool:
+        """Whether `native`, as `running_loop` returned it, is this loop."""
+
+    def start(
+        self, run: Callable[[], Coroutine[Any, Any, None]], context: Context, ended: Callable[[], None]
+    ) -> Handle | None:
+        """Run `run()` in a task of its own, in `context` or a copy of it.
+
+        Returns None if it ended at once; otherwise the task, and `ended` is called when it is over,
+        also when it was cancelled before its first step.
+        """
+
+    def soon(self, call: Callable[..., object], *args: Any) -> bool:
+        """Call from the loop; may be asked from any thread. False if the loop is gone."""
+
+    def later(self, delay: float, call: Callable[[], None]) -> Handle:
+        """Call from the loop after `delay` seconds; must be asked in the loop."""
+
+    def waiter(self) -> Waiter: ...
+
+
+def running_loop() -> object:
+    """The object that identifies the running event loop: an asyncio loop, or a trio token.
+
+    Raises RuntimeError if the calling thread runs none.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _trio_token() or _no_loop()
+    # trio as a guest of asyncio runs its tasks inside callbacks of the asyncio loop
+    if "trio" in sys.modules and asyncio.current_task(loop) is None:
+        return _trio_token() or loop
+    return loop
+
+
+def _trio_token() -> trio.lowlevel.TrioToken | None:
+    if "trio" not in sys.modules:
+        return None
+    import trio
+
+    try:
+        return trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
+
+
+def _no_loop() -> object:
+    raise RuntimeError("this must be called from a running event loop, or from an anyio worker thread of one")
+
+
+def face_of(native: object) -> EventLoop:
+    """The face of a native loop, as `running_loop` returned it."""
+    return AsyncioLoop(native) if isinstance(native, asyncio.AbstractEventLoop) else TrioLoop(native)
+
+
+def enter_thread() -> None:
+    """Make the current context one of a worker thread: no async library runs in it."""
+    if _sniffio_library is not None:
+        _sniffio_library.set(None)
+
+
+class _FutureWaiter:
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self._future = future
+
+    def set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        await self._future
+
+
+class AsyncioLoop:
+    """asyncio, and uvloop, which is an asyncio loop."""
+
+    cancelled: type[BaseException] = asyncio.CancelledError
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ref = weakref.ref(loop)
+        # asyncio keeps only weak references to tasks
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._ref()
+        if loop is None:
+            raise RuntimeError("the event loop of this executor is gone")
+        return loop
+
+    def time(self) -> float:
+        return self._loop().time()
+
+    def is_current(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._ref()
+        except RuntimeError:
+            return False
+
+    def is_(self, native: object) -> bool:
+        return native is self._ref()
+
+    if sys.version_info >= (3, 12):
+
+        def _task(self, run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> asyncio.Task[None]:
+            loop = self._loop()
+            if loop.get_task_factory() is not None:
+                return loop.create_task(run(), context=context)
+            return asyncio.Task(run(), loop=loop, context=context, eager_start=True)
+
+    else:
+
+        def _task(self, run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> asyncio.Task[None]:
+            return context.run(self._loop().create_task, run())
+
+    def start(
+        self, run: Callable[[], Coroutine[Any, Any, None]], context: Context, ended: Callable[[], None]
+    ) -> Handle | None:
+        task = self._task(run, context)
+        if task.done():
+            return None
+        self._tasks.add(task)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            ended()
+
+        task.add_done_callback(over)
+        return task
+
+    def soon(self, call: Callable[..., object], *args: Any) -> bool:
+        try:
+            loop = self._loop()
+            if self.is_current():
+                loop.call_soon(call, *args)
+            else:
+                loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:  # closed, or gone
+            return False
+        return True
+
+    def later(self, delay: float, call: Callable[[], None]) -> Handle:
+        return self._loop().call_later(delay, call)
+
+    def waiter(self) -> Waiter:
+        return _FutureWaiter(self._loop().create_future())
+
+
+class _EventWaiter:
+    __slots__ = ("_event",)
+
+    def __init__(self, event: trio.Event) -> None:
+        self._event = event
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class TrioLoop:
+    """trio, by its system tasks: they outlive the request that starts them, and end with the run."""
+
+    def __init__(self, token: Any) -> None:
+        import trio
+
+        self._trio = trio
+        self._ref = weakref.ref(token)
+        self._clock = trio.lowlevel.current_clock()
+        self.cancelled: type[BaseException] = trio.Cancelled
+
+    def time(self) -> float:
+        return self._clock.current_time()
+
+    def is_current(self) -> bool:
+        try:
+            return self._trio.lowlevel.current_trio_token() is self._ref()
+        except RuntimeError:
+            return False
+
+    def is_(self, native: object) -> bool:
+        return native is self._ref()
+
+    def start(
+        self, run: Callable[[], Coroutine[Any, Any, None]], context: Context, ended: Callable[[], None]
+    ) -> Handle | None:
+        scope = self._trio.CancelScope()
+
+        async def system_task() -> None:
+            try:
+                with scope:
+                    await run()
+            finally:
+                ended()
+
+        self._trio.lowlevel.spawn_system_task(system_task, context=context)
+        return scope
+
+    def soon(self, call: Callable[..., object], *args: Any) -> bool:
+        token = self._ref()
+        if token is None:
+            return False
+        try:
+            token.run_sync_soon(call, *args)
+        except self._trio.RunFinishedError:
+            return False
+        return True
+
+    def later(self, delay: float, call: Callable[[], None]) -> Handle:
+        scope = self._trio.CancelScope()
+
+        async def system_task() -> None:
+            with scope:
+                await self._trio.sleep(delay)
+                call()
+
+        self._trio.lowlevel.spawn_system_task(system_task)
+        return scope
+
+    def waiter(self) -> Waiter:
+        return _EventWaiter(self._trio.Event())

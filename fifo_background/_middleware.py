@@ -1,0 +1,163 @@
+"""Pure ASGI: gives its app one executor per event loop, watches each response end, drains at shutdown."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fifo_background._executor import SerialExecutor, current, in_loop_of_caller, logger
+from fifo_background._loop import running_loop
+from fifo_background._request import Stage, TrackedRequest
+from fifo_background._settings import OnError, Order, Settings
+
+__all__ = ("OrderedBackgroundMiddleware", "executor_of")
+
+_KEY = "fifo_background"
+
+
+class OrderedBackgroundMiddleware:
+    """Runs the background tasks of its app's requests one after the other, first in, first out.
+
+    `order`: when a request takes its place in the line. "added" (default): at its first `add_task`;
+    "responded": when its response has ended. Use "responded" for streaming and other long handlers.
+
+    `hold` (seconds, default 5.0): how long a request that has its place but does not respond may keep
+    ready tasks behind it waiting; then it loses the place and takes a new one after its response.
+
+    `wait` (default True): whether a request waits for its own tasks, as in Starlette. With False it ends
+    as soon as they are in line, which frees its database session; dependencies with `yield` may then
+    close before the tasks run.
+
+    `on_error`: what a failed task means for the tasks after it, of the same request. "skip_rest" (default,
+    Starlette's rule) or "run_all". Tasks of other requests always run.
+
+    `drain_timeout` (seconds, default 30.0): how long `lifespan.shutdown` waits for what is in line.
+
+    Raises ValueError or TypeError for a setting that cannot be.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        order: Order = "added",
+        hold: float = 5.0,
+        wait: bool = True,
+        on_error: OnError = "skip_rest",
+        drain_timeout: float = 30.0,
+    ) -> None:
+        self.app = app
+        self.settings = Settings(
+            order=order, hold=hold, wait=wait, on_error=on_error, drain_timeout=drain_timeout
+        )
+        self._executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
+        self._warned: set[str] = set()
+
+    @property
+    def executor(self) -> SerialExecutor:
+        """The app's executor in the running event loop; in a worker thread, in the loop that owns it."""
+        return in_loop_of_caller(self._executor_here)
+
+    def _executor_here(self) -> SerialExecutor:
+        loop = running_loop()
+        executor = self._executors.get(loop)
+        if executor is None:
+            settings = self.settings
+            executor = SerialExecutor(hold=settings.hold, drain_timeout=settings.drain_timeout)
+            executor.check_caller()
+            self._executors[loop] = executor
+        return executor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif kind not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+        elif _KEY in scope:
+            self._warn_once(
+                "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings "
+                "are used, the inner one does nothing. Remove one of them."
+            )
+            await self.app(scope, receive, send)
+        else:
+            await self._request(scope, receive, send)
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = TrackedRequest(self._executor_here(), self.settings, scope, send)
+        scope[_KEY] = request
+        token = current.set(request)
+        try:
+            await self.app(scope, receive, request.send)
+        except BaseException as error:
+            request.end(error)
+            if request.owes_websocket_tasks(error):
+                await self._finish(request)
+            raise
+        finally:
+            current.reset(token)
+        if request.stage is Stage.RESPONDED and request.handed_over is not None:
+            self._warn_once(
+                f"{request}: something inside OrderedBackgroundMiddleware holds back the end of the response "
+                "until the tasks have run (BaseHTTPMiddleware before Starlette 1.7 does): they run after "
+                "the response all the same, but dependencies with yield may close before them"
+            )
+        request.end(None)
+        await self._finish(request)
+
+    async def _finish(self, request: TrackedRequest) -> None:
+        """Wait for the tasks that were awaited before the response had ended."""
+        batch = request.handed_over
+        if batch is not None and self.settings.wait:
+            await request.executor.wait(batch)
+            batch.raise_first()
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        executor = self._executor_here()
+
+        async def drain_then_receive() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await executor.aclose()
+            return message
+
+        scope[_KEY] = executor
+        await self.app(scope, drain_then_receive, send)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning(text)
+
+
+def _layers(app: Any) -> Iterator[Any]:
+    """The app and what it wraps, from the outside in."""
+    seen: set[int] = set()
+    while app is not None and id(app) not in seen:
+        seen.add(id(app))
+        yield app
+        app = getattr(app, "middleware_stack", None) or getattr(app, "app", None)
+
+
+def executor_of(app_or_connection: Any) -> SerialExecutor:
+    """The executor of an app, or of the app that handles a request or websocket, in the running event loop.
+
+    In an anyio worker thread, that of the loop which owns the thread. Raises LookupError if no
+    `OrderedBackgroundMiddleware` is found.
+    """
+    if isinstance(app_or_connection, HTTPConnection):
+        request = app_or_connection.scope.get(_KEY)
+        if isinstance(request, TrackedRequest):
+            return request.executor
+        app_or_connection = app_or_connection.scope.get("app")
+    for layer in _layers(app_or_connection):
+        if isinstance(layer, OrderedBackgroundMiddleware):
+            return layer.executor
+    raise LookupError(
+        f"no OrderedBackgroundMiddleware found in {app_or_connection!r}: "
+        "add `app.add_middleware(OrderedBackgroundMiddleware)` before the app starts"
+    )

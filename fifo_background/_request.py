@@ -1,0 +1,298 @@
+"""One request as the line sees it: its places, its response, and the end of both.
+
+Decides when tasks are ready: their object has been awaited and the response has ended. Runs nothing.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Iterable, Sequence
+from contextvars import copy_context
+from enum import Enum
+from typing import Any
+
+from starlette.background import BackgroundTask
+from starlette.types import Message, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from fifo_background._executor import SerialExecutor, current, logger, names
+from fifo_background._job import Batch, Job, JobState
+from fifo_background._lane import Place, PlaceState
+from fifo_background._loop import running_loop
+from fifo_background._settings import Settings
+
+__all__ = (
+    "TrackedRequest",
+    "default_executor",
+    "job_of",
+    "remember_job",
+    "running_job",
+    "tracked_request",
+)
+
+# The executors of what runs outside of any of our middlewares: one for each event loop.
+_default_executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
+
+
+_JOB = "_fifo_background_job"
+
+
+class Stage(Enum):
+    """How far a request is."""
+
+    OPEN = "open"
+    RESPONDED = "responded"
+    ENDED = "ended"
+
+
+class TrackedRequest:
+    """A request, a websocket connection, or what is neither (no middleware: `outside`)."""
+
+    __slots__ = (
+        "__weakref__", "_interrupted", "_places", "_send", "_started", "_trailers", "executor", "handed_over", "scope",
+        "settings", "stage",
+    )  # fmt: skip
+
+    def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send) -> None:
+        self.executor = executor
+        self.settings = settings
+        self.scope = scope
+        self.stage = Stage.OPEN
+        # what was awaited before the response had ended: the middleware waits for it
+        self.handed_over: Batch | None = None
+        self._places: dict[Hashable, Place] = {}
+        self._send = send
+        self._started = False
+        self._trailers = False
+        self._interrupted = False
+
+    @classmethod
+    def outside(cls, executor: SerialExecutor, settings: Settings) -> TrackedRequest:
+        """For an object awaited where there is no request, or none of our middlewares: nothing to wait for."""
+        request = cls(executor, settings, {"type": "no request"}, _no_send)
+        request.stage = Stage.RESPONDED
+        return request
+
+    def __str__(self) -> str:
+        path = f"{self.scope.get('root_path', '')}{self.scope.get('path', '')}"
+        return f"{self.scope.get('method', self.scope['type'])} {path}"
+
+    # -- the response -----------------------------------------------------------------------------------
+
+    async def send(self, message: Message) -> None:
+        """The ASGI `send` of the request: passes the message on, and sees the response end."""
+        try:
+            await self._send(message)
+        except BaseException:
+            self._interrupted = True
+            raise
+        kind = message["type"]
+        if kind == "http.response.body":
+            if not message.get("more_body", False) and not self._trailers:
+                self.responded()
+        elif kind == "http.response.start":
+            self._started = True
+            self._trailers = message.get("trailers", False)
+        elif kind == "http.response.pathsend" or (
+            kind == "http.response.trailers" and not message.get("more_trailers", False)
+        ):
+            self.responded()
+
+    def responded(self) -> None:
+        """The response has ended."""
+        if self.stage is not Stage.OPEN:
+            return
+        self.stage = Stage.RESPONDED
+        if self.settings.order == "responded" and self._places:
+            with self.executor.lock:
+                for place in self._places.values():
+                    if place.state is PlaceState.OUTSIDE:
+                        self.executor.take(place)
+
+    # -- adding and awaiting ----------------------------------------------------------------------------
+
+    def add(self, task: BackgroundTask, around: Any, batch: Batch | None, key: Hashable = None) -> Job[Any]:
+        """`add_task`: the request takes its place here, unless it has one or its settings say later.
+
+        `batch` is that of the object if it has been awaited; while its jobs are not all done the new one
+        joins them.
+        """
+        executor = self.executor
+        executor.check_caller()
+        job: Job[Any] = Job(task, executor, None, around)
+        with executor.lock:
+            ended = self.stage is Stage.ENDED if batch is None else not batch.left
+            if ended:
+                raise RuntimeError(
+                    f"{job.name} was added after the tasks of {self} had ended, and would never run: "
+                    "use `executor_of(request).submit_nowait(func, ...)` for it"
+                )
+            executor.register(job)
+            place = job.place = self._place(key)
+            if batch is not None:
+                batch.watch(job)
+            if batch is None or (batch is self.handed_over and self.stage is not Stage.ENDED):
+                self._hold(place, job)
+                return job
+            place.context = place.context or copy_context()
+            executor.queue(place, (job,))
+        executor.advance_soon(key)
+        return job
+
+    def line_up(self, tasks: Sequence[BackgroundTask], around: Any) -> Batch:
+        """An object is awaited: its tasks run when the response has ended, in the order of its list."""
+        executor = self.executor
+        executor.check_caller()
+        ready = self.stage is not Stage.OPEN
+        touched: dict[Hashable, list[Job[Any]]] = {}
+        with executor.lock:
+            batch = Batch() if ready or self.handed_over is None else self.handed_over
+            for task in tasks:
+                job = self._job_of(task, around)
+                batch.watch(job)
+                touched.setdefault(job.place.key, []).append(job)  # type: ignore[union-attr]
+            for key, jobs in touched.items():
+                place = self._places[key]
+                place.context = copy_context()
+                if ready:
+                    executor.queue(place, jobs)
+                else:
+                    self._as_block(place, jobs)
+            if not ready:
+                self.handed_over = batch
+        if ready:
+            self._advance(touched)
+        return batch
+
+    def _job_of(self, task: BackgroundTask, around: Any) -> Job[Any]:
+        job = job_of(task)
+        if (
+            job is None
+            or job.state is not JobState.PENDING
+            or job.watchers
+            or job.place is None
+            or job.place is not self._places.get(job.place.key)
+        ):
+            if job is None or job.executor is not None:
+                job = Job(task, None, None, around)
+            self.executor.register(job)
+            job.executor = self.executor
+            job.place = self._place(None)
+            self._hold(job.place, job)
+            remember_job(task, job)
+        return job
+
+    def _place(self, key: Hashable) -> Place:
+        place = self._places.get(key)
+        if place is None or place.state is PlaceState.GONE:
+            place = Place(key, self, self.settings.on_error == "skip_rest")
+            self._places[key] = place
+            if self.scope["type"] != "websocket" and (
+                self.settings.order == "added" or self.stage is not Stage.OPEN
+            ):
+                self.executor.take(place)
+        return place
+
+    @staticmethod
+    def _hold(place: Place, job: Job[Any]) -> None:
+        if place.added is None:
+            place.added = {}
+        place.added[job] = None
+
+    @staticmethod
+    def _as_block(place: Place, jobs: list[Job[Any]]) -> None:
+        """Jobs of one awaited object stand together, in the order of its list."""
+        added = place.added or {}
+        if [job for job in added if job in set(jobs)] != jobs:
+            for job in jobs:
+                del added[job]
+                added[job] = None
+
+    def _advance(self, keys: Iterable[Hashable]) -> None:
+        for key in keys:
+            self.executor.advance(key)
+
+    # -- the end ----------------------------------------------------------------------------------------
+
+    def end(self, error: BaseException | None) -> None:
+        """The app has returned, or raised `error`: nothing can be awaited in this request any more.
+
+        What was handed over runs, what was not is dropped and named in the log.
+        """
+        executor = self.executor
+        cut_short = self._interrupted or (self._started and error is not None)
+        interrupted = cut_short and self.stage is Stage.OPEN
+        self.stage = Stage.ENDED
+        if not self._places:
+            return
+        dropped: list[Job[Any]] = []
+        everything = self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error))
+        with executor.lock:
+            for place in self._places.values():
+                if not place.added:
+                    continue
+                unclaimed = [job for job in place.added if not job.watchers]
+                if everything and unclaimed:
+                    self.handed_over = self.handed_over or Batch()
+                    for job in unclaimed:
+                        self.handed_over.watch(job)
+                    place.context = place.context or copy_context()
+                    unclaimed = []
+                for job in unclaimed:
+                    del place.added[job]
+                dropped += unclaimed
+                if place.added:
+                    executor.queue(place, list(place.added))
+            waiters = executor.drop(dropped)
+        executor.wake(waiters)
+        self._advance(self._places)
+        if dropped:
+            logger.warning(
+                "%s ended without running %s: %s", self, names(dropped), self._why(error, interrupted)
+            )
+
+    def owes_websocket_tasks(self, error: BaseException) -> bool:
+        """Whether `error` is a normal end, after which the request waits for its tasks."""
+        return self.scope["type"] == "websocket" and isinstance(error, WebSocketDisconnect)
+
+    def _why(self, error: BaseException | None, interrupted: bool) -> str:
+        if interrupted:
+            return "response interrupted"
+        if error is not None:
+            return f"it raised {error!r}"
+        return "its response did not carry them (it had a background of its own, or none was attached)"
+
+
+async def _no_send(message: Message) -> None:
+    raise AssertionError("there is no request to respond to")
+
+
+def job_of(task: BackgroundTask) -> Job[Any] | None:
+    """The latest job made for an entry of `.tasks`."""
+    return task.__dict__.get(_JOB)
+
+
+def remember_job(task: BackgroundTask, job: Job[Any]) -> None:
+    """Let the entry know its job, so that awaiting the list finds what `add_task` returned."""
+    task.__dict__[_JOB] = job
+
+
+def running_job() -> Job[Any] | None:
+    """The job in whose context the caller runs, if it still runs."""
+    found = current.get()
+    return found if isinstance(found, Job) and found.state is JobState.RUNNING else None
+
+
+def tracked_request() -> TrackedRequest | None:
+    """The request in whose context the caller runs, if any."""
+    found = current.get()
+    return found if isinstance(found, TrackedRequest) else None
+
+
+def default_executor() -> SerialExecutor:
+    """The running loop's executor for what has no middleware."""
+    loop = running_loop()
+    executor = _default_executors.get(loop)
+    if executor is None:
+        executor = _default_executors[loop] = SerialExecutor()
+    return executor
