@@ -80,8 +80,8 @@ class Batch:
         self.left += 1
         job.watchers += (self,)
 
-    def saw_end_of(self, job: Job[Any]) -> bool:
-        """Count one job out. True if it was the last, so that whoever waits has to be woken."""
+    def saw_end_of(self, job: Job[Any]) -> Waiter | None:
+        """Count one job out; the waiter to wake if it was the last."""
         self.left -= 1
         if job.state is JobState.FAILED:
             error: BaseException = job.outcome
@@ -89,7 +89,7 @@ class Batch:
                 self.error = error
             elif error is not self.error:
                 self.others.append(error)
-        return self.left == 0 and self.waiter is not None
+        return self.waiter if self.left == 0 else None
 
     def raise_first(self) -> None:
         """Raise the first failure in time; the later ones are listed in its `.others`."""

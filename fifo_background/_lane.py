@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fifo_background._loop import Handle
     from fifo_background._request import TrackedRequest
 
-__all__ = ("Lane", "Place", "PlaceState")
+__all__ = ("Lane", "Place", "PlaceState", "Runner")
 
 
 class PlaceState(Enum):
@@ -56,6 +56,18 @@ class Place:
     def empty(self) -> bool:
         return not self.added and self.next >= len(self.queued)
 
+    @property
+    def first(self) -> Job[Any]:
+        """The next job to run, if the place is `ready`."""
+        return self.queued[self.next]
+
+    def clear(self) -> list[Job[Any]]:
+        """Take out, and return, what is ready to run."""
+        jobs = self.queued[self.next :]
+        self.queued = []
+        self.next = 0
+        return jobs
+
     def pop(self) -> Job[Any]:
         """The next job to run; the list forgets it."""
         job = self.queued[self.next]
@@ -69,16 +81,27 @@ class Place:
         return job
 
 
+class Runner:
+    """Runs a lane's jobs: the consecutive async ones of `place`; without, all consecutive sync ones."""
+
+    __slots__ = ("handle", "place")
+
+    def __init__(self, place: Place | None) -> None:
+        self.place = place
+        self.handle: Handle | None = None
+
+
 class Lane:
     """One line: a task in it starts only after the task before it has ended."""
 
-    __slots__ = ("key", "line", "queued", "runner", "timer")
+    __slots__ = ("asked", "key", "line", "queued", "runner", "timer")
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self.line: deque[Place] = deque()
         self.queued = 0  # how many jobs, in all places of the line, are ready to run
-        self.runner: object | None = None  # who runs the lane's jobs now
+        self.runner: Runner | None = None  # who runs the lane's jobs now
+        self.asked = False  # the loop is to look, in its next turn, what can start
         self.timer: Handle | None = None  # rings when the head's `hold` is over
 
     def append(self, place: Place, now: float) -> None:
@@ -105,7 +128,3 @@ class Lane:
         place = self.line.popleft()
         place.state = PlaceState.OUTSIDE
         return place
-
-    @property
-    def idle(self) -> bool:
-        return self.runner is None and self.head() is None

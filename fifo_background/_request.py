@@ -15,9 +15,10 @@ from starlette.background import BackgroundTask
 from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from fifo_background._executor import SerialExecutor, current, logger, names
+from fifo_background._executor import SerialExecutor, current
 from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import Place, PlaceState
+from fifo_background._log import logger, names
 from fifo_background._loop import running_loop
 from fifo_background._settings import Settings
 
@@ -104,10 +105,10 @@ class TrackedRequest:
             return
         self.stage = Stage.RESPONDED
         if self.settings.order == "responded" and self._places:
-            with self.executor.lock:
+            with self.executor.line.lock:
                 for place in self._places.values():
                     if place.state is PlaceState.OUTSIDE:
-                        self.executor.take(place)
+                        self.executor.line.take(place)
 
     # -- adding and awaiting ----------------------------------------------------------------------------
 
@@ -117,17 +118,17 @@ class TrackedRequest:
         `batch` is that of the object if it has been awaited; while its jobs are not all done the new one
         joins them.
         """
-        executor = self.executor
+        executor, line = self.executor, self.executor.line
         executor.check_caller()
         job: Job[Any] = Job(task, executor, None, around)
-        with executor.lock:
+        with line.lock:
             ended = self.stage is Stage.ENDED if batch is None else not batch.left
             if ended:
                 raise RuntimeError(
                     f"{job.name} was added after the tasks of {self} had ended, and would never run: "
                     "use `executor_of(request).submit_nowait(func, ...)` for it"
                 )
-            executor.register(job)
+            line.register(job)
             place = job.place = self._place(key)
             if batch is not None:
                 batch.watch(job)
@@ -135,17 +136,17 @@ class TrackedRequest:
                 self._hold(place, job)
                 return job
             place.context = place.context or copy_context()
-            executor.queue(place, (job,))
+            line.queue(place, (job,))
         executor.advance_soon(key)
         return job
 
     def line_up(self, tasks: Sequence[BackgroundTask], around: Any) -> Batch:
         """An object is awaited: its tasks run when the response has ended, in the order of its list."""
-        executor = self.executor
+        executor, line = self.executor, self.executor.line
         executor.check_caller()
         ready = self.stage is not Stage.OPEN
         touched: dict[Hashable, list[Job[Any]]] = {}
-        with executor.lock:
+        with line.lock:
             batch = Batch() if ready or self.handed_over is None else self.handed_over
             for task in tasks:
                 job = self._job_of(task, around)
@@ -155,7 +156,7 @@ class TrackedRequest:
                 place = self._places[key]
                 place.context = copy_context()
                 if ready:
-                    executor.queue(place, jobs)
+                    line.queue(place, jobs)
                 else:
                     self._as_block(place, jobs)
             if not ready:
@@ -175,7 +176,7 @@ class TrackedRequest:
         ):
             if job is None or job.executor is not None:
                 job = Job(task, None, None, around)
-            self.executor.register(job)
+            self.executor.line.register(job)
             job.executor = self.executor
             job.place = self._place(None)
             self._hold(job.place, job)
@@ -190,7 +191,7 @@ class TrackedRequest:
             if self.scope["type"] != "websocket" and (
                 self.settings.order == "added" or self.stage is not Stage.OPEN
             ):
-                self.executor.take(place)
+                self.executor.line.take(place)
         return place
 
     @staticmethod
@@ -219,7 +220,7 @@ class TrackedRequest:
 
         What was handed over runs, what was not is dropped and named in the log.
         """
-        executor = self.executor
+        executor, line = self.executor, self.executor.line
         cut_short = self._interrupted or (self._started and error is not None)
         interrupted = cut_short and self.stage is Stage.OPEN
         self.stage = Stage.ENDED
@@ -227,7 +228,7 @@ class TrackedRequest:
             return
         dropped: list[Job[Any]] = []
         everything = self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error))
-        with executor.lock:
+        with line.lock:
             for place in self._places.values():
                 if not place.added:
                     continue
@@ -242,8 +243,8 @@ class TrackedRequest:
                     del place.added[job]
                 dropped += unclaimed
                 if place.added:
-                    executor.queue(place, list(place.added))
-            waiters = executor.drop(dropped)
+                    line.queue(place, list(place.added))
+            waiters = line.drop(dropped)
         executor.wake(waiters)
         self._advance(self._places)
         if dropped:

@@ -1,0 +1,166 @@
+"""All lanes of one executor, and every move of a job: the one place where state changes.
+
+Everything here is synchronous and returns what has to be done outside: whom to wake, what to log, how long
+to wait. Callers hold `lock`, because handlers and sync tasks add tasks from worker threads; nothing of a
+user's runs under it, and nothing is awaited.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterable
+from enum import Enum
+from typing import Any
+
+from fifo_background._call import runs_on_loop
+from fifo_background._job import Job, JobState
+from fifo_background._lane import Lane, Place, PlaceState, Runner
+from fifo_background._loop import Waiter
+from fifo_background.exceptions import ExecutorClosed
+
+__all__ = ("Line", "LineState")
+
+
+class LineState(Enum):
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Line:
+    """`clock` gives the loop's time in seconds; `hold` is how long a place may keep ready tasks back."""
+
+    def __init__(self, hold: float, clock: Callable[[], float]) -> None:
+        self.lock = threading.Lock()
+        self.state = LineState.OPEN
+        self.lanes: dict[Hashable, Lane] = {}
+        self.unfinished = 0  # jobs that are owed an end
+        self.joiners: list[Waiter] = []  # woken when there are none
+        self._hold = hold
+        self._clock = clock
+
+    # -- adding -----------------------------------------------------------------------------------------
+
+    def register(self, job: Job[Any]) -> None:
+        """Count a job in: from here on it is owed an end. Raises `ExecutorClosed`."""
+        if self.state is not LineState.OPEN:
+            raise ExecutorClosed(job.name)
+        self.unfinished += 1
+
+    def take(self, place: Place) -> None:
+        """Append a place to its lane: the moment that fixes the order."""
+        lane = self.lanes.get(place.key)
+        if lane is None:
+            lane = self.lanes[place.key] = Lane(place.key)
+        lane.append(place, self._clock())
+
+    def queue(self, place: Place, jobs: Iterable[Job[Any]]) -> None:
+        """Make jobs of a place ready to run, in this order; the place is taken if it is not in line."""
+        before = len(place.queued)
+        for job in jobs:
+            job.move(JobState.QUEUED)
+            if place.added is not None:
+                place.added.pop(job, None)
+            place.queued.append(job)
+        if place.state is PlaceState.IN_LINE:
+            self.lanes[place.key].queued += len(place.queued) - before
+        else:
+            self.take(place)
+
+    # -- running ----------------------------------------------------------------------------------------
+
+    def next_runner(self, lane: Lane, lost: list[Place]) -> Runner | float | None:
+        """Put a runner into the lane if its head is ready and it has none.
+
+        A head that keeps ready tasks waiting loses its place after `hold` seconds, and is appended to
+        `lost`; before, the seconds left are returned. None means that there is nothing to start.
+        """
+        if lane.runner is not None:
+            return None
+        while (place := lane.head()) is not None:
+            if place.ready:
+                lane.runner = Runner(place if runs_on_loop(place.first.task) else None)
+                return lane.runner
+            if not lane.queued:
+                return None
+            wait = place.taken + self._hold - self._clock()
+            if wait > 0:
+                return wait
+            lost.append(lane.lose_head())
+        if self.lanes.get(lane.key) is lane:
+            del self.lanes[lane.key]
+        return None
+
+    def start_job(self, lane: Lane, runner: Runner) -> Job[Any] | None:
+        """The next job, started, if it is one for this runner; otherwise the runner has left the lane."""
+        place = lane.head()
+        if place is None or not place.ready or lane.runner is not runner:
+            fits = False
+        elif runs_on_loop(place.first.task):
+            fits = runner.place is place
+        else:
+            fits = runner.place is None
+        if not fits or place is None:
+            self.leave(lane, runner)
+            return None
+        job = place.pop()
+        lane.queued -= 1
+        job.move(JobState.RUNNING)
+        return job
+
+    def leave(self, lane: Lane, runner: Runner) -> None:
+        """The runner runs no more jobs of the lane."""
+        if lane.runner is runner:
+            lane.runner = None
+
+    # -- ending -----------------------------------------------------------------------------------------
+
+    def end(self, job: Job[Any], state: JobState, outcome: Any = None) -> list[Waiter]:
+        """Move a job to its last state; returns whom to wake."""
+        job.move(state, outcome)
+        self.unfinished -= 1
+        waiters = [waiter for watcher in job.watchers if (waiter := watcher.saw_end_of(job)) is not None]
+        if not self.unfinished and self.joiners:
+            waiters += self.joiners
+            self.joiners = []
+        return waiters
+
+    def drop(self, jobs: Iterable[Job[Any]]) -> list[Waiter]:
+        """End jobs that will not run; returns whom to wake."""
+        return [waiter for job in jobs for waiter in self.end(job, JobState.DROPPED)]
+
+    def skip_rest(self, failed: Job[Any]) -> tuple[list[Job[Any]], list[Waiter]]:
+        """The first failure skips what stands behind it in its place; returns that and whom to wake."""
+        place = failed.place
+        if place is None or not place.skip_rest or not place.ready:
+            return [], []
+        skipped = place.clear()
+        self.lanes[place.key].queued -= len(skipped)
+        return skipped, [waiter for job in skipped for waiter in self.end(job, JobState.SKIPPED)]
+
+    # -- closing ----------------------------------------------------------------------------------------
+
+    def close(self) -> list[Job[Any]]:
+        """Take no new work; the jobs that are returned gave up the places that they held."""
+        self.state = LineState.CLOSING
+        held: list[Job[Any]] = []
+        for lane in self.lanes.values():
+            for place in lane.line:
+                held += place.added or ()
+                place.added = None
+        return held
+
+    def clear(self) -> list[Job[Any]]:
+        """Empty all lanes; returns the jobs that were ready to run."""
+        self.state = LineState.CLOSED
+        left: list[Job[Any]] = []
+        for lane in self.lanes.values():
+            for place in lane.line:
+                left += place.clear()
+            lane.queued = 0
+        return left
+
+    @property
+    def running(self) -> int:
+        """How many lanes have a runner."""
+        return sum(lane.runner is not None for lane in self.lanes.values())
