@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 import starlette.background
 from starlette.background import BackgroundTask, BackgroundTasks
 
-__all__ = ("around_tasks", "call", "drive", "is_starlettes", "run_here", "runs_on_loop")
+__all__ = ("Around", "around_tasks", "call", "drive", "is_starlettes", "run_here", "runs_on_loop")
 
 T = TypeVar("T")
 RunSync = Callable[[Callable[[], Any]], Awaitable[Any]]
+Around = type[BackgroundTasks] | None
 
 # FastAPI's own `BackgroundTasks`, if it does something around each task; set once, by `_fastapi`.
-around_tasks: type[BackgroundTasks] | None = None
+around_tasks: Around = None
 
 
 def is_starlettes(function: Any) -> bool:
@@ -30,17 +31,18 @@ def is_starlettes(function: Any) -> bool:
 
 
 def runs_on_loop(task: BackgroundTask) -> bool:
-    """Whether the task is a coroutine for the loop: an async one, or one with a `__call__` not Starlette's."""
+    """Whether the loop runs the task: it is async, or has a `__call__` that is not Starlette's."""
     return not is_starlettes(type(task).__call__) or task.is_async
 
 
-async def call(task: BackgroundTask, run_sync: RunSync, around: type[BackgroundTasks] | None) -> Any:
+async def call(task: BackgroundTask, run_sync: RunSync, around: Around) -> Any:
     """Call the task the way Starlette and FastAPI would, and return what its function returned."""
     if around is None or not hasattr(task, "func"):
         return await _call_task(task, run_sync)
     stand_in = _StandIn(task, run_sync)
     shell = around()
-    shell.tasks = [stand_in]
+    entries: list[BackgroundTask] = [stand_in]
+    shell.tasks = entries
     await shell()
     return stand_in.returned
 
@@ -74,7 +76,7 @@ async def _call_task(task: BackgroundTask, run_sync: RunSync) -> Any:
 
     shown = copy.copy(task)
     shown.func = func
-    shown.is_async = True
+    shown.__dict__["is_async"] = True
     await shown()
     return returned
 

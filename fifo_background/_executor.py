@@ -284,13 +284,16 @@ class SerialExecutor:
         else:
             self.wake(self._end(job, JobState.SUCCEEDED, outcome))
 
-    async def run_inline(self, job: Job[Any]) -> None:
-        """Run a job inside the running one that awaits it, in that one's place; raises its error."""
+    async def run_inline(self, job: Job[Any], outer: Job[Any]) -> None:
+        """Run a job inside the running `outer` one that awaits it, in its place; raises its error."""
         with self.line.lock:
+            self.line.start_inline(job)
             job.executor = self
-            self.line.unfinished += 1
-            job.move(JobState.RUNNING)
-        await self._run_on_loop(job, inline=True)
+        try:
+            await self._run_on_loop(job, inline=True)
+        except BaseException as error:
+            outer.outcome = error  # logged: `outer` need not log it again if it fails of it
+            raise
 
     async def _run_sync_jobs(self, lane: Lane, runner: Runner) -> None:
         try:
@@ -327,14 +330,14 @@ class SerialExecutor:
 
     def _end(self, job: Job[Any], state: JobState, outcome: Any = None) -> list[Waiter]:
         """Record how a job ended, log it if it failed, and return whom to wake."""
+        logged = outcome is not None and job.outcome is outcome
         with self.line.lock:
             waiters = self.line.end(job, state, outcome)
-            if state is not JobState.FAILED:
-                skipped: list[Job[Any]] = []
-            else:
+            skipped: list[Job[Any]] = []
+            if state is JobState.FAILED:
                 skipped, more = self.line.skip_rest(job)
                 waiters += more
-        if state is JobState.FAILED:
+        if state is JobState.FAILED and not logged:
             after = f"; skipped after it: {names(skipped)}" if skipped else ""
             logger.error("%s failed%s%s", job.name, of_request(job.place), after, exc_info=outcome)
         elif state is JobState.CANCELLED:

@@ -28,7 +28,7 @@ _WANTED_MAX = 10_000
 
 def install() -> None:
     """Wrap `fastapi.routing.solve_dependencies`, once. Raises RuntimeError if FastAPI does not take it."""
-    original = fastapi.routing.solve_dependencies
+    original = fastapi.routing.__dict__["solve_dependencies"]
     if getattr(original, "_fifo_background", False):
         return
 
@@ -41,7 +41,7 @@ def install() -> None:
         return original(**given)
 
     solve_dependencies._fifo_background = True  # type: ignore[attr-defined]
-    fastapi.routing.solve_dependencies = solve_dependencies
+    fastapi.routing.__dict__["solve_dependencies"] = solve_dependencies
     _probe()
     if not _call.is_starlettes(fastapi.BackgroundTasks.__call__):
         _call.around_tasks = fastapi.BackgroundTasks
@@ -124,10 +124,17 @@ def _plain(annotation: Any) -> Any:
             return annotation
 
 
-@functools.cache
 def _injected(wanted: Tasks) -> Tasks:
-    """The class wanted, which is also a `fastapi.BackgroundTasks`."""
+    """The class wanted, which is also a `fastapi.BackgroundTasks`; made once, and kept by the class."""
     if issubclass(wanted, fastapi.BackgroundTasks):
         return wanted
+    made: Tasks | None = vars(wanted).get("_injected_by_fastapi")
+    if made is None:
+        made = _derive(wanted)
+        wanted._injected_by_fastapi = made  # type: ignore[attr-defined]
+    return made
+
+
+def _derive(wanted: Tasks) -> Tasks:
     body = {"__module__": wanted.__module__, "__qualname__": wanted.__qualname__, "__doc__": wanted.__doc__}
     return type(wanted.__name__, (wanted, fastapi.BackgroundTasks), body)

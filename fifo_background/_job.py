@@ -5,12 +5,12 @@ Knows nothing of lanes, requests or event loops. Only the executor moves a job.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from starlette.background import BackgroundTask
 
+from fifo_background._call import Around
 from fifo_background.exceptions import JobDropped, JobNotEnded
 
 if TYPE_CHECKING:
@@ -58,11 +58,12 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
-def name_of(func: Callable[..., Any]) -> str:
+def name_of(func: object) -> str:
     """How logs and errors call a task: its qualified name, else its class's."""
-    while hasattr(func, "func"):  # a partial, or a task object
-        func = func.func
-    return getattr(func, "__qualname__", type(func).__qualname__)
+    inner: Any = func
+    while hasattr(inner, "func"):  # a partial, or a task object
+        inner = inner.func
+    return getattr(inner, "__qualname__", type(inner).__qualname__)
 
 
 class Batch:
@@ -117,7 +118,7 @@ class Job(Generic[T]):
         task: BackgroundTask,
         executor: SerialExecutor | None,
         place: Place | None,
-        around: Callable[..., Any] | None = None,
+        around: Around = None,
     ) -> None:
         self.task = task
         self.executor = executor
@@ -130,7 +131,7 @@ class Job(Generic[T]):
     @property
     def name(self) -> str:
         """The qualified name of the task's function."""
-        return name_of(self.task)  # type: ignore[arg-type]
+        return name_of(self.task)
 
     def move(self, state: JobState, outcome: Any = None) -> None:
         """Go to `state`. Raises RuntimeError, and changes nothing, if the table does not allow it."""

@@ -108,6 +108,15 @@ class Line:
         job.move(JobState.RUNNING)
         return job
 
+    def start_inline(self, job: Job[Any]) -> None:
+        """Start a job inside a running one; it gives up the place that it may hold."""
+        if job.place is None:
+            self.unfinished += 1
+        elif job.place.added is not None:
+            job.place.added.pop(job, None)
+            job.place = None
+        job.move(JobState.RUNNING)
+
     def leave(self, lane: Lane, runner: Runner) -> None:
         """The runner runs no more jobs of the lane."""
         if lane.runner is runner:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import trio
 
-try:  # anyio >= 4.12 does without sniffio
+_sniffio_library: Any
+try:
     from sniffio import current_async_library_cvar as _sniffio_library
-except ImportError:
+except ImportError:  # anyio >= 4.12 does without
     _sniffio_library = None
 
 __all__ = ("EventLoop", "Handle", "Waiter", "enter_thread", "face_of", "running_loop")
@@ -45,12 +46,15 @@ class EventLoop(Protocol):
 
     def time(self) -> float:
         """The loop's clock, in seconds; may be read from any thread."""
+        ...
 
     def is_current(self) -> bool:
         """Whether the caller runs in this loop's thread, in this loop."""
+        ...
 
     def is_(self, native: object) -> bool:
         """Whether `native`, as `running_loop` returned it, is this loop."""
+        ...
 
     def start(
         self, run: Callable[[], Coroutine[Any, Any, None]], context: Context, ended: Callable[[], None]
@@ -60,12 +64,15 @@ class EventLoop(Protocol):
         Returns None if it ended at once; otherwise the task, and `ended` is called when it is over,
         also when it was cancelled before its first step.
         """
+        ...
 
     def soon(self, call: Callable[..., object], *args: Any) -> bool:
         """Call from the loop; may be asked from any thread. False if the loop is gone."""
+        ...
 
     def later(self, delay: float, call: Callable[[], None]) -> Handle:
         """Call from the loop after `delay` seconds; must be asked in the loop."""
+        ...
 
     def waiter(self) -> Waiter: ...
 

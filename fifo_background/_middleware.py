@@ -80,7 +80,7 @@ class OrderedBackgroundMiddleware:
             await self._lifespan(scope, receive, send)
         elif kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
-        elif _KEY in scope:
+        elif isinstance(outer := scope.get(_KEY), TrackedRequest) and outer is current.get():
             self._warn_once(
                 "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings "
                 "are used, the inner one does nothing. Remove one of them."

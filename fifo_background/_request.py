@@ -9,18 +9,22 @@ import weakref
 from collections.abc import Hashable, Iterable, Sequence
 from contextvars import copy_context
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.background import BackgroundTask
 from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from fifo_background._call import Around
 from fifo_background._executor import SerialExecutor, current
 from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import Place, PlaceState
 from fifo_background._log import logger, names
 from fifo_background._loop import running_loop
 from fifo_background._settings import Settings
+
+if TYPE_CHECKING:
+    from fifo_background._tasks import OrderedBackgroundTasks
 
 __all__ = (
     "TrackedRequest",
@@ -50,9 +54,18 @@ class TrackedRequest:
     """A request, a websocket connection, or what is neither (no middleware: `outside`)."""
 
     __slots__ = (
-        "__weakref__", "_interrupted", "_places", "_send", "_started", "_trailers", "executor", "handed_over", "scope",
-        "settings", "stage",
-    )  # fmt: skip
+        "__weakref__",
+        "_interrupted",
+        "_places",
+        "_send",
+        "_started",
+        "_trailers",
+        "executor",
+        "handed_over",
+        "scope",
+        "settings",
+        "stage",
+    )
 
     def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send) -> None:
         self.executor = executor
@@ -69,7 +82,7 @@ class TrackedRequest:
 
     @classmethod
     def outside(cls, executor: SerialExecutor, settings: Settings) -> TrackedRequest:
-        """For an object awaited where there is no request, or none of our middlewares: nothing to wait for."""
+        """For an object that is awaited where none of our middlewares is: no response to wait for."""
         request = cls(executor, settings, {"type": "no request"}, _no_send)
         request.stage = Stage.RESPONDED
         return request
@@ -112,7 +125,9 @@ class TrackedRequest:
 
     # -- adding and awaiting ----------------------------------------------------------------------------
 
-    def add(self, task: BackgroundTask, around: Any, batch: Batch | None, key: Hashable = None) -> Job[Any]:
+    def add(
+        self, task: BackgroundTask, around: Around, batch: Batch | None, key: Hashable = None
+    ) -> Job[Any]:
         """`add_task`: the request takes its place here, unless it has one or its settings say later.
 
         `batch` is that of the object if it has been awaited; while its jobs are not all done the new one
@@ -140,7 +155,9 @@ class TrackedRequest:
         executor.advance_soon(key)
         return job
 
-    def line_up(self, tasks: Sequence[BackgroundTask], around: Any) -> Batch:
+    def line_up(
+        self, tasks: Sequence[BackgroundTask], around: Around, owner: OrderedBackgroundTasks | None
+    ) -> Batch:
         """An object is awaited: its tasks run when the response has ended, in the order of its list."""
         executor, line = self.executor, self.executor.line
         executor.check_caller()
@@ -161,11 +178,13 @@ class TrackedRequest:
                     self._as_block(place, jobs)
             if not ready:
                 self.handed_over = batch
+            if owner is not None:
+                owner._awaited = self, batch
         if ready:
             self._advance(touched)
         return batch
 
-    def _job_of(self, task: BackgroundTask, around: Any) -> Job[Any]:
+    def _job_of(self, task: BackgroundTask, around: Around) -> Job[Any]:
         job = job_of(task)
         if (
             job is None
@@ -221,7 +240,7 @@ class TrackedRequest:
         What was handed over runs, what was not is dropped and named in the log.
         """
         executor, line = self.executor, self.executor.line
-        cut_short = self._interrupted or (self._started and error is not None)
+        cut_short = error is not None and (self._interrupted or self._started)
         interrupted = cut_short and self.stage is Stage.OPEN
         self.stage = Stage.ENDED
         if not self._places:

@@ -9,7 +9,7 @@ from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _call
 from fifo_background._executor import SerialExecutor, check_callable
-from fifo_background._job import Batch, Job
+from fifo_background._job import Batch, Job, JobState
 from fifo_background._request import (
     TrackedRequest,
     default_executor,
@@ -56,8 +56,8 @@ class OrderedBackgroundTasks(BackgroundTasks):
     `add_task`, `.tasks`, and `await tasks()`, which FastAPI and Starlette call after the response.
     """
 
-    _request: TrackedRequest | None = None
-    _batch: Batch | None = None
+    _request: TrackedRequest | None = None  # in which it was made
+    _awaited: tuple[TrackedRequest, Batch] | None = None  # where it was awaited last
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         super().__init__(tasks)
@@ -68,13 +68,16 @@ class OrderedBackgroundTasks(BackgroundTasks):
         """FastAPI names the entries of a list by their `func`; as an entry, this object is its own."""
         return self.__call__
 
+    # Starlette's returns None, this one the Job
     @overload  # type: ignore[override]
     def add_task(self, func: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
 
     @overload
     def add_task(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
 
-    def add_task(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Job[Any]:
+    def add_task(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, func: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Job[Any]:
         """Add `func(*args, **kwargs)` and return the `Job` that tells its state and result.
 
         Raises TypeError if `func` cannot be called, RuntimeError if the request's tasks have ended or the
@@ -83,10 +86,11 @@ class OrderedBackgroundTasks(BackgroundTasks):
         check_callable("add_task", func)
         task = self._make_task(func, args, kwargs)
         around = _call.around_tasks
-        if self._request is None:
+        request, batch = self._awaited or (self._request, None)
+        if request is None or (self._request is None and batch is not None and not batch.left):
             job: Job[Any] = Job(task, None, None, around)
         else:
-            job = self._request.add(task, around, self._batch)
+            job = request.add(task, around, batch)
         remember_job(task, job)
         self.tasks.append(task)
         return job
@@ -106,31 +110,29 @@ class OrderedBackgroundTasks(BackgroundTasks):
 async def _run(
     tasks: Sequence[BackgroundTask],
     made_in: TrackedRequest | None,
-    around: type[BackgroundTasks] | None,
+    around: _call.Around,
     owner: OrderedBackgroundTasks | None = None,
 ) -> None:
     job = running_job()
     if job is not None and job.executor is not None:
-        await _run_inline(job.executor, tasks, around)
+        await _run_inline(job, job.executor, tasks, around)
         return
     request = tracked_request() or made_in
     if request is None:
         request = TrackedRequest.outside(default_executor(), _WITHOUT_MIDDLEWARE)
-    batch = request.line_up(tasks, around)
-    if owner is not None and owner._request is request:
-        owner._batch = batch
+    batch = request.line_up(tasks, around, owner)
     if batch is not request.handed_over and request.settings.wait:
         await request.executor.wait(batch)
         batch.raise_first()
 
 
 async def _run_inline(
-    executor: SerialExecutor, tasks: Sequence[BackgroundTask], around: type[BackgroundTasks] | None
+    outer: Job[Any], executor: SerialExecutor, tasks: Sequence[BackgroundTask], around: _call.Around
 ) -> None:
     """A running task awaits one of our objects: its tasks are part of that task."""
     for task in tasks:
         job = job_of(task)
-        if job is None or job.executor is not None:
+        if job is None or job.state is not JobState.PENDING or job.watchers:
             job = Job(task, None, None, around)
             remember_job(task, job)
-        await executor.run_inline(job)
+        await executor.run_inline(job, outer)
