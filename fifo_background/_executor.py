@@ -101,7 +101,9 @@ class SerialExecutor:
         self.check_caller()
         place = Place(None, None)
         place.context = copy_context()
-        job: Job[Any] = Job(BackgroundTask(func, *args, **kwargs), self, place)
+        task = BackgroundTask(func)
+        task.args, task.kwargs = args, kwargs  # whatever their names, `func` included
+        job: Job[Any] = Job(task, self, place)
         line = self.line
         with line.lock:
             line.register(job)
@@ -272,7 +274,7 @@ class SerialExecutor:
     async def _run_on_loop(self, job: Job[Any], *, inline: bool = False) -> None:
         task = job.task
         try:
-            if job.around is None and task.is_async and is_starlettes(type(task).__call__):
+            if job.around is None and is_starlettes(type(task).__call__) and task.is_async:
                 outcome = await task.func(*task.args, **task.kwargs)
             else:
                 outcome = await call(task, self._in_thread, job.around)
@@ -298,6 +300,10 @@ class SerialExecutor:
     async def _run_sync_jobs(self, lane: Lane, runner: Runner) -> None:
         try:
             await self._in_thread(partial(self._work, lane, runner))
+        except Exception as error:  # no thread can be started: the job fails of it, the line moves
+            job = self._next(lane, runner)
+            if job is not None:
+                self.wake(self._end(job, JobState.FAILED, error))
         finally:
             self._deliver()
 

@@ -254,6 +254,8 @@ class TrioLoop:
             finally:
                 ended()
 
+        if _sniffio_library is not None:  # trio < 0.22 sets it in contexts of its own only
+            context.run(_sniffio_library.set, "trio")
         self._trio.lowlevel.spawn_system_task(system_task, context=context)
         return scope
 

@@ -1,0 +1,150 @@
+"""What `.ci/run` runs. `python -m nox -l` lists it, `python -m nox -s NAME` runs one session."""
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = True
+
+# httpx below 0.28 and trio below 0.22 are what these versions of Starlette and anyio were made for
+OLD = ["httpx<0.28", "trio==0.21.0"]
+STACKS = {
+    "fastapi-0.96": ("3.10", ["fastapi==0.96.0", "starlette==0.27.0", "anyio==3.5.0", *OLD]),
+    "fastapi-0.101": ("3.11", ["fastapi==0.101.0", "anyio==3.6.2", *OLD]),
+    "fastapi-0.103": ("3.11", ["fastapi==0.103.2", *OLD]),
+    "fastapi-0.110": ("3.11", ["fastapi==0.110.0", "httpx<0.28"]),
+    "fastapi-0.118": ("3.12", ["fastapi==0.118.0"]),
+    "fastapi-0.128": ("3.12", ["fastapi==0.128.2"]),
+    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop"]),
+    "newest-3.13": ("3.13", ["fastapi", "starlette", "anyio", "uvloop"]),
+}
+TEST = ["pytest>=8", "coverage[toml]>=7.6", "trio", "httpx", "uvicorn"]
+
+
+def _interpreter(version: str) -> str | None:
+    """The interpreter of that version on PATH or, where pyenv keeps it, by its full path."""
+    found = shutil.which(f"python{version}")
+    for folder in sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*")):
+        found = str(folder / "bin" / "python")
+    return found
+
+
+def _use(session: nox.Session, version: str) -> None:
+    """A virtual environment of that Python version, or a skipped session."""
+    interpreter = _interpreter(version)
+    if interpreter is None:
+        session.skip(f"Python {version} is not here")
+    folder = Path(session.create_tmp()) / f"venv-{version}"
+    if not folder.exists():
+        session.run("uv", "venv", "--quiet", "--python", interpreter, str(folder), external=True)
+    session.env["VIRTUAL_ENV"] = str(folder)
+
+
+def _install(session: nox.Session, *what: str) -> None:
+    session.run("uv", "pip", "install", "--quiet", *what, external=True)
+
+
+def _python(session: nox.Session, *args: str, **kwargs: object) -> None:
+    session.run(str(Path(session.env["VIRTUAL_ENV"]) / "bin" / "python"), *args, external=True, **kwargs)
+
+
+@nox.session(venv_backend="none")
+@nox.parametrize("stack", list(STACKS))
+def tests(session: nox.Session, stack: str) -> None:
+    """The tests on one stack."""
+    version, packages = STACKS[stack]
+    _use(session, version)
+    _install(session, *TEST, *packages, "-e", ".")
+    # only the newest stack is free of warnings of its own
+    warnings = [] if stack.startswith("newest") else ["-W", "default"]
+    _python(session, "-m", "pytest", "-q", *warnings, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def starlette(session: nox.Session) -> None:
+    """The tests without FastAPI."""
+    _use(session, "3.12")
+    _install(session, "pytest>=8", "coverage[toml]>=7.6", "trio", "httpx", "starlette", "-e", ".")
+    _python(session, "-c", "import importlib.util as u; assert u.find_spec('fastapi') is None")
+    _python(session, "-m", "pytest", "-q", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def wheel(session: nox.Session) -> None:
+    """The tests on the built wheel; the source is not importable."""
+    _use(session, "3.12")
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder / "dist", ignore_errors=True)
+    session.run("uv", "build", "--quiet", "--wheel", "--out-dir", str(folder / "dist"), external=True)
+    (built,) = (folder / "dist").glob("*.whl")
+    _install(session, *TEST, "fastapi", "--reinstall-package", "fifo-background", str(built))
+    copy = folder / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for name in ("tests", "examples"):
+        shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("pyproject.toml", copy)
+    session.chdir(copy)
+    _python(session, "-c", "import fifo_background as f; assert 'site-packages' in f.__file__, f.__file__")
+    _python(session, "-m", "pytest", "-q", *session.posargs)
+    _python(session, "-m", "fifo_background")
+
+
+@nox.session(venv_backend="none")
+def coverage(session: nox.Session) -> None:
+    """Full branch coverage: what the newest stack and the one without eager tasks run together."""
+    session.run("coverage", "erase", external=True) if shutil.which("coverage") else None
+    for stack in ("newest-3.12", "fastapi-0.96"):
+        version, packages = STACKS[stack]
+        _use(session, version)
+        _install(session, *TEST, *packages, "-e", ".")
+        warnings = [] if stack.startswith("newest") else ["-W", "default"]
+        _python(session, "-m", "coverage", "run", "-p", "-m", "pytest", "-q", *warnings)
+    _use(session, "3.12")
+    _python(session, "-m", "coverage", "combine")
+    _python(session, "-m", "coverage", "report", "--fail-under=100")
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """ruff, mypy strict, pyright on the package and on the public types."""
+    _use(session, "3.12")
+    _install(session, "ruff", "mypy", "pyright", "fastapi", "trio", "starlette", "-e", ".")
+    for command in (["check"], ["format", "--check"]):
+        _python(session, "-m", "ruff", *command, "fifo_background", "tests", "examples", "benchmarks", "noxfile.py")
+    _python(session, "-m", "mypy")
+    _python(session, "-m", "pyright", "fifo_background")
+    _python(session, "-m", "pyright", "--verifytypes", "fifo_background", "--ignoreexternal")
+
+
+@nox.session(venv_backend="none")
+def servers(session: nox.Session) -> None:
+    """A thousand requests at once through real servers, on the newest stack and on an old one."""
+    extra = ["uvicorn", "uvloop", "httptools", "hypercorn[trio]"]
+    for stack, more in (("newest-3.12", ["granian"]), ("fastapi-0.101", [])):
+        version, packages = STACKS[stack]
+        _use(session, version)
+        session.env["VIRTUAL_ENV"] = _sibling(session, f"servers-{version}", version)
+        _install(session, *TEST, *packages, *extra, *more, "-e", ".")
+        _python(session, "-m", "pytest", "-q", "-W", "default", "tests/servers", *session.posargs)
+
+
+def _sibling(session: nox.Session, name: str, version: str) -> str:
+    folder = Path(session.create_tmp()) / name
+    if not folder.exists():
+        interpreter = _interpreter(version)
+        assert interpreter is not None
+        session.run("uv", "venv", "--quiet", "--python", interpreter, str(folder), external=True)
+    return str(folder)
+
+
+@nox.session(venv_backend="none")
+def upstream(session: nox.Session) -> None:
+    """Starlette's and FastAPI's own tests, with nothing changed but the import."""
+    _use(session, "3.12")
+    _install(session, "pip", "hatchling", "pdm-backend", "-e", ".")
+    _python(session, "scripts/upstream.py", *session.posargs)

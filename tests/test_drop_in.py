@@ -1,0 +1,117 @@
+"""Starlette's own class is the oracle: what it does with a list of tasks, ours does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.background import BackgroundTask as StarletteTask
+from starlette.background import BackgroundTasks as StarletteTasks
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+
+import fifo_background
+from tests.asgi import get
+from tests.test_middleware import make_app
+
+STARLETTE = (StarletteTask, StarletteTasks)
+OURS = (fifo_background.BackgroundTask, fifo_background.BackgroundTasks)
+RESPONSES: list[Callable[..., Response]] = [
+    lambda background: Response("x", background=background),
+    lambda background: PlainTextResponse("x", background=background),
+    lambda background: JSONResponse("x", background=background),
+    lambda background: RedirectResponse("/", background=background),
+    lambda background: StreamingResponse(iter("x"), background=background),
+]
+KINDS = ["sync", "async", "sync fails", "async fails"]
+
+
+async def run(classes: tuple[Any, Any], kinds: tuple[str, ...], make: Callable[..., Response]) -> Any:
+    """What one request with a task of each kind did, and how it ended."""
+    one, many = classes
+    events: list[Any] = []
+
+    def sync(n: int, *, kind: str) -> None:
+        events.append((n, kind))
+        if "fails" in kind:
+            raise ValueError(n)
+
+    async def asynchronous(n: int, *, kind: str) -> None:
+        sync(n, kind=kind)
+
+    async def handler(request: Request) -> Response:
+        funcs = [asynchronous if "async" in kind else sync for kind in kinds]
+        if len(kinds) == 1:
+            return make(one(funcs[0], 0, kind=kinds[0]))
+        tasks = many([StarletteTask(funcs[0], 0, kind=kinds[0])])
+        for n in range(1, len(kinds)):
+            tasks.add_task(funcs[n], n, kind=kinds[n])
+        return make(tasks)
+
+    exchange = await get(make_app(handler), "/handler")
+    return events, exchange.status, repr(exchange.error), [m["type"] for m in exchange.messages]
+
+
+@pytest.mark.parametrize("make", RESPONSES)
+async def test_every_response(make: Callable[..., Response]) -> None:
+    """Every response class runs the same tasks, in the same order, and ends in the same way."""
+    for kinds in itertools.chain(itertools.product(KINDS), itertools.product(KINDS, KINDS)):
+        assert await run(OURS, kinds, make) == await run(STARLETTE, kinds, make)
+
+
+async def test_every_three() -> None:
+    """Any three tasks of a request run, fail and are skipped as in Starlette."""
+    for kinds in itertools.product(KINDS, repeat=3):
+        assert await run(OURS, kinds, RESPONSES[0]) == await run(STARLETTE, kinds, RESPONSES[0])
+
+
+def test_attributes() -> None:
+    """Constructors and attributes are Starlette's."""
+    task = fifo_background.BackgroundTask(print, 1, end="")
+    assert (task.func, task.args, task.kwargs, task.is_async) == (print, (1,), {"end": ""}, False)
+    tasks = fifo_background.BackgroundTasks([task])
+    tasks.add_task(print, 2, sep="")
+    assert tasks.tasks[0] is task
+    assert (tasks.tasks[1].func, tasks.tasks[1].args, tasks.tasks[1].kwargs) == (print, (2,), {"sep": ""})
+    assert fifo_background.BackgroundTasks(None).tasks == []
+    assert fifo_background.BackgroundTasks((task,)).tasks == [task]
+
+
+async def test_arguments_belong_to_the_function() -> None:
+    """No keyword is ours: whatever the function takes can be given."""
+    seen: list[Any] = []
+
+    def function(**kwargs: Any) -> None:
+        seen.append(kwargs)
+
+    given = {"lane": 1, "timeout": 2, "key": 3, "self_": 4, "order": 5, "task": 6, "args": 7, "kwargs": 8}
+    tasks = fifo_background.BackgroundTasks()
+    tasks.add_task(function, **given)
+    await tasks()
+    async with fifo_background.SerialExecutor() as executor:
+        executor.submit_nowait(function, func=0, **given)
+    assert seen == [given, {"func": 0, **given}]
+
+
+async def test_middleware_of_starlette() -> None:
+    """Two `BaseHTTPMiddleware` inside ours change nothing of what one request does."""
+
+    class Base(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: Any) -> Response:
+            response: Response = await call_next(request)
+            return response
+
+    results = []
+    for one, inside in itertools.product((STARLETTE[0], OURS[0]), ([], [Middleware(Base)] * 2)):
+        events: list[Any] = []
+
+        async def handler(request: Request, one: Any = one, events: list[Any] = events) -> Response:
+            return Response("x", background=one(events.append, 1))
+
+        exchange = await get(make_app(handler, inside=inside), "/handler")
+        results.append((events, exchange.status, exchange.error))
+    assert results == [([1], 200, None)] * 4

@@ -1,0 +1,414 @@
+"""What FastAPI injects where our class is annotated, and what it leaves alone."""
+
+import functools
+import subprocess
+import sys
+from typing import Annotated, Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+
+fastapi = pytest.importorskip("fastapi")
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, WebSocket  # noqa: E402
+from starlette.background import BackgroundTasks as StarletteTasks  # noqa: E402
+
+from fifo_background import (  # noqa: E402
+    BackgroundTasks,
+    OrderedBackgroundMiddleware,
+    OrderedBackgroundTasks,
+    _fastapi,
+    executor_of,
+)
+from tests.asgi import Client, Exchange, get  # noqa: E402
+from tests.conftest import Log  # noqa: E402
+
+
+class Mine(BackgroundTasks):
+    """A user's subclass."""
+
+
+class MineToo(Mine):
+    """A more derived one."""
+
+
+class Other(BackgroundTasks):
+    """A subclass that has nothing to do with `Mine`."""
+
+
+def make_app() -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(OrderedBackgroundMiddleware)
+    return app
+
+
+async def plain_dependency(tasks: fastapi.BackgroundTasks) -> Any:
+    return tasks
+
+
+async def dependency(tasks: BackgroundTasks) -> Any:
+    return tasks
+
+
+async def deep(tasks: Annotated[Any, Depends(dependency)]) -> Any:
+    return tasks
+
+
+async def mine(tasks: Mine) -> Any:
+    return tasks
+
+
+class CallableClass:
+    def __init__(self, tasks: BackgroundTasks) -> None:
+        self.tasks = tasks
+
+
+class CallableObject:
+    async def __call__(self, tasks: BackgroundTasks) -> Any:
+        return tasks
+
+
+async def in_endpoint(tasks: BackgroundTasks) -> Any:
+    return tasks
+
+
+def in_def_endpoint(tasks: BackgroundTasks) -> Any:
+    return tasks
+
+
+async def annotated(tasks: Annotated[BackgroundTasks, "with a note"]) -> Any:
+    return tasks
+
+
+async def default_none(tasks: BackgroundTasks = None) -> Any:  # type: ignore[assignment]
+    return tasks
+
+
+async def in_dependency(tasks: Annotated[Any, Depends(dependency)]) -> Any:
+    return tasks
+
+
+async def in_deep_dependency(tasks: Annotated[Any, Depends(deep)]) -> Any:
+    return tasks
+
+
+async def in_class(tasks: Annotated[Any, Depends(CallableClass)]) -> Any:
+    return tasks.tasks
+
+
+async def in_object(tasks: Annotated[Any, Depends(CallableObject())]) -> Any:
+    return tasks
+
+
+async def beside_plain(tasks: fastapi.BackgroundTasks, _: Annotated[Any, Depends(deep)]) -> Any:
+    return tasks
+
+
+async def subclass(tasks: Mine) -> Any:
+    return tasks
+
+
+async def subclass_in_dependency(tasks: BackgroundTasks, _: Annotated[Any, Depends(mine)]) -> Any:
+    return tasks
+
+
+async def most_derived(tasks: MineToo, _: Annotated[Any, Depends(mine)]) -> Any:
+    return tasks
+
+
+async def with_partial(tasks: BackgroundTasks, extra: int) -> Any:
+    return tasks
+
+
+CASES = [
+    (in_endpoint, OrderedBackgroundTasks),
+    (in_def_endpoint, OrderedBackgroundTasks),
+    (annotated, OrderedBackgroundTasks),
+    (default_none, OrderedBackgroundTasks),
+    (in_dependency, OrderedBackgroundTasks),
+    (in_deep_dependency, OrderedBackgroundTasks),
+    (in_class, OrderedBackgroundTasks),
+    (in_object, OrderedBackgroundTasks),
+    (beside_plain, OrderedBackgroundTasks),
+    (subclass, Mine),
+    (subclass_in_dependency, Mine),
+    (most_derived, MineToo),
+    (functools.partial(with_partial, extra=1), OrderedBackgroundTasks),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "wanted"), CASES)
+@pytest.mark.parametrize("where", ["app", "router", "router twice", "mounted"])
+async def test_injected(endpoint: Any, wanted: type, where: str) -> None:
+    """Where our class is annotated, at any depth, FastAPI hands over an object of exactly that class."""
+    if isinstance(endpoint, functools.partial):
+        endpoint.__name__ = "partial"  # type: ignore[attr-defined]
+    seen: list[Any] = []
+
+    async def endpoint_of_request(tasks: Annotated[Any, Depends(endpoint)]) -> None:
+        seen.append(tasks)
+
+    app = make_app()
+    router = APIRouter()
+    router.get("/x")(endpoint_of_request)
+    path = "/x"
+    if where == "app":
+        app.get("/x")(endpoint_of_request)
+    elif where == "router":
+        app.include_router(router)
+    elif where == "router twice":
+        middle = APIRouter()
+        middle.include_router(router, prefix="/a")
+        app.include_router(middle, prefix="/b")
+        path = "/b/a/x"
+    else:
+        inner = FastAPI()
+        inner.get("/x")(endpoint_of_request)
+        app.mount("/m", inner)
+        path = "/m/x"
+    exchange = await get(app, path)
+    assert (exchange.status, exchange.error) == (200, None)
+    (tasks,) = seen
+    assert isinstance(tasks, wanted)
+    assert isinstance(tasks, fastapi.BackgroundTasks)
+    assert type(tasks).__name__ == wanted.__name__
+
+
+async def test_order(events: list[Any]) -> None:
+    """Endpoint and dependency add to one object, whose tasks run in one place."""
+    app = make_app()
+
+    async def adds(tasks: BackgroundTasks) -> None:
+        tasks.add_task(events.append, "dependency")
+
+    @app.get("/{n}")
+    async def endpoint(n: int, tasks: BackgroundTasks, _: Annotated[None, Depends(adds)]) -> None:
+        tasks.add_task(events.append, n)
+
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        exchanges = [await client.start(f"/{n}") for n in range(3)]
+    assert [exchange.error for exchange in exchanges] == [None] * 3
+    assert events == ["dependency", 0, "dependency", 1, "dependency", 2]
+
+
+async def test_plain_stays_plain() -> None:
+    """A request in which nobody asks for our class gets FastAPI's own."""
+    app = make_app()
+    seen: list[Any] = []
+
+    @app.get("/plain")
+    async def plain(tasks: fastapi.BackgroundTasks) -> None:
+        seen.append(type(tasks))
+
+    @app.get("/starlette")
+    async def starlette_plain(tasks: StarletteTasks) -> None:
+        seen.append(type(tasks))
+
+    @app.get("/none")
+    async def none() -> None:
+        seen.append(None)
+
+    for path in ("/plain", "/starlette", "/none"):
+        assert (await get(app, path)).status == 200
+    assert seen == [fastapi.BackgroundTasks, fastapi.BackgroundTasks, None]
+
+
+async def test_overrides() -> None:
+    """`dependency_overrides` can bring our class in, and take it out."""
+    app = make_app()
+    seen: list[Any] = []
+
+    async def nothing() -> None: ...
+
+    @app.get("/plain")
+    async def plain(tasks: fastapi.BackgroundTasks, _: Annotated[Any, Depends(nothing)]) -> None:
+        seen.append(isinstance(tasks, OrderedBackgroundTasks))
+
+    @app.get("/ours")
+    async def ours(tasks: fastapi.BackgroundTasks, _: Annotated[Any, Depends(deep)]) -> None:
+        seen.append(isinstance(tasks, OrderedBackgroundTasks))
+
+    for overrides in ({}, {nothing: deep, deep: nothing}, {dependency: nothing}, {}):
+        app.dependency_overrides = overrides
+        await get(app, "/plain")
+        await get(app, "/ours")
+    assert seen == [False, True, True, False, False, False, False, True]
+
+
+async def test_two_subclasses() -> None:
+    """Two subclasses in one request, neither derived from the other: a TypeError that names both."""
+    app = make_app()
+
+    @app.get("/")
+    async def endpoint(tasks: Other, _: Annotated[Any, Depends(mine)]) -> None: ...
+
+    exchange = await get(app)
+    assert isinstance(exchange.error, TypeError)
+    assert "asks for both" in str(exchange.error)
+    assert "Mine" in str(exchange.error)
+    assert "Other" in str(exchange.error)
+
+
+async def test_future_annotations() -> None:
+    """Annotations that are strings are understood."""
+    from tests import future_annotations
+
+    app = make_app()
+    app.include_router(future_annotations.router)
+    future_annotations.seen.clear()
+    await get(app, "/future")
+    ((found, same),) = future_annotations.seen
+    assert issubclass(found, OrderedBackgroundTasks)
+    assert same
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the syntax is new in Python 3.12")
+async def test_type_alias() -> None:
+    """A `type` alias is looked through."""
+    names: dict[str, Any] = {"BackgroundTasks": BackgroundTasks, "Annotated": Annotated}
+    exec("type Tasks = Annotated[BackgroundTasks, 'note']", names)
+    assert _fastapi._plain(names["Tasks"]) is BackgroundTasks
+
+
+async def test_background_of_the_response(events: list[Any], log: Log) -> None:
+    """`Response(background=...)` overrides the injected tasks; what is dropped is named."""
+    app = make_app()
+
+    @app.get("/")
+    async def endpoint(tasks: BackgroundTasks) -> Any:
+        tasks.add_task(events.append, "injected")
+        return fastapi.Response(background=StarletteTasks())
+
+    assert (await get(app)).error is None
+    assert events == []
+    assert log == [
+        "WARNING GET / ended without running 1 task: list.append: its response did not carry them "
+        "(it had a background of its own, or none was attached)"
+    ]
+
+
+async def test_http_exception(events: list[Any], log: Log) -> None:
+    """A handler that raises HTTPException drops its tasks and says so; a task that does is logged as it is."""
+    app = make_app()
+
+    def fail() -> None:
+        raise HTTPException(418)
+
+    @app.get("/handler")
+    async def handler(tasks: BackgroundTasks) -> None:
+        tasks.add_task(events.append, 1)
+        raise HTTPException(404)
+
+    @app.get("/task")
+    async def task(tasks: BackgroundTasks) -> None:
+        tasks.add_task(fail)
+
+    assert (await get(app, "/handler")).status == 404
+    assert len(log) == 1
+    assert "ended without running 1 task: list.append" in log[0]
+    exchange = await get(app, "/task")
+    assert isinstance(exchange.error, RuntimeError)
+    assert "response already started" in str(exchange.error)
+    info = log.records[1].exc_info
+    assert info is not None
+    assert isinstance(info[1], HTTPException)
+
+
+async def test_websocket(events: list[Any]) -> None:
+    """A websocket endpoint's tasks, which FastAPI never runs, run when its connection has ended."""
+    app = make_app()
+
+    @app.websocket("/ws")
+    async def endpoint(websocket: WebSocket, tasks: BackgroundTasks) -> None:
+        await websocket.accept()
+        tasks.add_task(events.append, "task")
+        events.append("added")
+        await websocket.close()
+        await wait_all_tasks_blocked()
+        events.append("closed")
+
+    class Socket(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            return {"type": "websocket.connect"}
+
+    await Socket(app, "/ws", type="websocket", subprotocols=[]).run()
+    assert events == ["added", "closed", "task"]
+
+
+async def test_yield_dependency(events: list[Any]) -> None:
+    """Attached tasks of a request keep FastAPI's own order with dependencies that yield."""
+    from importlib.metadata import version
+
+    app = make_app()
+
+    async def session() -> Any:
+        yield "session"
+        events.append("closed")
+
+    @app.get("/")
+    async def endpoint(tasks: BackgroundTasks, _: Annotated[str, Depends(session)]) -> None:
+        tasks.add_task(events.append, "task")
+
+    assert (await get(app)).error is None
+    number = tuple(map(int, version("fastapi").split(".")[:2]))
+    before = (0, 106) <= number < (0, 118)
+    assert events == (["closed", "task"] if before else ["task", "closed"])
+
+
+async def test_detached_yield_dependency(events: list[Any]) -> None:
+    """With `wait=False`, dependencies that yield may close before the tasks run."""
+    app = FastAPI()
+    app.add_middleware(OrderedBackgroundMiddleware, wait=False)
+    gate = anyio.Event()
+
+    async def session() -> Any:
+        yield "session"
+        events.append("closed")
+
+    async def task() -> None:
+        await gate.wait()
+        events.append("task")
+
+    @app.get("/")
+    async def endpoint(tasks: BackgroundTasks, _: Annotated[str, Depends(session)]) -> None:
+        tasks.add_task(task)
+
+    assert (await get(app)).error is None
+    gate.set()
+    await executor_of(app).join()
+    assert events == ["closed", "task"]
+
+
+@pytest.mark.parametrize("first", ["fastapi", "fifo_background"])
+def test_import_order(first: str) -> None:
+    """Whichever is imported first, the hook takes."""
+    second = {"fastapi": "fifo_background", "fifo_background": "fastapi"}[first]
+    code = (
+        f"import {first}, {second}, fastapi.routing as r;"
+        "assert r.solve_dependencies._fifo_background; print('hooked')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "hooked\n"
+
+
+def test_unknown_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FastAPI in which the hook would do nothing is refused, by its version."""
+    monkeypatch.setattr(fastapi.routing, "get_request_handler", lambda **kwargs: None)
+    with pytest.raises(RuntimeError, match=f"FastAPI {fastapi.__version__} injects background tasks"):
+        _fastapi._probe()
+    before = vars(fastapi.routing)["solve_dependencies"]
+    _fastapi.install()
+    assert vars(fastapi.routing)["solve_dependencies"] is before, "installed once"
+
+
+def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes found for routes are kept up to a limit."""
+    monkeypatch.setattr(_fastapi, "_wanted", {})
+    monkeypatch.setattr(_fastapi, "_WANTED_MAX", 2)
+    routes = [fastapi.routing.APIRoute(f"/{n}", in_endpoint) for n in range(3)]
+    for route in routes:
+        assert _fastapi._class_wanted(route.dependant, None) is not None
+    assert len(_fastapi._wanted) == 1
