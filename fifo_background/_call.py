@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 import starlette.background
 from starlette.background import BackgroundTask, BackgroundTasks
 
-__all__ = ("Around", "around_tasks", "call", "drive", "is_starlettes", "run_here", "runs_on_loop")
+__all__ = ("Around", "around_here", "call", "drive", "is_starlettes", "run_here", "runs_on_loop")
 
 T = TypeVar("T")
 RunSync = Callable[[Callable[[], Any]], Awaitable[Any]]
 Around = type[BackgroundTasks] | None
 
-# FastAPI's own `BackgroundTasks`, if it does something around each task; set once, by `_fastapi`.
-around_tasks: Around = None
+# What FastAPI does around each task in the current context: its own `BackgroundTasks` where it opens a span.
+# Set once, by `_fastapi`.
+around_here: Callable[[], Around] = lambda: None  # noqa: E731
 
 
 def is_starlettes(function: Any) -> bool:

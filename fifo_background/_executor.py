@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from fifo_background._request import TrackedRequest
 
-__all__ = ("SerialExecutor", "check_callable", "current")
+__all__ = ("SerialExecutor", "current", "not_callable")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class SerialExecutor:
 
     def __init__(self, *, hold: float = 5.0, drain_timeout: float = 30.0) -> None:
         settings = Settings(hold=hold, drain_timeout=drain_timeout)
-        self.line = Line(settings.hold, self._time)
+        self.line = Line(settings.hold)
         self._settings = settings
         self._bound: EventLoop | None = None
         self._known_threads = threading.local()
@@ -97,17 +97,18 @@ class SerialExecutor:
         The task sees a copy of the caller's context. Raises TypeError if `func` cannot be called and
         `ExecutorClosed` after the end.
         """
-        check_callable("submit_nowait", func)
+        if not callable(func):
+            raise not_callable("submit_nowait", func)
         self.check_caller()
         place = Place(None, None)
         place.context = copy_context()
         task = BackgroundTask(func)
-        task.args, task.kwargs = args, kwargs  # whatever their names, `func` included
+        vars(task).update(args=args, kwargs=kwargs)  # whatever their names, `func` included
         job: Job[Any] = Job(task, self, place)
         line = self.line
         with line.lock:
             line.register(job)
-            line.queue(place, (job,))
+            line.queue(place, job)
         self.advance_soon(place.key)
         return job
 
@@ -177,18 +178,20 @@ class SerialExecutor:
         loop = self._bound
         if loop is None:
             self._bound = in_loop_of_caller(lambda: face_of(running_loop()))
+            self.line.clock = self._bound.clock
         elif not loop.is_current() and not getattr(self._known_threads, "mine", False):
             if not loop.is_(in_loop_of_caller(running_loop)):
                 raise RuntimeError("this executor belongs to another event loop")
             self._known_threads.mine = True
 
+    def is_current(self) -> bool:
+        """Whether the caller runs in the executor's loop."""
+        return self._bound is not None and self._bound.is_current()
+
     @property
     def _loop(self) -> EventLoop:
         assert self._bound is not None, "check_caller comes first"
         return self._bound
-
-    def _time(self) -> float:
-        return self._loop.time()
 
     # -- starting ---------------------------------------------------------------------------------------
 
@@ -196,7 +199,9 @@ class SerialExecutor:
         """Start what can start in a lane, in the loop's next turn. From any thread that may call."""
         lane = self.line.lanes.get(key)
         if lane is not None and lane.runner is None and not lane.asked:
-            lane.asked = self._loop.soon(self._advance, lane)
+            lane.asked = True  # before the call: the loop may be quicker than this thread
+            if not self._loop.soon(self._advance, lane):
+                lane.asked = False
 
     def advance(self, key: Hashable) -> None:
         """Start what can start in a lane. On the loop only."""
@@ -206,15 +211,19 @@ class SerialExecutor:
 
     def _advance(self, lane: Lane) -> None:
         lane.asked = False
+        line = self.line
         lost: list[Place] = []
         for _ in range(BURST):
-            with self.line.lock:
-                start = self.line.next_runner(lane, lost)
+            with line.lock:
+                start = line.next_runner(lane, lost)
             if not isinstance(start, Runner):
                 if start is not None:
                     self._look_again(lane, start)
                 break
             if not self._start(lane, start):
+                break
+            if not lane.line:
+                line.retire(lane)
                 break
         else:
             lane.asked = self._loop.soon(self._advance, lane)
@@ -243,21 +252,25 @@ class SerialExecutor:
             lane.timer.cancel()
             lane.timer = None
         if runner.place is None:
-            run, context = partial(self._run_sync_jobs, lane, runner), Context()
+            run, context = self._run_sync_jobs(lane, runner), Context()
         else:
-            run, context = partial(self._run_async_jobs, lane, runner), runner.place.context or copy_context()
-        runner.handle = self._loop.start(run, context, partial(self._left, lane, runner))
+            run, context = self._run_async_jobs(lane, runner), runner.place.context or copy_context()
+        runner.handle = self._loop.start(run, context, self._left, lane, runner)
         if runner.handle is not None:
             return False
-        with self.line.lock:
-            self.line.leave(lane, runner)
+        if lane.runner is runner:
+            self._cut_off(lane, runner)
         return True
 
     def _left(self, lane: Lane, runner: Runner) -> None:
         """The runner's task is over: it had nothing more to run, or somebody cancelled it."""
+        if lane.runner is runner:
+            self._cut_off(lane, runner)
+        self._advance(lane)
+
+    def _cut_off(self, lane: Lane, runner: Runner) -> None:
         with self.line.lock:
             self.line.leave(lane, runner)
-        self._advance(lane)
 
     # -- running ----------------------------------------------------------------------------------------
 
@@ -266,25 +279,23 @@ class SerialExecutor:
         job = self._next(lane, runner)
         while job is not None:
             current.set(job)
-            await self._run_on_loop(job)
-            job = self._next(lane, runner)
+            try:
+                task = job.task
+                if job.around is None and is_starlettes(type(task).__call__):
+                    outcome = await task.func(*task.args, **task.kwargs)
+                else:
+                    outcome = await call(task, self._in_thread, job.around)
+            except BaseException as error:
+                cancelled = self._is_cancellation(error)
+                self.wake(self._end(job, *_failed_or_cancelled(error, cancelled)))
+                if cancelled:
+                    raise
+                job = self._next(lane, runner)
+            else:
+                waiters, job = self._succeeded(job, outcome, lane, runner)
+                self.wake(waiters)
         if runner.place is not None and runner.place.ready:
             runner.place.context = copy_context()  # what these jobs set, the next ones see
-
-    async def _run_on_loop(self, job: Job[Any], *, inline: bool = False) -> None:
-        task = job.task
-        try:
-            if job.around is None and is_starlettes(type(task).__call__) and task.is_async:
-                outcome = await task.func(*task.args, **task.kwargs)
-            else:
-                outcome = await call(task, self._in_thread, job.around)
-        except BaseException as error:
-            cancelled = self._is_cancellation(error)
-            self.wake(self._end(job, *_failed_or_cancelled(error, cancelled)))
-            if cancelled or inline:
-                raise
-        else:
-            self.wake(self._end(job, JobState.SUCCEEDED, outcome))
 
     async def run_inline(self, job: Job[Any], outer: Job[Any]) -> None:
         """Run a job inside the running `outer` one that awaits it, in its place; raises its error."""
@@ -292,10 +303,12 @@ class SerialExecutor:
             self.line.start_inline(job)
             job.executor = self
         try:
-            await self._run_on_loop(job, inline=True)
+            outcome = await call(job.task, self._in_thread, job.around)
         except BaseException as error:
+            self.wake(self._end(job, *_failed_or_cancelled(error, self._is_cancellation(error))))
             outer.outcome = error  # logged: `outer` need not log it again if it fails of it
             raise
+        self.wake(self._end(job, JobState.SUCCEEDED, outcome))
 
     async def _run_sync_jobs(self, lane: Lane, runner: Runner) -> None:
         try:
@@ -317,9 +330,9 @@ class SerialExecutor:
                 outcome = job.place.context.copy().run(_call_sync, job)
             except BaseException as error:
                 waiters = self._end(job, *_failed_or_cancelled(error, self._is_cancellation(error)))
+                job = self._next(lane, runner)
             else:
-                waiters = self._end(job, JobState.SUCCEEDED, outcome)
-            job = self._next(lane, runner)
+                waiters, job = self._succeeded(job, outcome, lane, runner)
             if waiters:
                 with self.line.lock:
                     self._to_wake += waiters
@@ -333,6 +346,13 @@ class SerialExecutor:
     def _next(self, lane: Lane, runner: Runner) -> Job[Any] | None:
         with self.line.lock:
             return self.line.start_job(lane, runner)
+
+    def _succeeded(
+        self, job: Job[Any], outcome: Any, lane: Lane, runner: Runner
+    ) -> tuple[list[Waiter], Job[Any] | None]:
+        """Record a success and start the next job; returns whom to wake, and that job."""
+        with self.line.lock:
+            return self.line.end(job, JobState.SUCCEEDED, outcome), self.line.start_job(lane, runner)
 
     def _end(self, job: Job[Any], state: JobState, outcome: Any = None) -> list[Waiter]:
         """Record how a job ended, log it if it failed, and return whom to wake."""
@@ -361,10 +381,10 @@ class SerialExecutor:
     async def wait(self, batch: Batch) -> None:
         """Wait for the jobs of a batch; a cancelled wait leaves them as they are."""
         with self.line.lock:
-            if batch.left:
-                batch.waiter = self._loop.waiter()
-        if batch.waiter is not None:
-            await batch.waiter.wait()
+            if not batch.left:
+                return
+            batch.waiter = self._loop.waiter()
+        await batch.waiter.wait()
 
     async def wait_for(self, job: Job[Any]) -> None:
         """Wait until `job` has ended, however it ends."""
@@ -404,10 +424,9 @@ def _call_sync(job: Job[Any]) -> Any:
     return drive(call(job.task, run_here, job.around))
 
 
-def check_callable(where: str, func: object) -> None:
-    """Raise TypeError, saying what to write, unless `func` can be called."""
-    if not callable(func):
-        raise TypeError(
-            f"{where} takes a function and then its arguments, got {func!r}: "
-            f"write {where}(func, argument), not {where}(func(argument))"
-        )
+def not_callable(where: str, func: object) -> TypeError:
+    """The error for a task that is not one, which says what to write."""
+    return TypeError(
+        f"{where} takes a function and then its arguments, got {func!r}: "
+        f"write {where}(func, argument), not {where}(func(argument))"
+    )

@@ -17,6 +17,12 @@ from fastapi.dependencies.utils import get_dependant, get_typed_signature
 from fifo_background import _call
 from fifo_background._tasks import OrderedBackgroundTasks
 
+get_telemetry_data: Any
+try:
+    from fastapi.telemetry import get_telemetry_data
+except ImportError:  # FastAPI < 0.142 has none
+    get_telemetry_data = None
+
 __all__ = ("install",)
 
 Tasks = type[OrderedBackgroundTasks]
@@ -44,7 +50,12 @@ def install() -> None:
     fastapi.routing.__dict__["solve_dependencies"] = solve_dependencies
     _probe()
     if not _call.is_starlettes(fastapi.BackgroundTasks.__call__):
-        _call.around_tasks = fastapi.BackgroundTasks
+        _call.around_here = _around_here
+
+
+def _around_here() -> _call.Around:
+    """FastAPI's own class, if its telemetry is on in this context: it opens a span around each task."""
+    return None if get_telemetry_data() is None else fastapi.BackgroundTasks
 
 
 def _probe() -> None:

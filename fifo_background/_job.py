@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from starlette.background import BackgroundTask
 
-from fifo_background._call import Around
+from fifo_background._call import Around, runs_on_loop
 from fifo_background.exceptions import JobDropped, JobNotEnded
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class JobState(Enum):
     CANCELLED = "cancelled"
     DROPPED = "dropped"
     """Its request ended without running its tasks, or its executor was closed."""
+
+    __hash__ = object.__hash__  # the members are single objects; Enum's own is slow
 
     @property
     def ended(self) -> bool:
@@ -111,19 +113,29 @@ class Job(Generic[T]):
     `state` is its `JobState`; `await wait()` waits for its end and returns the function's result.
     """
 
-    __slots__ = ("__weakref__", "around", "executor", "outcome", "place", "state", "task", "watchers")
+    __slots__ = (
+        "__weakref__",
+        "around",
+        "executor",
+        "on_loop",
+        "outcome",
+        "place",
+        "state",
+        "task",
+        "watchers",
+    )
 
     def __init__(
         self,
         task: BackgroundTask,
         executor: SerialExecutor | None,
         place: Place | None,
-        around: Around = None,
     ) -> None:
         self.task = task
         self.executor = executor
         self.place = place
-        self.around = around
+        self.around: Around = None
+        self.on_loop = True
         self.state = JobState.PENDING
         self.outcome: Any = None
         self.watchers: tuple[Batch, ...] = ()
@@ -132,6 +144,11 @@ class Job(Generic[T]):
     def name(self) -> str:
         """The qualified name of the task's function."""
         return name_of(self.task)
+
+    def queue(self) -> None:
+        """Be ready to run. From here on it is settled whether the loop runs the task or a thread."""
+        self.move(JobState.QUEUED)
+        self.on_loop = runs_on_loop(self.task)
 
     def move(self, state: JobState, outcome: Any = None) -> None:
         """Go to `state`. Raises RuntimeError, and changes nothing, if the table does not allow it."""

@@ -48,13 +48,23 @@ class Place:
         self.queued: list[Job[Any]] = []
         self.next = 0
 
-    @property
-    def ready(self) -> bool:
-        return self.next < len(self.queued)
+    def hold(self, job: Job[Any]) -> None:
+        """Keep the place for a job that is not ready to run."""
+        if self.added is None:
+            self.added = {}
+        self.added[job] = None
+
+    def hold_together(self, jobs: list[Job[Any]]) -> None:
+        """Jobs of one awaited object stand in the order of its list, as one block if that was changed."""
+        added = self.added or {}
+        if [job for job in added if job in set(jobs)] != jobs:
+            for job in jobs:
+                del added[job]
+                added[job] = None
 
     @property
-    def empty(self) -> bool:
-        return not self.added and self.next >= len(self.queued)
+    def ready(self) -> bool:
+        return bool(self.queued)
 
     @property
     def first(self) -> Job[Any]:
@@ -68,17 +78,15 @@ class Place:
         self.next = 0
         return jobs
 
-    def pop(self) -> Job[Any]:
-        """The next job to run; the list forgets it."""
-        job = self.queued[self.next]
+    def popped(self) -> None:
+        """The first job has been started: the list forgets it."""
         self.next += 1
         if self.next == len(self.queued):
-            self.queued.clear()
+            self.queued = []
             self.next = 0
         elif self.next == 512:  # a long list lets go of what has run
-            del self.queued[: self.next]
+            del self.queued[:512]
             self.next = 0
-        return job
 
 
 class Runner:
@@ -109,18 +117,17 @@ class Lane:
         place.state = PlaceState.IN_LINE
         place.taken = now
         self.line.append(place)
-        self.queued += len(place.queued) - place.next
 
     def head(self) -> Place | None:
         """The place whose turn it is, if any: what was given up or is done leaves the line here."""
         line = self.line
         while line:
             place = line[0]
-            if place.state is PlaceState.IN_LINE and not place.empty:
+            if place.queued or place.added:
                 return place
             line.popleft()
             place.state = PlaceState.GONE
-            place.context = None
+            place.context = place.owner = None
         return None
 
     def lose_head(self) -> Place:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterable
 from enum import Enum
 from typing import Any
 
-from fifo_background._call import runs_on_loop
 from fifo_background._job import Job, JobState
 from fifo_background._lane import Lane, Place, PlaceState, Runner
 from fifo_background._loop import Waiter
@@ -28,16 +27,16 @@ class LineState(Enum):
 
 
 class Line:
-    """`clock` gives the loop's time in seconds; `hold` is how long a place may keep ready tasks back."""
+    """`hold` (seconds) is how long a place may keep ready tasks back."""
 
-    def __init__(self, hold: float, clock: Callable[[], float]) -> None:
+    def __init__(self, hold: float) -> None:
         self.lock = threading.Lock()
         self.state = LineState.OPEN
-        self.lanes: dict[Hashable, Lane] = {}
+        self.lanes: dict[Hashable, Lane] = {None: Lane(None)}
         self.unfinished = 0  # jobs that are owed an end
         self.joiners: list[Waiter] = []  # woken when there are none
         self._hold = hold
-        self._clock = clock
+        self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
 
     # -- adding -----------------------------------------------------------------------------------------
 
@@ -52,20 +51,17 @@ class Line:
         lane = self.lanes.get(place.key)
         if lane is None:
             lane = self.lanes[place.key] = Lane(place.key)
-        lane.append(place, self._clock())
+        lane.append(place, self.clock())
 
-    def queue(self, place: Place, jobs: Iterable[Job[Any]]) -> None:
-        """Make jobs of a place ready to run, in this order; the place is taken if it is not in line."""
-        before = len(place.queued)
-        for job in jobs:
-            job.move(JobState.QUEUED)
-            if place.added is not None:
-                place.added.pop(job, None)
-            place.queued.append(job)
-        if place.state is PlaceState.IN_LINE:
-            self.lanes[place.key].queued += len(place.queued) - before
-        else:
+    def queue(self, place: Place, job: Job[Any]) -> None:
+        """Make a job of a place ready to run; the place is taken if it is not in line."""
+        job.queue()
+        if place.added is not None:
+            place.added.pop(job, None)
+        if place.state is not PlaceState.IN_LINE:
             self.take(place)
+        place.queued.append(job)
+        self.lanes[place.key].queued += 1
 
     # -- running ----------------------------------------------------------------------------------------
 
@@ -79,34 +75,36 @@ class Line:
             return None
         while (place := lane.head()) is not None:
             if place.ready:
-                lane.runner = Runner(place if runs_on_loop(place.first.task) else None)
+                lane.runner = Runner(place if place.first.on_loop else None)
                 return lane.runner
             if not lane.queued:
                 return None
-            wait = place.taken + self._hold - self._clock()
+            wait = place.taken + self._hold - self.clock()
             if wait > 0:
                 return wait
             lost.append(lane.lose_head())
-        if self.lanes.get(lane.key) is lane:
-            del self.lanes[lane.key]
+        self.retire(lane)
         return None
+
+    def retire(self, lane: Lane) -> None:
+        """Of a key whose lane is empty nothing is left behind; the default lane stays."""
+        if lane.key is not None:
+            self.lanes.pop(lane.key, None)
 
     def start_job(self, lane: Lane, runner: Runner) -> Job[Any] | None:
         """The next job, started, if it is one for this runner; otherwise the runner has left the lane."""
-        place = lane.head()
-        if place is None or not place.ready or lane.runner is not runner:
-            fits = False
-        elif runs_on_loop(place.first.task):
-            fits = runner.place is place
-        else:
-            fits = runner.place is None
-        if not fits or place is None:
-            self.leave(lane, runner)
+        if lane.runner is not runner:
             return None
-        job = place.pop()
-        lane.queued -= 1
-        job.move(JobState.RUNNING)
-        return job
+        place = lane.head()
+        if place is not None and place.queued:
+            job = place.queued[place.next]
+            if runner.place is (place if job.on_loop else None):
+                place.popped()
+                lane.queued -= 1
+                job.move(JobState.RUNNING)
+                return job
+        lane.runner = None
+        return None
 
     def start_inline(self, job: Job[Any]) -> None:
         """Start a job inside a running one; it gives up the place that it may hold."""
@@ -128,7 +126,11 @@ class Line:
         """Move a job to its last state; returns whom to wake."""
         job.move(state, outcome)
         self.unfinished -= 1
-        waiters = [waiter for watcher in job.watchers if (waiter := watcher.saw_end_of(job)) is not None]
+        waiters: list[Waiter] = []
+        for batch in job.watchers:
+            waiter = batch.saw_end_of(job)
+            if waiter is not None:
+                waiters.append(waiter)
         if not self.unfinished and self.joiners:
             waiters += self.joiners
             self.joiners = []
@@ -173,3 +175,7 @@ class Line:
     def running(self) -> int:
         """How many lanes have a runner."""
         return sum(lane.runner is not None for lane in self.lanes.values())
+
+
+def _no_clock() -> float:
+    raise AssertionError("the executor has no event loop yet")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -44,8 +45,9 @@ class EventLoop(Protocol):
 
     cancelled: type[BaseException]
 
-    def time(self) -> float:
-        """The loop's clock, in seconds; may be read from any thread."""
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Gives the loop's time, in seconds; may be called from any thread."""
         ...
 
     def is_current(self) -> bool:
@@ -57,11 +59,11 @@ class EventLoop(Protocol):
         ...
 
     def start(
-        self, run: Callable[[], Coroutine[Any, Any, None]], context: Context, ended: Callable[[], None]
+        self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
-        """Run `run()` in a task of its own, in `context` or a copy of it.
+        """Run a coroutine in a task of its own, in `context` or a copy of it.
 
-        Returns None if it ended at once; otherwise the task, and `ended` is called when it is over,
+        Returns None if it ended at once; otherwise the task, and `ended(*args)` is called when it is over,
         also when it was cancelled before its first step.
         """
         ...
@@ -148,33 +150,35 @@ class AsyncioLoop:
             raise RuntimeError("the event loop of this executor is gone")
         return loop
 
-    def time(self) -> float:
-        return self._loop().time()
+    @property
+    def clock(self) -> Callable[[], float]:
+        own = type(self._loop()).time
+        # uvloop's is the same clock, but read once per turn of the loop
+        if own is asyncio.BaseEventLoop.time or type(self._loop()).__module__.startswith("uvloop"):
+            return time.monotonic
+        return lambda: self._loop().time()
 
     def is_current(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self._ref()
-        except RuntimeError:
-            return False
+        return asyncio._get_running_loop() is self._ref()
 
     def is_(self, native: object) -> bool:
         return native is self._ref()
 
     if sys.version_info >= (3, 12):
 
-        def _task(self, run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> asyncio.Task[None]:
+        def _task(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
             loop = self._loop()
             if loop.get_task_factory() is not None:
-                return loop.create_task(run(), context=context)
-            return asyncio.Task(run(), loop=loop, context=context, eager_start=True)
+                return loop.create_task(run, context=context)
+            return asyncio.Task(run, loop=loop, context=context, eager_start=True)
 
     else:
 
-        def _task(self, run: Callable[[], Coroutine[Any, Any, None]], context: Context) -> asyncio.Task[None]:
-            return context.run(self._loop().create_task, run())
+        def _task(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
+            return context.run(self._loop().create_task, run)
 
     def start(
-        self, run: Callable[[], Coroutine[Any, Any, None]], context: Context, ended: Callable[[], None]
+        self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
         task = self._task(run, context)
         if task.done():
@@ -183,7 +187,7 @@ class AsyncioLoop:
 
         def over(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            ended()
+            ended(*args)
 
         task.add_done_callback(over)
         return task
@@ -230,8 +234,9 @@ class TrioLoop:
         self._clock = trio.lowlevel.current_clock()
         self.cancelled: type[BaseException] = trio.Cancelled
 
-    def time(self) -> float:
-        return self._clock.current_time()
+    @property
+    def clock(self) -> Callable[[], float]:
+        return self._clock.current_time
 
     def is_current(self) -> bool:
         try:
@@ -243,16 +248,16 @@ class TrioLoop:
         return native is self._ref()
 
     def start(
-        self, run: Callable[[], Coroutine[Any, Any, None]], context: Context, ended: Callable[[], None]
+        self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
         scope = self._trio.CancelScope()
 
         async def system_task() -> None:
             try:
                 with scope:
-                    await run()
+                    await run
             finally:
-                ended()
+                ended(*args)
 
         if _sniffio_library is not None:  # trio < 0.22 sets it in contexts of its own only
             context.run(_sniffio_library.set, "trio")

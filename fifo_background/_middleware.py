@@ -57,6 +57,7 @@ class OrderedBackgroundMiddleware:
             order=order, hold=hold, wait=wait, on_error=on_error, drain_timeout=drain_timeout
         )
         self._executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
+        self._latest: SerialExecutor | None = None
         self._warned: set[str] = set()
 
     @property
@@ -65,6 +66,9 @@ class OrderedBackgroundMiddleware:
         return in_loop_of_caller(self._executor_here)
 
     def _executor_here(self) -> SerialExecutor:
+        latest = self._latest
+        if latest is not None and latest.is_current():
+            return latest
         loop = running_loop()
         executor = self._executors.get(loop)
         if executor is None:
@@ -72,26 +76,26 @@ class OrderedBackgroundMiddleware:
             executor = SerialExecutor(hold=settings.hold, drain_timeout=settings.drain_timeout)
             executor.check_caller()
             self._executors[loop] = executor
+        self._latest = executor
         return executor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "lifespan":
             await self._lifespan(scope, receive, send)
-        elif kind not in ("http", "websocket"):
+            return
+        if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
-        elif isinstance(outer := scope.get(_KEY), TrackedRequest) and outer is current.get():
+            return
+        outer = scope.get(_KEY)
+        if outer is not None and outer is current.get():
             self._warn_once(
                 "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings "
                 "are used, the inner one does nothing. Remove one of them."
             )
             await self.app(scope, receive, send)
-        else:
-            await self._request(scope, receive, send)
-
-    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = TrackedRequest(self._executor_here(), self.settings, scope, send)
-        scope[_KEY] = request
+            return
+        request = scope[_KEY] = TrackedRequest(self._executor_here(), self.settings, scope, send)
         token = current.set(request)
         try:
             await self.app(scope, receive, request.send)
@@ -102,14 +106,15 @@ class OrderedBackgroundMiddleware:
             raise
         finally:
             current.reset(token)
-        if request.stage is Stage.RESPONDED and request.handed_over is not None:
+        if request.handed_over is not None and request.stage is Stage.RESPONDED:
             self._warn_once(
                 f"{request}: something inside OrderedBackgroundMiddleware holds back the end of the response "
                 "until the tasks have run (BaseHTTPMiddleware before Starlette 1.7 does): they run after "
                 "the response all the same, but dependencies with yield may close before them"
             )
         request.end(None)
-        await self._finish(request)
+        if request.handed_over is not None:
+            await self._finish(request)
 
     async def _finish(self, request: TrackedRequest) -> None:
         """Wait for the tasks that were awaited before the response had ended."""

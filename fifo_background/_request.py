@@ -6,7 +6,7 @@ Decides when tasks are ready: their object has been awaited and the response has
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from contextvars import copy_context
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from starlette.background import BackgroundTask
 from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from fifo_background import _call
 from fifo_background._call import Around
 from fifo_background._executor import SerialExecutor, current
 from fifo_background._job import Batch, Job, JobState
@@ -27,11 +28,9 @@ if TYPE_CHECKING:
     from fifo_background._tasks import OrderedBackgroundTasks
 
 __all__ = (
+    "JOB",
     "TrackedRequest",
     "default_executor",
-    "job_of",
-    "remember_job",
-    "running_job",
     "tracked_request",
 )
 
@@ -39,7 +38,8 @@ __all__ = (
 _default_executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
 
 
-_JOB = "_fifo_background_job"
+# Where an entry of `.tasks` keeps the job that `add_task` returned, until it is awaited.
+JOB = "_fifo_background_job"
 
 
 class Stage(Enum):
@@ -125,9 +125,7 @@ class TrackedRequest:
 
     # -- adding and awaiting ----------------------------------------------------------------------------
 
-    def add(
-        self, task: BackgroundTask, around: Around, batch: Batch | None, key: Hashable = None
-    ) -> Job[Any]:
+    def add(self, task: BackgroundTask, batch: Batch | None, key: Hashable = None) -> Job[Any]:
         """`add_task`: the request takes its place here, unless it has one or its settings say later.
 
         `batch` is that of the object if it has been awaited; while its jobs are not all done the new one
@@ -135,7 +133,7 @@ class TrackedRequest:
         """
         executor, line = self.executor, self.executor.line
         executor.check_caller()
-        job: Job[Any] = Job(task, executor, None, around)
+        job: Job[Any] = Job(task, executor, None)
         with line.lock:
             ended = self.stage is Stage.ENDED if batch is None else not batch.left
             if ended:
@@ -148,58 +146,64 @@ class TrackedRequest:
             if batch is not None:
                 batch.watch(job)
             if batch is None or (batch is self.handed_over and self.stage is not Stage.ENDED):
-                self._hold(place, job)
+                place.hold(job)
                 return job
+            job.around = _call.around_here()
             place.context = place.context or copy_context()
-            line.queue(place, (job,))
+            line.queue(place, job)
         executor.advance_soon(key)
         return job
 
     def line_up(
-        self, tasks: Sequence[BackgroundTask], around: Around, owner: OrderedBackgroundTasks | None
+        self, tasks: Sequence[BackgroundTask], around: Around, owner: OrderedBackgroundTasks
     ) -> Batch:
         """An object is awaited: its tasks run when the response has ended, in the order of its list."""
         executor, line = self.executor, self.executor.line
-        executor.check_caller()
-        ready = self.stage is not Stage.OPEN
-        touched: dict[Hashable, list[Job[Any]]] = {}
+        context = copy_context()
+        places: list[Place] = []
+        jobs: list[Job[Any]] = []
         with line.lock:
+            ready = self.stage is not Stage.OPEN
             batch = Batch() if ready or self.handed_over is None else self.handed_over
             for task in tasks:
-                job = self._job_of(task, around)
+                job = self._job_of(task)
+                place: Place = job.place  # type: ignore[assignment]
+                job.around = around
                 batch.watch(job)
-                touched.setdefault(job.place.key, []).append(job)  # type: ignore[union-attr]
-            for key, jobs in touched.items():
-                place = self._places[key]
-                place.context = copy_context()
                 if ready:
-                    line.queue(place, jobs)
+                    line.queue(place, job)
                 else:
-                    self._as_block(place, jobs)
+                    jobs.append(job)
+                if place not in places:
+                    place.context = context
+                    places.append(place)
+            owner._awaited = self, batch
             if not ready:
                 self.handed_over = batch
-            if owner is not None:
-                owner._awaited = self, batch
+                for place in places:
+                    place.hold_together([job for job in jobs if job.place is place])
         if ready:
-            self._advance(touched)
+            for place in places:
+                executor.advance(place.key)
         return batch
 
-    def _job_of(self, task: BackgroundTask, around: Around) -> Job[Any]:
-        job = job_of(task)
-        if (
-            job is None
-            or job.state is not JobState.PENDING
-            or job.watchers
-            or job.place is None
-            or job.place is not self._places.get(job.place.key)
-        ):
-            if job is None or job.executor is not None:
-                job = Job(task, None, None, around)
-            self.executor.line.register(job)
-            job.executor = self.executor
-            job.place = self._place(None)
-            self._hold(job.place, job)
-            remember_job(task, job)
+    def _job_of(self, task: BackgroundTask) -> Job[Any]:
+        """The job that `add_task` made for this entry if it still waits to be awaited, or a new one."""
+        job: Job[Any] | None = task.__dict__.pop(JOB, None)
+        if job is not None and job.state is JobState.PENDING and not job.watchers:
+            place = job.place
+            if place is not None and place is self._places.get(place.key):
+                return job
+            if job.executor is not None:
+                job = None
+        else:
+            job = None
+        if job is None:
+            job = Job(task, None, None)
+        self.executor.line.register(job)
+        job.executor = self.executor
+        job.place = self._place(None)
+        job.place.hold(job)
         return job
 
     def _place(self, key: Hashable) -> Place:
@@ -213,25 +217,6 @@ class TrackedRequest:
                 self.executor.line.take(place)
         return place
 
-    @staticmethod
-    def _hold(place: Place, job: Job[Any]) -> None:
-        if place.added is None:
-            place.added = {}
-        place.added[job] = None
-
-    @staticmethod
-    def _as_block(place: Place, jobs: list[Job[Any]]) -> None:
-        """Jobs of one awaited object stand together, in the order of its list."""
-        added = place.added or {}
-        if [job for job in added if job in set(jobs)] != jobs:
-            for job in jobs:
-                del added[job]
-                added[job] = None
-
-    def _advance(self, keys: Iterable[Hashable]) -> None:
-        for key in keys:
-            self.executor.advance(key)
-
     # -- the end ----------------------------------------------------------------------------------------
 
     def end(self, error: BaseException | None) -> None:
@@ -243,7 +228,10 @@ class TrackedRequest:
         cut_short = error is not None and (self._interrupted or self._started)
         interrupted = cut_short and self.stage is Stage.OPEN
         self.stage = Stage.ENDED
-        if not self._places:
+        for place in self._places.values():
+            if place.state is not PlaceState.GONE:
+                break
+        else:
             return
         dropped: list[Job[Any]] = []
         everything = self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error))
@@ -261,11 +249,12 @@ class TrackedRequest:
                 for job in unclaimed:
                     del place.added[job]
                 dropped += unclaimed
-                if place.added:
-                    line.queue(place, list(place.added))
+                for job in list(place.added):
+                    line.queue(place, job)
             waiters = line.drop(dropped)
         executor.wake(waiters)
-        self._advance(self._places)
+        for key in list(self._places):
+            executor.advance(key)
         if dropped:
             logger.warning(
                 "%s ended without running %s: %s", self, names(dropped), self._why(error, interrupted)
@@ -287,22 +276,6 @@ async def _no_send(message: Message) -> None:
     raise AssertionError("there is no request to respond to")
 
 
-def job_of(task: BackgroundTask) -> Job[Any] | None:
-    """The latest job made for an entry of `.tasks`."""
-    return task.__dict__.get(_JOB)
-
-
-def remember_job(task: BackgroundTask, job: Job[Any]) -> None:
-    """Let the entry know its job, so that awaiting the list finds what `add_task` returned."""
-    task.__dict__[_JOB] = job
-
-
-def running_job() -> Job[Any] | None:
-    """The job in whose context the caller runs, if it still runs."""
-    found = current.get()
-    return found if isinstance(found, Job) and found.state is JobState.RUNNING else None
-
-
 def tracked_request() -> TrackedRequest | None:
     """The request in whose context the caller runs, if any."""
     found = current.get()
@@ -315,4 +288,5 @@ def default_executor() -> SerialExecutor:
     executor = _default_executors.get(loop)
     if executor is None:
         executor = _default_executors[loop] = SerialExecutor()
+        executor.check_caller()
     return executor

@@ -8,16 +8,9 @@ from typing import Any, ParamSpec, TypeVar, overload
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _call
-from fifo_background._executor import SerialExecutor, check_callable
+from fifo_background._executor import SerialExecutor, current, not_callable
 from fifo_background._job import Batch, Job, JobState
-from fifo_background._request import (
-    TrackedRequest,
-    default_executor,
-    job_of,
-    remember_job,
-    running_job,
-    tracked_request,
-)
+from fifo_background._request import JOB, TrackedRequest, default_executor, tracked_request
 from fifo_background._settings import Settings
 
 __all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks")
@@ -39,14 +32,17 @@ class OrderedBackgroundTask(BackgroundTask):
     _request: TrackedRequest | None = None
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        check_callable("BackgroundTask", func)
+        if not callable(func):
+            raise not_callable("BackgroundTask", func)
         super().__init__(func, *args, **kwargs)
         self._request = tracked_request()
 
     async def __call__(self) -> None:
         task = BackgroundTask(self.func, *self.args, **self.kwargs)
         task.is_async = self.is_async
-        await _run([task], self._request, None)
+        tasks = _Single([task])
+        tasks._request = self._request
+        await tasks()
 
 
 class OrderedBackgroundTasks(BackgroundTasks):
@@ -57,6 +53,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
     """
 
     _request: TrackedRequest | None = None  # in which it was made
+    _spans = True  # FastAPI opens a span around each task of a list, and none around a single one
     _awaited: tuple[TrackedRequest, Batch] | None = None  # where it was awaited last
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
@@ -83,56 +80,49 @@ class OrderedBackgroundTasks(BackgroundTasks):
         Raises TypeError if `func` cannot be called, RuntimeError if the request's tasks have ended or the
         caller's thread is not one of the event loop's, and `ExecutorClosed` after `lifespan.shutdown`.
         """
-        check_callable("add_task", func)
-        task = self._make_task(func, args, kwargs)
-        around = _call.around_tasks
+        if not callable(func):
+            raise not_callable("add_task", func)
+        if _call.is_starlettes(BackgroundTasks.add_task):
+            task = BackgroundTask(func, *args, **kwargs)
+        else:  # an instrumentation has wrapped `add_task`: let it have its say
+            collected = BackgroundTasks()
+            collected.add_task(func, *args, **kwargs)
+            task = collected.tasks[0]
         request, batch = self._awaited or (self._request, None)
         if request is None or (self._request is None and batch is not None and not batch.left):
-            job: Job[Any] = Job(task, None, None, around)
+            job: Job[Any] = Job(task, None, None)
         else:
-            job = request.add(task, around, batch)
-        remember_job(task, job)
+            job = request.add(task, batch)
+        task.__dict__[JOB] = job
         self.tasks.append(task)
         return job
 
-    @staticmethod
-    def _make_task(func: Callable[..., Any], args: Any, kwargs: Any) -> BackgroundTask:
-        if _call.is_starlettes(BackgroundTasks.add_task):
-            return BackgroundTask(func, *args, **kwargs)
-        collected = BackgroundTasks()  # an instrumentation has wrapped `add_task`: let it have its say
-        collected.add_task(func, *args, **kwargs)
-        return collected.tasks[0]
-
     async def __call__(self) -> None:
-        await _run(self.tasks, self._request, _call.around_tasks, self)
+        around = _call.around_here() if self._spans else None
+        here = current.get()
+        if isinstance(here, Job):
+            if here.state is JobState.RUNNING and here.executor is not None:
+                await self._run_inline(here, here.executor, around)
+                return
+            here = None
+        request = here or self._request or TrackedRequest.outside(default_executor(), _WITHOUT_MIDDLEWARE)
+        batch = request.line_up(self.tasks, around, self)
+        if batch is not request.handed_over and request.settings.wait:
+            if batch.left:
+                await request.executor.wait(batch)
+            batch.raise_first()
+
+    async def _run_inline(self, outer: Job[Any], executor: SerialExecutor, around: _call.Around) -> None:
+        """The running task `outer` awaits this object: its tasks are part of that task."""
+        for task in self.tasks:
+            job: Job[Any] | None = task.__dict__.pop(JOB, None)
+            if job is None or job.state is not JobState.PENDING or job.watchers:
+                job = Job(task, None, None)
+            job.around = around
+            await executor.run_inline(job, outer)
 
 
-async def _run(
-    tasks: Sequence[BackgroundTask],
-    made_in: TrackedRequest | None,
-    around: _call.Around,
-    owner: OrderedBackgroundTasks | None = None,
-) -> None:
-    job = running_job()
-    if job is not None and job.executor is not None:
-        await _run_inline(job, job.executor, tasks, around)
-        return
-    request = tracked_request() or made_in
-    if request is None:
-        request = TrackedRequest.outside(default_executor(), _WITHOUT_MIDDLEWARE)
-    batch = request.line_up(tasks, around, owner)
-    if batch is not request.handed_over and request.settings.wait:
-        await request.executor.wait(batch)
-        batch.raise_first()
+class _Single(OrderedBackgroundTasks):
+    """What awaiting an `OrderedBackgroundTask` runs."""
 
-
-async def _run_inline(
-    outer: Job[Any], executor: SerialExecutor, tasks: Sequence[BackgroundTask], around: _call.Around
-) -> None:
-    """A running task awaits one of our objects: its tasks are part of that task."""
-    for task in tasks:
-        job = job_of(task)
-        if job is None or job.state is not JobState.PENDING or job.watchers:
-            job = Job(task, None, None, around)
-            remember_job(task, job)
-        await executor.run_inline(job, outer)
+    _spans = False

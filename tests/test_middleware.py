@@ -840,4 +840,4 @@ async def test_plain_tasks_stay_plain(events: list[Any]) -> None:
     app = make_app(handler)
     await get(app, "/handler")
     assert events == [1]
-    assert executor_of(app).line.lanes == {}
+    assert not executor_of(app).line.lanes[None].line
