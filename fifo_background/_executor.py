@@ -26,7 +26,7 @@ from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import Lane, Place, Runner
 from fifo_background._line import Line, LineState
 from fifo_background._log import logger, names, of_request
-from fifo_background._loop import EventLoop, Waiter, enter_thread, face_of, running_loop
+from fifo_background._loop import EventLoop, NoLoop, Waiter, enter_thread, face_of, running_loop
 from fifo_background._settings import Settings
 from fifo_background._threads import Threads, in_loop_of_caller
 
@@ -63,7 +63,7 @@ class SerialExecutor:
         settings = Settings(hold=hold, drain_timeout=drain_timeout)
         self.line = Line(settings.hold)
         self._settings = settings
-        self._bound: EventLoop | None = None
+        self._loop: EventLoop = NoLoop()
         self._known_threads = threading.local()
         self._threads = Threads()
         self._to_wake: list[Waiter] = []  # by worker threads; `_waking`: the loop has been told
@@ -175,23 +175,20 @@ class SerialExecutor:
 
     def check_caller(self) -> None:
         """Raise RuntimeError unless the caller is in the executor's loop, or in a worker thread of it."""
-        loop = self._bound
-        if loop is None:
-            self._bound = in_loop_of_caller(lambda: face_of(running_loop()))
-            self.line.clock = self._bound.clock
-        elif not loop.is_current() and not getattr(self._known_threads, "mine", False):
+        loop = self._loop
+        if loop.is_current():
+            return
+        if isinstance(loop, NoLoop):
+            self._loop = in_loop_of_caller(lambda: face_of(running_loop()))
+            self.line.clock = self._loop.clock
+        elif not getattr(self._known_threads, "mine", False):
             if not loop.is_(in_loop_of_caller(running_loop)):
                 raise RuntimeError("this executor belongs to another event loop")
             self._known_threads.mine = True
 
     def is_current(self) -> bool:
         """Whether the caller runs in the executor's loop."""
-        return self._bound is not None and self._bound.is_current()
-
-    @property
-    def _loop(self) -> EventLoop:
-        assert self._bound is not None, "check_caller comes first"
-        return self._bound
+        return self._loop.is_current()
 
     # -- starting ---------------------------------------------------------------------------------------
 
@@ -276,11 +273,13 @@ class SerialExecutor:
 
     async def _run_async_jobs(self, lane: Lane, runner: Runner) -> None:
         """Run the consecutive async jobs of one place, in the context they share."""
-        job = self._next(lane, runner)
+        line = self.line
+        with line.lock:
+            job = line.start_job(lane, runner)
         while job is not None:
             current.set(job)
+            task = job.task
             try:
-                task = job.task
                 if job.around is None and is_starlettes(type(task).__call__):
                     outcome = await task.func(*task.args, **task.kwargs)
                 else:
@@ -290,12 +289,16 @@ class SerialExecutor:
                 self.wake(self._end(job, *_failed_or_cancelled(error, cancelled)))
                 if cancelled:
                     raise
-                job = self._next(lane, runner)
+                with line.lock:
+                    job = line.start_job(lane, runner)
             else:
-                waiters, job = self._succeeded(job, outcome, lane, runner)
+                with line.lock:
+                    waiters = line.end(job, JobState.SUCCEEDED, outcome)
+                    job = line.start_job(lane, runner)
                 self.wake(waiters)
-        if runner.place is not None and runner.place.ready:
-            runner.place.context = copy_context()  # what these jobs set, the next ones see
+        place = runner.place
+        if place is not None and place.queued:
+            place.context = copy_context()  # what these jobs set, the next ones see
 
     async def run_inline(self, job: Job[Any], outer: Job[Any]) -> None:
         """Run a job inside the running `outer` one that awaits it, in its place; raises its error."""
@@ -314,7 +317,8 @@ class SerialExecutor:
         try:
             await self._in_thread(partial(self._work, lane, runner))
         except Exception as error:  # no thread can be started: the job fails of it, the line moves
-            job = self._next(lane, runner)
+            with self.line.lock:
+                job = self.line.start_job(lane, runner)
             if job is not None:
                 self.wake(self._end(job, JobState.FAILED, error))
         finally:
@@ -322,7 +326,9 @@ class SerialExecutor:
 
     def _work(self, lane: Lane, runner: Runner) -> None:
         """In a thread: run the consecutive sync jobs of the lane, whosever they are."""
-        job = self._next(lane, runner)
+        line = self.line
+        with line.lock:
+            job = line.start_job(lane, runner)
         while job is not None:
             assert job.place is not None
             assert job.place.context is not None
@@ -330,11 +336,14 @@ class SerialExecutor:
                 outcome = job.place.context.copy().run(_call_sync, job)
             except BaseException as error:
                 waiters = self._end(job, *_failed_or_cancelled(error, self._is_cancellation(error)))
-                job = self._next(lane, runner)
+                with line.lock:
+                    job = line.start_job(lane, runner)
             else:
-                waiters, job = self._succeeded(job, outcome, lane, runner)
+                with line.lock:
+                    waiters = line.end(job, JobState.SUCCEEDED, outcome)
+                    job = line.start_job(lane, runner)
             if waiters:
-                with self.line.lock:
+                with line.lock:
                     self._to_wake += waiters
                     # if this was the last job, the end of the stay in the thread wakes the loop anyway
                     if job is not None and not self._waking:
@@ -342,17 +351,6 @@ class SerialExecutor:
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await self._threads.run(function, self._loop)
-
-    def _next(self, lane: Lane, runner: Runner) -> Job[Any] | None:
-        with self.line.lock:
-            return self.line.start_job(lane, runner)
-
-    def _succeeded(
-        self, job: Job[Any], outcome: Any, lane: Lane, runner: Runner
-    ) -> tuple[list[Waiter], Job[Any] | None]:
-        """Record a success and start the next job; returns whom to wake, and that job."""
-        with self.line.lock:
-            return self.line.end(job, JobState.SUCCEEDED, outcome), self.line.start_job(lane, runner)
 
     def _end(self, job: Job[Any], state: JobState, outcome: Any = None) -> list[Waiter]:
         """Record how a job ended, log it if it failed, and return whom to wake."""

@@ -23,7 +23,7 @@ try:
 except ImportError:  # anyio >= 4.12 does without
     _sniffio_library = None
 
-__all__ = ("EventLoop", "Handle", "Waiter", "enter_thread", "face_of", "running_loop")
+__all__ = ("EventLoop", "Handle", "NoLoop", "Waiter", "enter_thread", "face_of", "running_loop")
 
 
 class Handle(Protocol):
@@ -77,6 +77,18 @@ class EventLoop(Protocol):
         ...
 
     def waiter(self) -> Waiter: ...
+
+
+class NoLoop:
+    """Stands for the loop of an executor that nobody has used yet."""
+
+    cancelled: type[BaseException] = GeneratorExit
+
+    def is_current(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("the executor has no event loop yet: use `async with`, or submit a task")
 
 
 def running_loop() -> object:
@@ -167,7 +179,7 @@ class AsyncioLoop:
     if sys.version_info >= (3, 12):
 
         def _task(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
-            loop = self._loop()
+            loop = asyncio.get_running_loop()
             if loop.get_task_factory() is not None:
                 return loop.create_task(run, context=context)
             return asyncio.Task(run, loop=loop, context=context, eager_start=True)
@@ -175,7 +187,7 @@ class AsyncioLoop:
     else:
 
         def _task(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
-            return context.run(self._loop().create_task, run)
+            return context.run(asyncio.get_running_loop().create_task, run)
 
     def start(
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
