@@ -28,7 +28,9 @@ TEST = ["pytest>=8", "coverage[toml]>=7.6", "trio", "httpx", "uvicorn"]
 def _interpreter(version: str) -> str | None:
     """The interpreter of that version on PATH or, where pyenv keeps it, by its full path."""
     found = shutil.which(f"python{version}")
-    for folder in sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*")):
+    for folder in sorted(
+        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*")
+    ):
         found = str(folder / "bin" / "python")
     return found
 
@@ -115,7 +117,17 @@ def lint(session: nox.Session) -> None:
     _use(session, "3.12")
     _install(session, "ruff", "mypy", "pyright", "fastapi", "trio", "starlette", "-e", ".")
     for command in (["check"], ["format", "--check"]):
-        _python(session, "-m", "ruff", *command, "fifo_background", "tests", "examples", "benchmarks", "noxfile.py")
+        _python(
+            session,
+            "-m",
+            "ruff",
+            *command,
+            "fifo_background",
+            "tests",
+            "examples",
+            "benchmarks",
+            "noxfile.py",
+        )
     _python(session, "-m", "mypy")
     _python(session, "-m", "pyright", "fifo_background")
     _python(session, "-m", "pyright", "--verifytypes", "fifo_background", "--ignoreexternal")

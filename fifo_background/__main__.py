@@ -1,0 +1,59 @@
+"""`python -m fifo_background`: the first example, with plain `BackgroundTasks` and with ours, side by side."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+REQUESTS = 10
+
+
+def _load_example() -> Any:
+    """`examples/stack_overflow.py`: beside the package in a checkout, inside it in a wheel."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parent / "examples", here / "examples"):
+        path = folder / "stack_overflow.py"
+        if path.exists():
+            break
+    else:
+        raise SystemExit(
+            f"stack_overflow.py is neither in {here.parent / 'examples'} nor in {here / 'examples'}"
+        )
+    spec = spec_from_file_location("stack_overflow", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> int:
+    """Print both orders. 0 if ours was kept, 1 if not, 2 if something has to be installed first."""
+    try:
+        import fastapi
+
+        example = _load_example()
+    except ModuleNotFoundError as error:
+        print(f"{error}: run `python -m pip install 'fifo-background[demo]'` first", file=sys.stderr)
+        return 2
+    from fifo_background import BackgroundTasks
+
+    print(
+        f"{REQUESTS} requests, each with a def task and an async task, one thread token, the order of their results:"
+    )
+    kept = list(range(REQUESTS))
+    order: list[int] = []
+    for title, tasks_class in (("plain", fastapi.BackgroundTasks), ("ordered", BackgroundTasks)):
+        order, answered = example.order_seen(example.make_app(tasks_class, REQUESTS), REQUESTS)
+        verdict = "in order" if order == kept else "out of order"
+        print(f"{title:>8}: {' '.join(map(str, order))}   {verdict}; all answered after {answered:.2f} s")
+    if order != kept:
+        print("the order was not kept: please report this, with the output of `pip list`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
