@@ -12,6 +12,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 # httpx below 0.28 and trio below 0.22 are what these versions of Starlette and anyio were made for
 OLD = ["httpx<0.28", "trio==0.21.0"]
+TRACING = ["logfire[fastapi]", "opentelemetry-instrumentation-fastapi"]
 STACKS = {
     "fastapi-0.96": ("3.10", ["fastapi==0.96.0", "starlette==0.27.0", "anyio==3.5.0", *OLD]),
     "fastapi-0.101": ("3.11", ["fastapi==0.101.0", "anyio==3.6.2", *OLD]),
@@ -19,7 +20,7 @@ STACKS = {
     "fastapi-0.110": ("3.11", ["fastapi==0.110.0", "httpx<0.28"]),
     "fastapi-0.118": ("3.12", ["fastapi==0.118.0"]),
     "fastapi-0.128": ("3.12", ["fastapi==0.128.2"]),
-    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop"]),
+    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING]),
     "newest-3.13": ("3.13", ["fastapi", "starlette", "anyio", "uvloop"]),
 }
 TEST = ["pytest>=8", "coverage[toml]>=7.6", "trio", "httpx", "uvicorn"]
@@ -115,7 +116,10 @@ def coverage(session: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """ruff, mypy strict, pyright on the package and on the public types."""
     _use(session, "3.12")
-    _install(session, "ruff", "mypy", "pyright", "fastapi", "trio", "starlette", "-e", ".")
+    # --verifytypes looks at what is installed
+    _install(
+        session, "ruff", "mypy", "pyright", "fastapi", "trio", "--reinstall-package", "fifo-background", "."
+    )
     for command in (["check"], ["format", "--check"]):
         _python(
             session,
@@ -130,7 +134,17 @@ def lint(session: nox.Session) -> None:
         )
     _python(session, "-m", "mypy")
     _python(session, "-m", "pyright", "fifo_background")
-    _python(session, "-m", "pyright", "--verifytypes", "fifo_background", "--ignoreexternal")
+    bin_folder = (Path(session.env["VIRTUAL_ENV"]) / "bin").resolve()
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    session.chdir(session.create_tmp())  # away from the source: what is installed counts
+    session.run(
+        str(bin_folder / "pyright"),
+        "--verifytypes",
+        "fifo_background",
+        "--ignoreexternal",
+        env={"PATH": path},
+        external=True,
+    )
 
 
 @nox.session(venv_backend="none")
@@ -157,6 +171,4 @@ def _sibling(session: nox.Session, name: str, version: str) -> str:
 @nox.session(venv_backend="none")
 def upstream(session: nox.Session) -> None:
     """Starlette's and FastAPI's own tests, with nothing changed but the import."""
-    _use(session, "3.12")
-    _install(session, "pip", "hatchling", "pdm-backend", "-e", ".")
-    _python(session, "scripts/upstream.py", *session.posargs)
+    session.run("python3", "scripts/upstream.py", *session.posargs, external=True)

@@ -1,6 +1,6 @@
 """Cost per request of one task that does nothing: Starlette's BackgroundTasks against ours, in the same run.
 
-Both sides are the same app, with Starlette's own `Response`; ours is imported from `fifo_background` and wrapped
+Both sides are the same app, with Starlette's own `Response`; ours comes from `fifo_background`, wrapped
 by its middleware, with every guarantee on. Pairs are interleaved, a ratio is the median over pairs.
 
     python benchmarks/per_task.py [--quick] [--json FILE]
@@ -117,9 +117,7 @@ def main() -> None:
     except ImportError:
         print("uvloop is not installed: asyncio only")
     print(versions())
-    print(
-        f"{'loop':8} {'task':6} {'in flight':>9} {'Starlette us':>13} {'ours us':>9} {'times faster':>13} {'goal':>5}"
-    )
+    print(f"{'loop':8} {'task':6} {'in flight':>9} {'Starlette':>13} {'ours':>9} {'faster':>13} {'goal':>5}")
     rows = []
     for loop, run in runners.items():
         for kind in ("sync", "async"):
@@ -139,7 +137,7 @@ def main() -> None:
                         "ours_us": ours,
                         "ratio": ratio,
                         "goal": goal,
-                    }  # fmt: skip
+                    }
                 )
     if options.json:
         with open(options.json, "w") as file:

@@ -1,4 +1,4 @@
-"""`python -m fifo_background`: the first example, with plain `BackgroundTasks` and with ours, side by side."""
+"""`python -m fifo_background`: the first example, with plain `BackgroundTasks` and with ours."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def main() -> int:
         return 2
     from fifo_background import BackgroundTasks
 
-    print(
-        f"{REQUESTS} requests, each with a def task and an async task, one thread token, the order of their results:"
-    )
+    print(f"{REQUESTS} requests, each with a def task and an async task, one thread token, order of results:")
     kept = list(range(REQUESTS))
     order: list[int] = []
     for title, tasks_class in (("plain", fastapi.BackgroundTasks), ("ordered", BackgroundTasks)):

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 import anyio
 from starlette.background import BackgroundTask
@@ -61,9 +61,9 @@ class SerialExecutor:
 
     def __init__(self, *, hold: float = 5.0, drain_timeout: float = 30.0) -> None:
         settings = Settings(hold=hold, drain_timeout=drain_timeout)
-        self.line = Line(settings.hold)
+        self.line: Line = Line(settings.hold)
         self._settings = settings
-        self._loop: EventLoop = NoLoop()
+        self._loop = cast(EventLoop, NoLoop())
         self._known_threads = threading.local()
         self._threads = Threads()
         self._to_wake: list[Waiter] = []  # by worker threads; `_waking`: the loop has been told

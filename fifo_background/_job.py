@@ -40,7 +40,8 @@ class JobState(Enum):
     DROPPED = "dropped"
     """Its request ended without running its tasks, or its executor was closed."""
 
-    __hash__ = object.__hash__  # the members are single objects; Enum's own is slow
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # the members are single objects; Enum's own is slow
 
     @property
     def ended(self) -> bool:
@@ -74,7 +75,7 @@ class Batch:
     __slots__ = ("error", "left", "others", "waiter")
 
     def __init__(self) -> None:
-        self.left = 0
+        self.left: int = 0
         self.error: BaseException | None = None
         self.others: list[BaseException] = []
         self.waiter: Waiter | None = None
@@ -131,12 +132,12 @@ class Job(Generic[T]):
         executor: SerialExecutor | None,
         place: Place | None,
     ) -> None:
-        self.task = task
-        self.executor = executor
-        self.place = place
+        self.task: BackgroundTask = task
+        self.executor: SerialExecutor | None = executor
+        self.place: Place | None = place
         self.around: Around = None
-        self.on_loop = True
-        self.state = JobState.PENDING
+        self.on_loop: bool = True
+        self.state: JobState = JobState.PENDING
         self.outcome: Any = None
         self.watchers: tuple[Batch, ...] = ()
 

@@ -36,17 +36,17 @@ class Place:
     __slots__ = ("added", "context", "key", "next", "owner", "queued", "skip_rest", "state", "taken")
 
     def __init__(self, key: Hashable, owner: TrackedRequest | None, skip_rest: bool = True) -> None:
-        self.key = key
-        self.owner = owner
-        self.skip_rest = skip_rest
-        self.state = PlaceState.OUTSIDE
-        self.taken = 0.0
+        self.key: Hashable = key
+        self.owner: TrackedRequest | None = owner
+        self.skip_rest: bool = skip_rest
+        self.state: PlaceState = PlaceState.OUTSIDE
+        self.taken: float = 0.0
         self.context: Context | None = None
         # added, but not ready to run: they hold the place (a dict, to take any of them out at once)
         self.added: dict[Job[Any], None] | None = None
         # ready to run, in order; `next` is the index of the first that has not been started
         self.queued: list[Job[Any]] = []
-        self.next = 0
+        self.next: int = 0
 
     def hold(self, job: Job[Any]) -> None:
         """Keep the place for a job that is not ready to run."""
@@ -95,7 +95,7 @@ class Runner:
     __slots__ = ("handle", "place")
 
     def __init__(self, place: Place | None) -> None:
-        self.place = place
+        self.place: Place | None = place
         self.handle: Handle | None = None
 
 
@@ -105,11 +105,11 @@ class Lane:
     __slots__ = ("asked", "key", "line", "queued", "runner", "timer")
 
     def __init__(self, key: Hashable) -> None:
-        self.key = key
+        self.key: Hashable = key
         self.line: deque[Place] = deque()
-        self.queued = 0  # how many jobs, in all places of the line, are ready to run
+        self.queued: int = 0  # how many jobs, in all places of the line, are ready to run
         self.runner: Runner | None = None  # who runs the lane's jobs now
-        self.asked = False  # the loop is to look, in its next turn, what can start
+        self.asked: bool = False  # the loop is to look, in its next turn, what can start
         self.timer: Handle | None = None  # rings when the head's `hold` is over
 
     def append(self, place: Place, now: float) -> None:

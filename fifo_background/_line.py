@@ -30,10 +30,10 @@ class Line:
     """`hold` (seconds) is how long a place may keep ready tasks back."""
 
     def __init__(self, hold: float) -> None:
-        self.lock = threading.Lock()
-        self.state = LineState.OPEN
+        self.lock: threading.Lock = threading.Lock()
+        self.state: LineState = LineState.OPEN
         self.lanes: dict[Hashable, Lane] = {None: Lane(None)}
-        self.unfinished = 0  # jobs that are owed an end
+        self.unfinished: int = 0  # jobs that are owed an end
         self.joiners: list[Waiter] = []  # woken when there are none
         self._hold = hold
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one

@@ -52,8 +52,8 @@ class OrderedBackgroundMiddleware:
         on_error: OnError = "skip_rest",
         drain_timeout: float = 30.0,
     ) -> None:
-        self.app = app
-        self.settings = Settings(
+        self.app: ASGIApp = app
+        self.settings: Settings = Settings(
             order=order, hold=hold, wait=wait, on_error=on_error, drain_timeout=drain_timeout
         )
         self._executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()

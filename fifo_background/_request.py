@@ -68,10 +68,10 @@ class TrackedRequest:
     )
 
     def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send) -> None:
-        self.executor = executor
-        self.settings = settings
-        self.scope = scope
-        self.stage = Stage.OPEN
+        self.executor: SerialExecutor = executor
+        self.settings: Settings = settings
+        self.scope: Scope = scope
+        self.stage: Stage = Stage.OPEN
         # what was awaited before the response had ended: the middleware waits for it
         self.handed_over: Batch | None = None
         self._places: dict[Hashable, Place] = {}

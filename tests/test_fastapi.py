@@ -289,7 +289,7 @@ async def test_background_of_the_response(events: list[Any], log: Log) -> None:
 
 
 async def test_http_exception(events: list[Any], log: Log) -> None:
-    """A handler that raises HTTPException drops its tasks and says so; a task that does is logged as it is."""
+    """A handler that raises HTTPException drops its tasks and says so; a task that does is logged."""
     app = make_app()
 
     def fail() -> None:

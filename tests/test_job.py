@@ -50,7 +50,7 @@ def test_outcomes() -> None:
         make_job(JobState.DROPPED).result()
     assert make_job(JobState.SKIPPED).exception() is None
     for ask in (make_job().result, make_job().exception):
-        with pytest.raises(JobNotEnded, match="`await job.wait\\(\\)` first"):
+        with pytest.raises(JobNotEnded, match=r"`await job.wait\(\)` first"):
             ask()
 
 
