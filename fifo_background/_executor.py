@@ -150,22 +150,36 @@ class SerialExecutor:
         with line.lock:
             held = line.close()
             waiters = line.drop(held)
-            lanes = list(line.lanes.values())
         self.wake(waiters)
-        for lane in lanes:
+        if held:
+            logger.warning("the executor was closed: requests gave up their places, and %s", names(held))
+        for lane in list(line.lanes.values()):
             self._advance(lane)
         with anyio.move_on_after(self._settings.drain_timeout, shield=True):
-            await self.join()
+            while line.ready:
+                waiter = self._loop.waiter()
+                with line.lock:
+                    line.drainers.append(waiter)
+                await waiter.wait()
+        self._stop("the executor was closed")
+
+    def _stop(self, why: str) -> None:
+        """Drop what waits, cancel what runs, and say so."""
+        line = self.line
         with line.lock:
             left = line.clear()
+            runners = [lane.runner for lane in line.lanes.values() if lane.runner is not None]
             waiters = line.drop(left)
-        for lane in lanes:
-            if lane.runner is not None and lane.runner.handle is not None:
-                lane.runner.handle.cancel()
         self.wake(waiters)
-        for what, jobs in (("gave up", held), ("did not run", left)):
-            if jobs:
-                logger.warning("the executor was closed and %s %s", what, names(jobs))
+        if left:
+            logger.warning("%s and did not run %s", why, names(left))
+        for runner in runners:
+            if runner.place is None and runner.job is not None:
+                logger.warning(
+                    "%s while %s runs in its thread, which cannot be stopped", why, runner.job.name
+                )
+            elif runner.handle is not None:
+                runner.handle.cancel()
 
     def __repr__(self) -> str:
         line = self.line
@@ -263,6 +277,8 @@ class SerialExecutor:
         """The runner's task is over: it had nothing more to run, or somebody cancelled it."""
         if lane.runner is runner:
             self._cut_off(lane, runner)
+            if self._loop.is_ending():
+                self._stop("the event loop ended")
         self._advance(lane)
 
     def _cut_off(self, lane: Lane, runner: Runner) -> None:

@@ -54,6 +54,11 @@ class Place:
             self.added = {}
         self.added[job] = None
 
+    def release(self, job: Job[Any]) -> None:
+        """The job does not hold the place any more, if it did."""
+        if self.added is not None:
+            self.added.pop(job, None)
+
     def hold_together(self, jobs: list[Job[Any]]) -> None:
         """Jobs of one awaited object stand in the order of its list, as one block if that was changed."""
         added = self.added or {}
@@ -92,10 +97,11 @@ class Place:
 class Runner:
     """Runs a lane's jobs: the consecutive async ones of `place`; without, all consecutive sync ones."""
 
-    __slots__ = ("handle", "place")
+    __slots__ = ("handle", "job", "place")
 
     def __init__(self, place: Place | None) -> None:
         self.place: Place | None = place
+        self.job: Job[Any] | None = None  # the latest that it has started
         self.handle: Handle | None = None
 
 

@@ -34,7 +34,9 @@ class Line:
         self.state: LineState = LineState.OPEN
         self.lanes: dict[Hashable, Lane] = {None: Lane(None)}
         self.unfinished: int = 0  # jobs that are owed an end
-        self.joiners: list[Waiter] = []  # woken when there are none
+        self.ready: int = 0  # those of them that are queued or run
+        self.joiners: list[Waiter] = []  # woken when nothing is unfinished
+        self.drainers: list[Waiter] = []  # woken when nothing is ready
         self._hold = hold
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
 
@@ -54,10 +56,15 @@ class Line:
         lane.append(place, self.clock())
 
     def queue(self, place: Place, job: Job[Any]) -> None:
-        """Make a job of a place ready to run; the place is taken if it is not in line."""
+        """Make a job of a place ready to run; the place is taken if it is not in line.
+
+        Raises `ExecutorClosed` if it would have to be taken after the end.
+        """
+        if place.state is not PlaceState.IN_LINE and self.state is not LineState.OPEN:
+            raise ExecutorClosed(job.name)
         job.queue()
-        if place.added is not None:
-            place.added.pop(job, None)
+        self.ready += 1
+        place.release(job)
         if place.state is not PlaceState.IN_LINE:
             self.take(place)
         place.queued.append(job)
@@ -102,6 +109,7 @@ class Line:
                 place.popped()
                 lane.queued -= 1
                 job.move(JobState.RUNNING)
+                runner.job = job
                 return job
         lane.runner = None
         return None
@@ -110,9 +118,10 @@ class Line:
         """Start a job inside a running one; it gives up the place that it may hold."""
         if job.place is None:
             self.unfinished += 1
-        elif job.place.added is not None:
-            job.place.added.pop(job, None)
+        else:
+            job.place.release(job)
             job.place = None
+        self.ready += 1
         job.move(JobState.RUNNING)
 
     def leave(self, lane: Lane, runner: Runner) -> None:
@@ -124,6 +133,8 @@ class Line:
 
     def end(self, job: Job[Any], state: JobState, outcome: Any = None) -> list[Waiter]:
         """Move a job to its last state; returns whom to wake."""
+        if job.state is not JobState.PENDING:
+            self.ready -= 1
         job.move(state, outcome)
         self.unfinished -= 1
         waiters: list[Waiter] = []
@@ -134,6 +145,9 @@ class Line:
         if not self.unfinished and self.joiners:
             waiters += self.joiners
             self.joiners = []
+        if not self.ready and self.drainers:
+            waiters += self.drainers
+            self.drainers = []
         return waiters
 
     def drop(self, jobs: Iterable[Job[Any]]) -> list[Waiter]:
@@ -157,8 +171,10 @@ class Line:
         held: list[Job[Any]] = []
         for lane in self.lanes.values():
             for place in lane.line:
-                held += place.added or ()
-                place.added = None
+                unclaimed = [job for job in place.added or () if not job.watchers]
+                for job in unclaimed:
+                    place.release(job)
+                held += unclaimed
         return held
 
     def clear(self) -> list[Job[Any]]:

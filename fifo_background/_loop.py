@@ -58,6 +58,10 @@ class EventLoop(Protocol):
         """Whether `native`, as `running_loop` returned it, is this loop."""
         ...
 
+    def is_ending(self) -> bool:
+        """Whether the loop is about to end: everything in it is being cancelled."""
+        ...
+
     def start(
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
@@ -176,6 +180,13 @@ class AsyncioLoop:
     def is_(self, native: object) -> bool:
         return native is self._ref()
 
+    def is_ending(self) -> bool:
+        # asyncio.run, at its end, cancels all tasks before it lets any of them run
+        return all(
+            task in self._tasks or task.done() or _is_being_cancelled(task)
+            for task in asyncio.all_tasks(self._loop())
+        )
+
     if sys.version_info >= (3, 12):
 
         def _task(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
@@ -222,6 +233,13 @@ class AsyncioLoop:
         return _FutureWaiter(self._loop().create_future())
 
 
+def _is_being_cancelled(task: asyncio.Task[Any]) -> bool:
+    if sys.version_info >= (3, 11):
+        return task.cancelling() > 0
+    waits_for: Any = getattr(task, "_fut_waiter", None)
+    return getattr(task, "_must_cancel", False) or (waits_for is not None and waits_for.cancelled())
+
+
 class _EventWaiter:
     __slots__ = ("_event",)
 
@@ -244,6 +262,7 @@ class TrioLoop:
         self._trio = trio
         self._ref = weakref.ref(token)
         self._clock = trio.lowlevel.current_clock()
+        self._ending = False
         self.cancelled: type[BaseException] = trio.Cancelled
 
     @property
@@ -259,6 +278,9 @@ class TrioLoop:
     def is_(self, native: object) -> bool:
         return native is self._ref()
 
+    def is_ending(self) -> bool:
+        return self._ending
+
     def start(
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
@@ -268,6 +290,9 @@ class TrioLoop:
             try:
                 with scope:
                     await run
+            except self._trio.Cancelled:  # not by our own scope: the run ends
+                self._ending = True
+                raise
             finally:
                 ended(*args)
 

@@ -106,7 +106,7 @@ class OrderedBackgroundMiddleware:
             raise
         finally:
             current.reset(token)
-            del scope[_KEY]
+            scope.pop(_KEY, None)
         if request.handed_over is not None and request.stage is Stage.RESPONDED:
             self._warn_once(
                 f"{request}: something inside OrderedBackgroundMiddleware holds back the end of the response "

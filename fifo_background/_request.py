@@ -20,6 +20,7 @@ from fifo_background._call import Around
 from fifo_background._executor import SerialExecutor, current
 from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import Place, PlaceState
+from fifo_background._line import LineState
 from fifo_background._log import logger, names
 from fifo_background._loop import running_loop
 from fifo_background._settings import Settings
@@ -67,7 +68,7 @@ class TrackedRequest:
         "stage",
     )
 
-    def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send) -> None:
+    def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send | None) -> None:
         self.executor: SerialExecutor = executor
         self.settings: Settings = settings
         self.scope: Scope = scope
@@ -83,7 +84,7 @@ class TrackedRequest:
     @classmethod
     def outside(cls, executor: SerialExecutor, settings: Settings) -> TrackedRequest:
         """For an object that is awaited where none of our middlewares is: no response to wait for."""
-        request = cls(executor, settings, {"type": "no request"}, _no_send)
+        request = cls(executor, settings, {"type": "no request"}, None)
         request.stage = Stage.RESPONDED
         return request
 
@@ -95,6 +96,7 @@ class TrackedRequest:
 
     async def send(self, message: Message) -> None:
         """The ASGI `send` of the request: passes the message on, and sees the response end."""
+        assert self._send is not None
         try:
             await self._send(message)
         except BaseException:
@@ -120,8 +122,7 @@ class TrackedRequest:
         if self.settings.order == "responded" and self._places:
             with self.executor.line.lock:
                 for place in self._places.values():
-                    if place.state is PlaceState.OUTSIDE:
-                        self.executor.line.take(place)
+                    self.executor.line.take(place)
 
     # -- adding and awaiting ----------------------------------------------------------------------------
 
@@ -239,18 +240,15 @@ class TrackedRequest:
             for place in self._places.values():
                 if not place.added:
                     continue
-                unclaimed = [job for job in place.added if not job.watchers]
-                if everything and unclaimed:
-                    self.handed_over = self.handed_over or Batch()
-                    for job in unclaimed:
-                        self.handed_over.watch(job)
-                    place.context = place.context or copy_context()
-                    unclaimed = []
-                for job in unclaimed:
-                    del place.added[job]
-                dropped += unclaimed
+                if everything:
+                    self._hand_over(place)
+                closed = place.state is not PlaceState.IN_LINE and line.state is not LineState.OPEN
                 for job in list(place.added):
-                    line.queue(place, job)
+                    if closed or not job.watchers:
+                        place.release(job)
+                        dropped.append(job)
+                    else:
+                        line.queue(place, job)
             waiters = line.drop(dropped)
         executor.wake(waiters)
         for key in list(self._places):
@@ -259,6 +257,14 @@ class TrackedRequest:
             logger.warning(
                 "%s ended without running %s: %s", self, names(dropped), self._why(error, interrupted)
             )
+
+    def _hand_over(self, place: Place) -> None:
+        """What nobody has awaited is awaited by the middleware."""
+        place.context = place.context or copy_context()
+        for job in place.added or ():
+            if not job.watchers:
+                self.handed_over = self.handed_over or Batch()
+                self.handed_over.watch(job)
 
     def owes_websocket_tasks(self, error: BaseException) -> bool:
         """Whether `error` is a normal end, after which the request waits for its tasks."""
@@ -270,10 +276,6 @@ class TrackedRequest:
         if error is not None:
             return f"it raised {error!r}"
         return "its response did not carry them (it had a background of its own, or none was attached)"
-
-
-async def _no_send(message: Message) -> None:
-    raise AssertionError("there is no request to respond to")
 
 
 def tracked_request() -> TrackedRequest | None:

@@ -49,3 +49,26 @@ def test_demo() -> None:
     assert title.startswith("10 requests")
     assert "out of order; all answered after" in plain
     assert "ordered: 0 1 2 3 4 5 6 7 8 9   in order; all answered after" in ordered
+
+
+def test_demo_in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo ends with 0 if our order was kept, 1 if not, and 2 if something is missing."""
+    from fifo_background import __main__ as demo
+
+    assert demo.main() == 0
+    assert "in order" in capsys.readouterr().out
+
+    class Broken:
+        make_app = staticmethod(lambda tasks_class, total: None)
+        order_seen = staticmethod(lambda app, total: ([1, 0], 0.0))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "_load_example", lambda: Broken)
+        assert demo.main() == 1
+    assert "please report this" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert demo.main() == 2
+    assert "pip install 'fifo-background[demo]'" in capsys.readouterr().err
+    monkeypatch.setattr(demo, "__file__", "/nowhere/fifo_background/__main__.py")
+    with pytest.raises(SystemExit, match=r"stack_overflow.py is neither in"):
+        demo._load_example()

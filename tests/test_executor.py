@@ -52,10 +52,6 @@ class Work:
         return n
 
 
-async def until(event: threading.Event) -> None:
-    await anyio.to_thread.run_sync(event.wait, 10)
-
-
 async def test_one_after_the_other(events: list[Any]) -> None:
     """One line per lane: a task starts only after the task before it has ended, sync and async alike."""
     work = Work(events)
@@ -339,3 +335,81 @@ async def test_burst(events: list[Any]) -> None:
         done = True
     assert turns > 10
     assert events == list(range(1000))
+
+
+async def test_no_thread(events: list[Any], log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started, the task fails of it, and the line moves."""
+
+    async def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    work = Work(events)
+    async with SerialExecutor() as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(anyio.to_thread, "run_sync", refuse)
+            job = executor.submit_nowait(work.sync, 0)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await job.wait()
+        assert await executor.submit_nowait(work.sync, 1).wait() == 1
+    assert events == [1]
+    assert log == ["ERROR Work.sync failed"]
+
+
+async def test_wait_for_what_has_ended() -> None:
+    """Waiting for a job that ends meanwhile returns at once."""
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(str)
+        await job.wait()
+        await executor.wait_for(job)
+        executor.advance("no such lane")
+
+
+async def test_cancelled_inside_a_thread(log: Log) -> None:
+    """A sync task whose call into the loop was cancelled ends as cancelled."""
+
+    def task() -> None:
+        raise GeneratorExit
+
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(task)
+        with pytest.raises(JobDropped, match="was cancelled"):
+            await job.wait()
+    assert len(log) == 1
+
+
+async def test_thread_outlives_the_drain(events: list[Any], log: Log) -> None:
+    """A thread that runs on after `drain_timeout` is named; what is behind it does not run."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=0) as executor:
+        running = executor.submit_nowait(work.thread_gated, 0)
+        waiting = executor.submit_nowait(work.sync, 1)
+        while not events:
+            await anyio.sleep(0)
+    assert log == [
+        "WARNING the executor was closed and did not run 1 task: Work.sync",
+        "WARNING the executor was closed while Work.thread_gated runs in its thread, which cannot be stopped",
+    ]
+    work.thread_gate(0).set()
+    assert await running.wait() == 0
+    assert (waiting.state, events) == (JobState.DROPPED, ["start 0", "end 0"])
+
+
+@pytest.mark.parametrize("name", ["asyncio", "trio"])
+def test_loop_ends(name: str, events: list[Any], log: Log) -> None:
+    """What a loop leaves when it ends is logged by name, and nothing new starts in it."""
+    jobs: list[Job[Any]] = []
+
+    async def task(n: int) -> None:
+        events.append(n)
+        await anyio.sleep(1000)
+
+    async def main() -> None:
+        executor = SerialExecutor()
+        jobs[:] = [executor.submit_nowait(task, n) for n in range(3)]
+        await wait_all_tasks_blocked()
+
+    anyio.run(main, backend=name)
+    assert events == [0]
+    assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.DROPPED, JobState.DROPPED]
+    assert [line.split(".")[-1] for line in log] == ["task was cancelled", "task x2"]
+    assert log[1].startswith("WARNING the event loop ended and did not run 2 tasks")

@@ -116,7 +116,7 @@ async def most_derived(tasks: MineToo, _: Annotated[Any, Depends(mine)]) -> Any:
     return tasks
 
 
-async def with_partial(tasks: BackgroundTasks, extra: int) -> Any:
+def with_partial(tasks: BackgroundTasks, extra: int) -> Any:
     return tasks
 
 
@@ -412,3 +412,38 @@ def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for route in routes:
         assert _fastapi._class_wanted(route.dependant, None) is not None
     assert len(_fastapi._wanted) == 1
+
+
+async def test_entry_of_a_plain_list(events: list[Any]) -> None:
+    """One of our objects as an entry of FastAPI's own list runs, in order."""
+    ours = BackgroundTasks()
+    ours.add_task(events.append, 1)
+    await fastapi.BackgroundTasks([ours])()
+    assert events == [1]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_span(sync: bool, events: list[Any]) -> None:
+    """FastAPI's own span is opened around each task, names its function, and is current inside it."""
+    pytest.importorskip("fastapi.telemetry")
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry import trace
+
+    def task(n: int) -> int:
+        events.append((n, trace.get_current_span().name))  # type: ignore[attr-defined]
+        return n
+
+    async def async_task(n: int) -> int:
+        return task(n)
+
+    app = FastAPI(telemetry={"tracer_provider": sdk.TracerProvider()})
+    app.add_middleware(OrderedBackgroundMiddleware)
+    jobs: list[Any] = []
+
+    @app.get("/")
+    async def endpoint(tasks: BackgroundTasks) -> None:
+        jobs.extend(tasks.add_task(task if sync else async_task, n) for n in range(2))
+
+    assert (await get(app)).error is None
+    assert events == [(0, "fastapi.background_task"), (1, "fastapi.background_task")]
+    assert [job.result() for job in jobs] == [0, 1]

@@ -732,10 +732,7 @@ async def test_lifespan(events: list[Any], log: Log) -> None:
     async def receive() -> Any:
         return next(messages)
 
-    async def send(message: Any) -> None:
-        raise AssertionError
-
-    await middleware({"type": "lifespan"}, receive, send)
+    await middleware({"type": "lifespan"}, receive, None)  # type: ignore[arg-type]
     assert events == [1, 2, "<SerialExecutor closed, 0 unfinished, 0 running>"]
 
 
@@ -841,3 +838,141 @@ async def test_plain_tasks_stay_plain(events: list[Any]) -> None:
     await get(app, "/handler")
     assert events == [1]
     assert not executor_of(app).line.lanes[None].line
+
+
+async def test_same_scope_twice(events: list[Any], log: Log) -> None:
+    """A scope that is used for two requests, at once or one after the other, is two requests."""
+    work = Work(events)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await Response(background=BackgroundTask(work.gated, len(exchanges)))(scope, receive, send)
+
+    middleware = OrderedBackgroundMiddleware(app)
+    exchanges: list[Exchange] = []
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            exchange = Exchange(middleware)
+            exchange.scope = exchanges[0].scope if exchanges else exchange.scope
+            exchanges.append(exchange)
+            group.start_soon(exchange.run)
+            await wait_all_tasks_blocked()
+        assert events == ["start 1"]
+        for n in (1, 2):
+            work.gate(n).set()
+    again = Exchange(middleware)
+    again.scope = exchanges[0].scope
+    await again.run()
+    assert events == ["start 1", "end 1", "start 2", "end 2", "start 2", "end 2"]
+    assert [exchange.error for exchange in (*exchanges, again)] == [None] * 3
+    assert log == []
+
+
+async def test_two_last_messages(events: list[Any]) -> None:
+    """A response ends once."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, 1)
+        for _ in range(2):
+            await send({"type": "http.response.body"})
+        await tasks()
+
+    await get(OrderedBackgroundMiddleware(app, order="responded"))
+    assert events == [1]
+
+
+async def test_awaited_in_another_request(events: list[Any], log: Log) -> None:
+    """An object made in one request and awaited in another runs in the other's place."""
+    kept: list[BackgroundTasks] = []
+
+    async def makes(request: Request) -> Response:
+        kept.append(BackgroundTasks())
+        kept[0].add_task(events.append, 1)
+        await request.is_disconnected()
+        await gate.wait()
+        return Response()
+
+    async def awaits(request: Request) -> Response:
+        return Response(background=kept[0])
+
+    gate = anyio.Event()
+    app = make_app(makes, awaits, hold=0)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        first = await client.start("/makes")
+        await client.start("/awaits")
+        first.disconnected.set()
+        gate.set()
+    assert events == [1]
+    assert executor_of(app).line.unfinished == 0
+
+
+async def test_executor_after_the_request() -> None:
+    """`executor_of(request)` finds the app's executor after the request has ended, too."""
+    kept: list[Request] = []
+
+    async def handler(request: Request) -> Response:
+        kept.append(request)
+        return Response()
+
+    app = make_app(handler)
+    await get(app, "/handler")
+    assert executor_of(kept[0]) is executor_of(app)
+
+
+def test_loops_in_turn(events: list[Any]) -> None:
+    """Each event loop has an executor of its own, however often they take turns."""
+
+    async def handler(request: Request) -> Response:
+        return Response(background=BackgroundTask(events.append, executor_of(request)))
+
+    app = make_app(handler)
+    loops = [asyncio.new_event_loop() for _ in range(2)]
+    for loop in loops * 2:
+        loop.run_until_complete(get(app, "/handler"))
+    for loop in loops:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    assert events[:2] == events[2:]
+    assert events[0] is not events[1]
+
+
+async def test_websocket_without_tasks() -> None:
+    """A websocket that ends with a disconnect and has no tasks ends as it would without us."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.receive_text()
+
+    class Socket(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            self._asked, asked = True, self._asked
+            return {"type": "websocket.disconnect", "code": 1000} if asked else {"type": "websocket.connect"}
+
+    app = Starlette(
+        routes=[WebSocketRoute("/ws", endpoint)], middleware=[Middleware(OrderedBackgroundMiddleware)]
+    )
+    socket = await Socket(app, "/ws", type="websocket", subprotocols=[]).run()
+    assert type(socket.error).__name__ == "WebSocketDisconnect"
+
+
+async def test_closing_gives_up_places(events: list[Any], log: Log) -> None:
+    """Closing gives up held places, in line or not, and refuses what is awaited or added after it."""
+    handlers = Handlers(Work(events))
+    app = make_app(handlers.slow, order="responded")
+    added = make_app(handlers.slow)
+    async with anyio.create_task_group() as group:
+        exchanges = [
+            await start(Client(app, group), "/slow", "a"),
+            await start(Client(added, group), "/slow", "b"),
+        ]
+        await executor_of(app).aclose()
+        await executor_of(added).aclose()
+        for name in "ab":
+            handlers.respond[name].set()
+    assert events == []
+    assert [type(exchange.error).__name__ for exchange in exchanges] == ["ExecutorClosed"] * 2
+    assert log == [
+        "WARNING the executor was closed: requests gave up their places, and 1 task: Work.quick",
+        "WARNING GET /slow ended without running 1 task: Work.quick: it raised " + repr(exchanges[0].error),
+    ]

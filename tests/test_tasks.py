@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from typing import Any
 
@@ -22,6 +23,7 @@ from fifo_background import (
     OrderedBackgroundTasks,
     executor_of,
 )
+from fifo_background._executor import current
 from tests.asgi import Client, get
 from tests.conftest import Log
 from tests.test_executor import Work
@@ -411,3 +413,13 @@ async def test_many_tasks_of_one_request(events: list[Any]) -> None:
 
     assert (await get(make_app(handler), "/handler")).error is None
     assert events == list(range(3000))
+
+
+async def test_context_of_an_ended_task(events: list[Any]) -> None:
+    """In a context that an ended task has left behind, an object runs like anywhere else."""
+    left: list[contextvars.Context] = []
+    tasks = BackgroundTasks([StarletteTask(lambda: left.append(contextvars.copy_context()))])
+    await tasks()
+    current.set(left[0][current])
+    await BackgroundTasks([StarletteTask(events.append, 1)])()
+    assert events == [1]
