@@ -36,15 +36,20 @@ def _interpreter(version: str) -> str | None:
     return found
 
 
-def _use(session: nox.Session, version: str) -> None:
-    """A virtual environment of that Python version, or a skipped session."""
-    interpreter = _interpreter(version)
-    if interpreter is None:
-        session.skip(f"Python {version} is not here")
-    folder = Path(session.create_tmp()) / f"venv-{version}"
+def _sibling(session: nox.Session, name: str, version: str) -> str:
+    """The folder of the session's virtual environment of that name."""
+    folder = Path(session.create_tmp()) / name
     if not folder.exists():
+        interpreter = _interpreter(version)
+        if interpreter is None:
+            session.skip(f"Python {version} is not here")
         session.run("uv", "venv", "--quiet", "--python", interpreter, str(folder), external=True)
-    session.env["VIRTUAL_ENV"] = str(folder)
+    return str(folder)
+
+
+def _use(session: nox.Session, version: str) -> None:
+    """Work in a virtual environment of that Python version; the session is skipped where it is not here."""
+    session.env["VIRTUAL_ENV"] = _sibling(session, f"venv-{version}", version)
 
 
 def _install(session: nox.Session, *what: str) -> None:
@@ -99,16 +104,20 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def coverage(session: nox.Session) -> None:
-    """Full branch coverage: what the newest stack and the one without eager tasks run together."""
-    session.run("coverage", "erase", external=True) if shutil.which("coverage") else None
-    for stack in ("newest-3.12", "fastapi-0.96"):
-        version, packages = STACKS[stack]
-        _use(session, version)
+    """Full branch coverage of the newest stack, the oldest, and the one without FastAPI together."""
+    for old in Path().glob(".coverage*"):
+        old.unlink()
+    without_fastapi = ("3.12", ["starlette"])
+    for name, (version, packages) in {
+        "newest": STACKS["newest-3.12"],
+        "oldest": STACKS["fastapi-0.96"],
+        "starlette": without_fastapi,
+    }.items():
+        session.env["VIRTUAL_ENV"] = _sibling(session, name, version)
         _install(session, *TEST, *packages, "-e", ".")
-        warnings = [] if stack.startswith("newest") else ["-W", "default"]
+        warnings = ["-W", "default"] if name == "oldest" else []
         _python(session, "-m", "coverage", "run", "-p", "-m", "pytest", "-q", *warnings)
-    _use(session, "3.12")
-    _python(session, "-m", "coverage", "combine")
+    _python(session, "-m", "coverage", "combine", "--quiet")
     _python(session, "-m", "coverage", "report", "--fail-under=100")
 
 
@@ -150,22 +159,12 @@ def lint(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def servers(session: nox.Session) -> None:
     """A thousand requests at once through real servers, on the newest stack and on an old one."""
-    extra = ["uvicorn", "uvloop", "httptools", "hypercorn[trio]"]
-    for stack, more in (("newest-3.12", ["granian"]), ("fastapi-0.101", [])):
+    extra = ["uvicorn", "uvloop", "httptools"]
+    for stack, more in (("newest-3.12", ["granian", "hypercorn[trio]"]), ("fastapi-0.101", ["hypercorn"])):
         version, packages = STACKS[stack]
-        _use(session, version)
         session.env["VIRTUAL_ENV"] = _sibling(session, f"servers-{version}", version)
         _install(session, *TEST, *packages, *extra, *more, "-e", ".")
         _python(session, "-m", "pytest", "-q", "-W", "default", "tests/servers", *session.posargs)
-
-
-def _sibling(session: nox.Session, name: str, version: str) -> str:
-    folder = Path(session.create_tmp()) / name
-    if not folder.exists():
-        interpreter = _interpreter(version)
-        assert interpreter is not None
-        session.run("uv", "venv", "--quiet", "--python", interpreter, str(folder), external=True)
-    return str(folder)
 
 
 @nox.session(venv_backend="none")

@@ -178,7 +178,8 @@ class SerialExecutor:
                 logger.warning(
                     "%s while %s runs in its thread, which cannot be stopped", why, runner.job.name
                 )
-            elif runner.handle is not None:
+            else:
+                assert runner.handle is not None
                 runner.handle.cancel()
 
     def __repr__(self) -> str:

@@ -119,10 +119,12 @@ class TrackedRequest:
         if self.stage is not Stage.OPEN:
             return
         self.stage = Stage.RESPONDED
+        line = self.executor.line
         if self.settings.order == "responded" and self._places:
-            with self.executor.line.lock:
+            with line.lock:
                 for place in self._places.values():
-                    self.executor.line.take(place)
+                    if line.state is LineState.OPEN:
+                        line.take(place)
 
     # -- adding and awaiting ----------------------------------------------------------------------------
 

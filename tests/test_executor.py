@@ -341,8 +341,11 @@ async def test_no_thread(events: list[Any], log: Log, monkeypatch: pytest.Monkey
     """If no thread can be started, the task fails of it, and the line moves."""
 
     async def refuse(*args: Any, **kwargs: Any) -> None:
+        if stop:
+            executor._stop("stopped")
         raise RuntimeError("can't start new thread")
 
+    stop = False
     work = Work(events)
     async with SerialExecutor() as executor:
         with monkeypatch.context() as patch:
@@ -351,8 +354,13 @@ async def test_no_thread(events: list[Any], log: Log, monkeypatch: pytest.Monkey
             with pytest.raises(RuntimeError, match="can't start new thread"):
                 await job.wait()
         assert await executor.submit_nowait(work.sync, 1).wait() == 1
-    assert events == [1]
-    assert log == ["ERROR Work.sync failed"]
+        assert events == [1]
+        with monkeypatch.context() as patch:
+            patch.setattr(anyio.to_thread, "run_sync", refuse)
+            stop = True
+            with pytest.raises(JobDropped):
+                await executor.submit_nowait(work.sync, 2).wait()
+    assert log == ["ERROR Work.sync failed", "WARNING stopped and did not run 1 task: Work.sync"]
 
 
 async def test_wait_for_what_has_ended() -> None:

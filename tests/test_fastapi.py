@@ -42,10 +42,6 @@ def make_app() -> FastAPI:
     return app
 
 
-async def plain_dependency(tasks: fastapi.BackgroundTasks) -> Any:
-    return tasks
-
-
 async def dependency(tasks: BackgroundTasks) -> Any:
     return tasks
 
@@ -447,3 +443,9 @@ async def test_span(sync: bool, events: list[Any]) -> None:
     assert (await get(app)).error is None
     assert events == [(0, "fastapi.background_task"), (1, "fastapi.background_task")]
     assert [job.result() for job in jobs] == [0, 1]
+
+
+def test_given_tasks() -> None:
+    """Whoever passes `background_tasks` to FastAPI's function keeps what he passed."""
+    with pytest.raises(TypeError, match="request"):  # FastAPI's own function was called, with what was given
+        vars(fastapi.routing)["solve_dependencies"](dependant=None, background_tasks=StarletteTasks())

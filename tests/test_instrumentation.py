@@ -74,10 +74,6 @@ def task_spans(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
     ]
 
 
-def is_server(span: ReadableSpan) -> bool:
-    return span.kind is trace.SpanKind.SERVER
-
-
 def app_with(middleware: bool) -> FastAPI:
     app = FastAPI(openapi_url=None)
     if middleware:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import runpy
 import sys
 from typing import Any
 
 import anyio
 import pytest
 
-from fifo_background import SerialExecutor, _loop, _threads
+from fifo_background import SerialExecutor, _call, _loop, _threads
 from fifo_background._loop import AsyncioLoop, TrioLoop, face_of, running_loop
 
 
@@ -121,3 +122,19 @@ async def test_abandoned_before_it_began() -> None:
     assert stay.abandon() is None
     assert stay.run() is None
     assert ran == []
+
+
+def test_import_without_sniffio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module can be imported where there is no sniffio."""
+    monkeypatch.setitem(sys.modules, "sniffio", None)
+    assert runpy.run_path(_loop.__file__)["_sniffio_library"] is None
+
+
+def test_wrapper_that_suspends() -> None:
+    """A coroutine that is driven in a thread must not wait there: that is an error, not a hang."""
+
+    async def waits() -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="awaited something in the task's thread"):
+        _call.drive(waits())

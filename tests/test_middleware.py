@@ -52,7 +52,8 @@ class Handlers:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        self.second: Callable[[Any], Any] = work.sync
+        self.second: Callable[[Any], Any] | None = work.sync
+        self.jobs: dict[str, Job[Any]] = {}
         self.respond = {name: anyio.Event() for name in ("a", "b", "c")}
 
     async def slow(self, request: Request) -> Response:
@@ -61,7 +62,8 @@ class Handlers:
         tasks = BackgroundTasks()
         tasks.add_task(self.work.quick, f"{name}0")
         await self.respond[name].wait()
-        tasks.add_task(self.second, f"{name}1")
+        if self.second is not None:
+            self.jobs[name] = tasks.add_task(self.second, f"{name}1")
         return Response(name, background=tasks)
 
     async def gated(self, request: Request) -> Response:
@@ -774,8 +776,7 @@ async def test_zero_hold(events: list[Any], log: Log) -> None:
         await start(client, "/slow", "a")
         handlers.respond["b"].set()
         await start(client, "/slow", "b")
-        while len(events) < 2:
-            await wait_all_tasks_blocked()
+        await executor_of(app).wait_for(handlers.jobs["b"])
         handlers.respond["a"].set()
     assert events == ["b0", "b1", "a0", "a1"]
     assert len(log) == 1
@@ -956,23 +957,68 @@ async def test_websocket_without_tasks() -> None:
     assert type(socket.error).__name__ == "WebSocketDisconnect"
 
 
-async def test_closing_gives_up_places(events: list[Any], log: Log) -> None:
-    """Closing gives up held places, in line or not, and refuses what is awaited or added after it."""
+@pytest.mark.parametrize("second", [True, False])
+async def test_closing_gives_up_places(second: bool, events: list[Any], log: Log) -> None:
+    """Closing gives up held places, in line or not, and refuses what is added or awaited after it."""
     handlers = Handlers(Work(events))
-    app = make_app(handlers.slow, order="responded")
-    added = make_app(handlers.slow)
+    if not second:
+        handlers.second = None
+    apps = [make_app(handlers.slow, order="added"), make_app(handlers.slow, order="responded")]
     async with anyio.create_task_group() as group:
         exchanges = [
-            await start(Client(app, group), "/slow", "a"),
-            await start(Client(added, group), "/slow", "b"),
+            await start(Client(app, group), "/slow", name) for app, name in zip(apps, "ab", strict=True)
         ]
-        await executor_of(app).aclose()
-        await executor_of(added).aclose()
+        for app in apps:
+            await executor_of(app).aclose()
         for name in "ab":
             handlers.respond[name].set()
     assert events == []
     assert [type(exchange.error).__name__ for exchange in exchanges] == ["ExecutorClosed"] * 2
     assert log == [
         "WARNING the executor was closed: requests gave up their places, and 1 task: Work.quick",
-        "WARNING GET /slow ended without running 1 task: Work.quick: it raised " + repr(exchanges[0].error),
+        f"WARNING GET /slow ended without running 1 task: Work.quick: it raised {exchanges[1].error!r}",
     ]
+    assert [executor_of(app).line.unfinished for app in apps] == [0, 0]
+
+
+async def test_same_error_twice(events: list[Any], log: Log) -> None:
+    """Two tasks that raise one and the same error make one error."""
+
+    def fail() -> None:
+        raise error
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(fail)
+        tasks.add_task(fail)
+        return Response(background=tasks)
+
+    error = ValueError()
+    exchange = await get(make_app(handler, on_error="run_all"), "/handler")
+    assert exchange.error is error
+    assert not hasattr(error, "others")
+    assert len(log) == 2
+
+
+async def test_websocket_that_awaits_its_tasks(events: list[Any]) -> None:
+    """Tasks that a websocket endpoint awaits itself run once, when its connection has ended."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        tasks, rest = BackgroundTasks(), BackgroundTasks()
+        tasks.add_task(events.append, "awaited")
+        rest.add_task(events.append, "rest")
+        await tasks()
+        events.append("end")
+
+    class Socket(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            return {"type": "websocket.connect"}
+
+    app = Starlette(
+        routes=[WebSocketRoute("/ws", endpoint)], middleware=[Middleware(OrderedBackgroundMiddleware)]
+    )
+    socket = await Socket(app, "/ws", type="websocket", subprotocols=[]).run()
+    assert socket.error is None
+    assert sorted(events[1:]) == ["awaited", "rest"]
+    assert events[0] == "end"
