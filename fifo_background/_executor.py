@@ -241,8 +241,8 @@ class SerialExecutor:
             lane.asked = self._loop.soon(self._advance, lane)
         for place in lost:
             logger.warning(
-                "%s lost its place: it kept ready tasks waiting and had not ended its response %g s after "
-                "it took the place; it takes a new one when it has, for %s",
+                "%s lost its place: it kept ready tasks waiting for more than %g s without responding or "
+                "running its own; when its response has ended it takes a new one, for %s",
                 place.owner,
                 self._settings.hold,
                 names(place.added or ()),

@@ -137,6 +137,8 @@ class Line:
             self.ready -= 1
         job.move(state, outcome)
         self.unfinished -= 1
+        if job.place is not None and job.place.added:  # it was not stalling: `hold` begins anew
+            job.place.taken = self.clock()
         waiters: list[Waiter] = []
         for batch in job.watchers:
             waiter = batch.saw_end_of(job)

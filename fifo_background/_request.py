@@ -228,17 +228,12 @@ class TrackedRequest:
         What was handed over runs, what was not is dropped and named in the log.
         """
         executor, line = self.executor, self.executor.line
-        cut_short = error is not None and (self._interrupted or self._started)
-        interrupted = cut_short and self.stage is Stage.OPEN
-        self.stage = Stage.ENDED
-        for place in self._places.values():
-            if place.state is not PlaceState.GONE:
-                break
-        else:
-            return
         dropped: list[Job[Any]] = []
         everything = self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error))
-        with line.lock:
+        with line.lock:  # a thread of the handler may still be adding
+            cut_short = error is not None and (self._interrupted or self._started)
+            interrupted = cut_short and self.stage is Stage.OPEN
+            self.stage = Stage.ENDED
             for place in self._places.values():
                 if not place.added:
                     continue

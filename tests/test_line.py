@@ -90,3 +90,36 @@ def test_without_a_loop() -> None:
     """A place cannot be taken before there is a clock."""
     with pytest.raises(AssertionError, match="no event loop yet"):
         Line(1).take(Place(None, None))
+
+
+def test_hold_begins_anew() -> None:
+    """A place in which a job has just run is held for `hold` seconds from there."""
+    model = Model(hold=5)
+    job = model.job("a")
+    place = job.place
+    assert place is not None
+    held: Job[Any] = Job(BackgroundTask(print), None, place)
+    model.line.register(held)
+    place.hold(held)
+    behind = model.job("a")
+    runner = model.start("a")
+    lane = model.line.lanes["a"]
+    assert model.line.start_job(lane, runner) is job
+    model.now = 100
+    model.line.end(job, JobState.SUCCEEDED)
+    assert model.line.start_job(lane, runner) is None
+    assert model.start("a") == 5
+    model.now = 105
+    _, lost = model.start("a")
+    assert lost == [place]
+    assert behind.state is JobState.QUEUED
+
+
+def test_added_while_the_request_ends() -> None:
+    """A job counts from the moment it is registered, and closes the books when it ends."""
+    model = Model()
+    job = model.job("a")
+    assert (model.line.unfinished, model.line.ready) == (1, 1)
+    model.run("a")
+    model.line.end(job, JobState.SUCCEEDED)
+    assert (model.line.unfinished, model.line.ready) == (0, 0)

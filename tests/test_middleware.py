@@ -183,8 +183,8 @@ async def test_hold(events: list[Any], log: Log) -> None:
         handlers.respond["a"].set()
     assert events == ["b0", "b1", "c0", "c1", "a0", "a1"]
     assert log == [
-        "WARNING GET /slow lost its place: it kept ready tasks waiting and had not ended its response 2 s "
-        "after it took the place; it takes a new one when it has, for 1 task: Work.quick"
+        "WARNING GET /slow lost its place: it kept ready tasks waiting for more than 2 s without responding "
+        "or running its own; when its response has ended it takes a new one, for 1 task: Work.quick"
     ]
 
 
@@ -1022,3 +1022,26 @@ async def test_websocket_that_awaits_its_tasks(events: list[Any]) -> None:
     assert socket.error is None
     assert sorted(events[1:]) == ["awaited", "rest"]
     assert events[0] == "end"
+
+
+@pytest.mark.virtual_clock
+async def test_own_background_keeps_the_place(events: list[Any], log: Log) -> None:
+    """A request that runs a long task in its place is not stalling: it does not lose the place for it."""
+    work = Work(events)
+
+    async def handler(request: Request) -> Response:
+        BackgroundTasks().add_task(events.append, "dropped")
+        return Response(background=BackgroundTask(work.gated, 0))
+
+    async def behind(request: Request) -> Response:
+        return Response(background=BackgroundTask(work.quick, 1))
+
+    app = make_app(handler, behind, inside=[Middleware(_Buffers)], hold=1)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        await client.start("/handler")
+        await client.start("/behind")
+        await anyio.sleep(10)
+        work.gate(0).set()
+    assert events == ["start 0", "end 0", 1]
+    assert [record for record in log if "lost its place" in record] == []
