@@ -38,7 +38,7 @@ def _interpreter(version: str) -> str | None:
 
 def _sibling(session: nox.Session, name: str, version: str) -> str:
     """The folder of the session's virtual environment of that name."""
-    folder = Path(session.create_tmp()) / name
+    folder = Path(session.create_tmp()).absolute() / name
     if not folder.exists():
         interpreter = _interpreter(version)
         if interpreter is None:

@@ -136,7 +136,7 @@ class SerialExecutor:
             waiter = self._loop.waiter()
             with self.line.lock:
                 self.line.joiners.append(waiter)
-            await waiter.wait()
+            await waiter
 
     async def aclose(self) -> None:
         """Refuse new work, give up held places, run what is in line for at most `drain_timeout` seconds.
@@ -160,7 +160,7 @@ class SerialExecutor:
                 waiter = self._loop.waiter()
                 with line.lock:
                     line.drainers.append(waiter)
-                await waiter.wait()
+                await waiter
         self._stop("the executor was closed")
 
     def _stop(self, why: str) -> None:
@@ -204,6 +204,11 @@ class SerialExecutor:
     def is_current(self) -> bool:
         """Whether the caller runs in the executor's loop."""
         return self._loop.is_current()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether new work is taken: True until `aclose`, or the end of the `async with` block."""
+        return self.line.state is LineState.OPEN
 
     # -- starting ---------------------------------------------------------------------------------------
 
@@ -399,7 +404,7 @@ class SerialExecutor:
             if not batch.left:
                 return
             batch.waiter = self._loop.waiter()
-        await batch.waiter.wait()
+        await batch.waiter
 
     async def wait_for(self, job: Job[Any]) -> None:
         """Wait until `job` has ended, however it ends."""
@@ -417,7 +422,7 @@ class SerialExecutor:
     def wake(self, waiters: list[Waiter]) -> None:
         """Wake whoever waits. On the loop only."""
         for waiter in waiters:
-            waiter.set()
+            self._loop.wake(waiter)
 
     def _deliver(self) -> None:
         """On the loop: wake for the jobs that ended in threads."""

@@ -5,6 +5,7 @@ Knows nothing of lanes, requests or event loops. Only the executor moves a job.
 
 from __future__ import annotations
 
+import functools
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -43,10 +44,12 @@ class JobState(Enum):
     if not TYPE_CHECKING:
         __hash__ = object.__hash__  # the members are single objects; Enum's own is slow
 
+    after: frozenset[JobState]
+
     @property
     def ended(self) -> bool:
         """Whether the job will not change any more."""
-        return not TRANSITIONS[self]
+        return not self.after
 
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
@@ -60,13 +63,16 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.DROPPED: frozenset(),
 }
 
+for _state, _after in TRANSITIONS.items():
+    _state.after = _after
+
 
 def name_of(func: object) -> str:
     """How logs and errors call a task: its qualified name, else its class's."""
     inner: Any = func
-    while hasattr(inner, "func"):  # a partial, or a task object
+    while isinstance(inner, (functools.partial, BackgroundTask)) and hasattr(inner, "func"):
         inner = inner.func
-    return getattr(inner, "__qualname__", type(inner).__qualname__)
+    return str(getattr(inner, "__qualname__", type(inner).__qualname__))
 
 
 class Batch:
@@ -153,7 +159,7 @@ class Job(Generic[T]):
 
     def move(self, state: JobState, outcome: Any = None) -> None:
         """Go to `state`. Raises RuntimeError, and changes nothing, if the table does not allow it."""
-        if state not in TRANSITIONS[self.state]:
+        if state not in self.state.after:
             raise RuntimeError(f"a job cannot go from {self.state.value} to {state.value}: {self!r}")
         self.state = state
         self.outcome = outcome

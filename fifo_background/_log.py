@@ -25,5 +25,6 @@ def names(jobs: Iterable[Job[Any]]) -> str:
 
 
 def of_request(place: Place | None) -> str:
-    """The request that a task belongs to, in brackets."""
-    return f" ({place.owner})" if place is not None and place.owner is not None else ""
+    """The request that a task belongs to, if any, in brackets."""
+    request = "" if place is None or place.owner is None else str(place.owner)
+    return f" ({request})" if request else ""

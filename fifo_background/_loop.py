@@ -10,7 +10,7 @@ import asyncio
 import sys
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,11 +33,9 @@ class Handle(Protocol):
 
 
 class Waiter(Protocol):
-    """Parks one task until `set` is called in the loop's own thread."""
+    """What one task awaits, until `EventLoop.wake` is called with it."""
 
-    def set(self) -> None: ...
-
-    async def wait(self) -> None: ...
+    def __await__(self) -> Generator[Any, None, Any]: ...
 
 
 class EventLoop(Protocol):
@@ -81,6 +79,10 @@ class EventLoop(Protocol):
         ...
 
     def waiter(self) -> Waiter: ...
+
+    def wake(self, waiter: Any) -> None:
+        """Let go who awaits `waiter`; in the loop's own thread."""
+        ...
 
 
 class NoLoop:
@@ -134,20 +136,6 @@ def enter_thread() -> None:
     """Make the current context one of a worker thread: no async library runs in it."""
     if _sniffio_library is not None:
         _sniffio_library.set(None)
-
-
-class _FutureWaiter:
-    __slots__ = ("_future",)
-
-    def __init__(self, future: asyncio.Future[None]) -> None:
-        self._future = future
-
-    def set(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
-
-    async def wait(self) -> None:
-        await self._future
 
 
 class AsyncioLoop:
@@ -230,7 +218,11 @@ class AsyncioLoop:
         return self._loop().call_later(delay, call)
 
     def waiter(self) -> Waiter:
-        return _FutureWaiter(self._loop().create_future())
+        return asyncio.get_running_loop().create_future()
+
+    def wake(self, waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 def _is_being_cancelled(task: asyncio.Task[Any]) -> bool:
@@ -240,17 +232,14 @@ def _is_being_cancelled(task: asyncio.Task[Any]) -> bool:
     return getattr(task, "_must_cancel", False) or (waits_for is not None and waits_for.cancelled())
 
 
-class _EventWaiter:
-    __slots__ = ("_event",)
+class _TrioWaiter:
+    __slots__ = ("event",)
 
     def __init__(self, event: trio.Event) -> None:
-        self._event = event
+        self.event = event
 
-    def set(self) -> None:
-        self._event.set()
-
-    async def wait(self) -> None:
-        await self._event.wait()
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.event.wait().__await__()
 
 
 class TrioLoop:
@@ -323,4 +312,7 @@ class TrioLoop:
         return scope
 
     def waiter(self) -> Waiter:
-        return _EventWaiter(self._trio.Event())
+        return _TrioWaiter(self._trio.Event())
+
+    def wake(self, waiter: _TrioWaiter) -> None:
+        waiter.event.set()

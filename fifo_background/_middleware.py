@@ -126,6 +126,10 @@ class OrderedBackgroundMiddleware:
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         executor = self._executor_here()
+        if not executor.is_open:  # the app is started again, in the same event loop
+            self._latest = None
+            del self._executors[running_loop()]
+            executor = self._executor_here()
 
         async def drain_then_receive() -> Message:
             message = await receive()

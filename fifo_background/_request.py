@@ -32,6 +32,7 @@ __all__ = (
     "JOB",
     "TrackedRequest",
     "default_executor",
+    "take_job",
     "tracked_request",
 )
 
@@ -89,6 +90,8 @@ class TrackedRequest:
         return request
 
     def __str__(self) -> str:
+        if self._send is None:
+            return ""
         path = f"{self.scope.get('root_path', '')}{self.scope.get('path', '')}"
         return f"{self.scope.get('method', self.scope['type'])} {path}"
 
@@ -146,9 +149,11 @@ class TrackedRequest:
                 )
             line.register(job)
             place = job.place = self._place(key)
-            if batch is not None:
-                batch.watch(job)
-            if batch is None or (batch is self.handed_over and self.stage is not Stage.ENDED):
+            if batch is None:
+                place.hold(job)
+                return job
+            batch.watch(job)
+            if batch is self.handed_over and self.stage is not Stage.ENDED:
                 place.hold(job)
                 return job
             job.around = _call.around_here()
@@ -192,7 +197,7 @@ class TrackedRequest:
 
     def _job_of(self, task: BackgroundTask) -> Job[Any]:
         """The job that `add_task` made for this entry if it still waits to be awaited, or a new one."""
-        job: Job[Any] | None = task.__dict__.pop(JOB, None)
+        job = take_job(task)
         if job is not None and job.state is JobState.PENDING and not job.watchers:
             place = job.place
             if place is not None and place is self._places.get(place.key):
@@ -229,7 +234,7 @@ class TrackedRequest:
         """
         executor, line = self.executor, self.executor.line
         dropped: list[Job[Any]] = []
-        everything = self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error))
+        moved: list[Hashable] = []  # the lanes whose heads this may have changed
         with line.lock:  # a thread of the handler may still be adding
             cut_short = error is not None and (self._interrupted or self._started)
             interrupted = cut_short and self.stage is Stage.OPEN
@@ -237,7 +242,8 @@ class TrackedRequest:
             for place in self._places.values():
                 if not place.added:
                     continue
-                if everything:
+                moved.append(place.key)
+                if self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error)):
                     self._hand_over(place)
                 closed = place.state is not PlaceState.IN_LINE and line.state is not LineState.OPEN
                 for job in list(place.added):
@@ -248,7 +254,7 @@ class TrackedRequest:
                         line.queue(place, job)
             waiters = line.drop(dropped)
         executor.wake(waiters)
-        for key in list(self._places):
+        for key in moved:
             executor.advance(key)
         if dropped:
             logger.warning(
@@ -273,6 +279,12 @@ class TrackedRequest:
         if error is not None:
             return f"it raised {error!r}"
         return "its response did not carry them (it had a background of its own, or none was attached)"
+
+
+def take_job(task: BackgroundTask) -> Job[Any] | None:
+    """The job that `add_task` made for an entry of `.tasks`, once."""
+    kept: dict[str, Any] | None = getattr(task, "__dict__", None)  # None: something else to await, with slots
+    return None if kept is None else kept.pop(JOB, None)
 
 
 def tracked_request() -> TrackedRequest | None:

@@ -10,7 +10,7 @@ from starlette.background import BackgroundTask, BackgroundTasks
 from fifo_background import _call
 from fifo_background._executor import SerialExecutor, current, not_callable
 from fifo_background._job import Batch, Job, JobState
-from fifo_background._request import JOB, TrackedRequest, default_executor, tracked_request
+from fifo_background._request import JOB, TrackedRequest, default_executor, take_job, tracked_request
 from fifo_background._settings import Settings
 
 __all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks")
@@ -115,7 +115,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
     async def _run_inline(self, outer: Job[Any], executor: SerialExecutor, around: _call.Around) -> None:
         """The running task `outer` awaits this object: its tasks are part of that task."""
         for task in self.tasks:
-            job: Job[Any] | None = task.__dict__.pop(JOB, None)
+            job = take_job(task)
             if job is None or job.state is not JobState.PENDING or job.watchers:
                 job = Job(task, None, None)
             job.around = around

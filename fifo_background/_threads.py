@@ -59,7 +59,7 @@ class Threads:
             with anyio.CancelScope(shield=True):
                 while (waiter := stay.abandon()) is not None:
                     try:
-                        await waiter.wait()
+                        await waiter
                     except loop.cancelled:
                         pass  # the first cancel is raised below
             raise
@@ -93,7 +93,7 @@ class _Stay:
                 self._where = _Where.LEFT
                 waiter = self._waiter
             if waiter is not None:
-                self._loop.soon(waiter.set)
+                self._loop.soon(self._loop.wake, waiter)
 
     def abandon(self) -> Waiter | None:
         """Nobody waits for the result any more. A waiter for the end of the stay, None if there is none."""

@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket
 from fifo_background import (
     BackgroundTask,
     BackgroundTasks,
+    ExecutorClosed,
     Job,
     JobState,
     OrderedBackgroundMiddleware,
@@ -729,13 +730,16 @@ async def test_lifespan(events: list[Any], log: Log) -> None:
         events.append(repr(executor))
 
     middleware = OrderedBackgroundMiddleware(lifespan_app)
-    messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    for _ in range(2):  # an app can be started again in the same event loop
+        messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
 
-    async def receive() -> Any:
-        return next(messages)
+        async def receive(messages: Any = messages) -> Any:
+            return next(messages)
 
-    await middleware({"type": "lifespan"}, receive, None)  # type: ignore[arg-type]
-    assert events == [1, 2, "<SerialExecutor closed, 0 unfinished, 0 running>"]
+        await middleware({"type": "lifespan"}, receive, None)  # type: ignore[arg-type]
+        with pytest.raises(ExecutorClosed):
+            middleware.executor.submit_nowait(print)
+    assert events == [1, 2, "<SerialExecutor closed, 0 unfinished, 0 running>"] * 2
 
 
 async def test_other_scopes(events: list[Any]) -> None:

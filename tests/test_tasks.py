@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import functools
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock, Mock, call
 
 import anyio
 import anyio.from_thread
@@ -423,3 +424,37 @@ async def test_context_of_an_ended_task(events: list[Any]) -> None:
     current.set(left[0][current])
     await BackgroundTasks([StarletteTask(events.append, 1)])()
     assert events == [1]
+
+
+async def test_mocks(log: Log) -> None:
+    """Mocks are functions like any other, in `add_task` and in logs."""
+    sync, asynchronous, fails = (
+        Mock(return_value=1),
+        AsyncMock(return_value=2),
+        MagicMock(side_effect=ValueError),
+    )
+    tasks = BackgroundTasks()
+    jobs = [tasks.add_task(mock, 1, a=2) for mock in (sync, asynchronous, fails)]
+    with pytest.raises(ValueError):  # noqa: PT011
+        await tasks()
+    assert [job.result() for job in jobs[:2]] == [1, 2]
+    assert [mock.call_args_list for mock in (sync, asynchronous, fails)] == [[call(1, a=2)]] * 3
+    assert log == ["ERROR MagicMock failed"]
+
+
+async def test_entries_that_are_no_tasks(events: list[Any]) -> None:
+    """Whatever can be called and awaited may be an entry of the list, as in Starlette."""
+
+    class Slots:
+        __slots__ = ()
+
+        async def __call__(self) -> None:
+            events.append("slots")
+
+    async def function() -> None:
+        events.append("function")
+
+    tasks = BackgroundTasks()
+    tasks.tasks += [Slots(), function]  # type: ignore[list-item]
+    await tasks()
+    assert events == ["slots", "function"]
