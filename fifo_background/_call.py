@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import starlette.background
 from starlette.background import BackgroundTask, BackgroundTasks
 
-__all__ = ("Around", "around_here", "call", "drive", "is_starlettes", "run_here", "runs_on_loop")
+__all__ = ("Around", "around_here", "call", "drive", "is_starlettes", "run_here")
 
 T = TypeVar("T")
 RunSync = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -29,11 +29,6 @@ around_here: Callable[[], Around] = lambda: None  # noqa: E731
 def is_starlettes(function: Any) -> bool:
     """Whether this is the function that Starlette defines, not one that wraps or replaces it."""
     return type(function) is FunctionType and function.__globals__ is starlette.background.__dict__
-
-
-def runs_on_loop(task: BackgroundTask) -> bool:
-    """Whether the loop runs the task: it is async, or has a `__call__` that is not Starlette's."""
-    return not is_starlettes(type(task).__call__) or task.is_async
 
 
 async def call(task: BackgroundTask, run_sync: RunSync, around: Around) -> Any:

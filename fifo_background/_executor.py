@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 import anyio
 from starlette.background import BackgroundTask
 
-from fifo_background._call import call, drive, is_starlettes, run_here
+from fifo_background._call import call, drive, run_here
 from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import Lane, Place, Runner
 from fifo_background._line import Line, LineState
@@ -64,6 +64,7 @@ class SerialExecutor:
         self.line: Line = Line(settings.hold)
         self._settings = settings
         self._loop = cast(EventLoop, NoLoop())
+        self.is_current: Callable[[], bool] = self._loop.is_current  # whether the caller runs in that loop
         self._known_threads = threading.local()
         self._threads = Threads()
         self._to_wake: list[Waiter] = []  # by worker threads; `_waking`: the loop has been told
@@ -190,20 +191,17 @@ class SerialExecutor:
 
     def check_caller(self) -> None:
         """Raise RuntimeError unless the caller is in the executor's loop, or in a worker thread of it."""
-        loop = self._loop
-        if loop.is_current():
+        if self.is_current():
             return
+        loop = self._loop
         if isinstance(loop, NoLoop):
             self._loop = in_loop_of_caller(lambda: face_of(running_loop()))
+            self.is_current = self._loop.is_current
             self.line.clock = self._loop.clock
         elif not getattr(self._known_threads, "mine", False):
             if not loop.is_(in_loop_of_caller(running_loop)):
                 raise RuntimeError("this executor belongs to another event loop")
             self._known_threads.mine = True
-
-    def is_current(self) -> bool:
-        """Whether the caller runs in the executor's loop."""
-        return self._loop.is_current()
 
     @property
     def is_open(self) -> bool:
@@ -239,9 +237,8 @@ class SerialExecutor:
                 break
             if not self._start(lane, start):
                 break
-            if not lane.line:
-                line.retire(lane)
-                break
+            if not lane.line and lane.key is None:
+                break  # nothing is left, and the default lane stays
         else:
             lane.asked = self._loop.soon(self._advance, lane)
         for place in lost:
@@ -302,7 +299,7 @@ class SerialExecutor:
             current.set(job)
             task = job.task
             try:
-                if job.around is None and is_starlettes(type(task).__call__):
+                if job.direct:
                     outcome = await task.func(*task.args, **task.kwargs)
                 else:
                     outcome = await call(task, self._in_thread, job.around)
@@ -439,7 +436,7 @@ def _failed_or_cancelled(error: BaseException, cancelled: bool) -> tuple[JobStat
 def _call_sync(job: Job[Any]) -> Any:
     enter_thread()
     current.set(job)
-    if job.around is None:
+    if job.direct:
         return job.task.func(*job.task.args, **job.task.kwargs)
     return drive(call(job.task, run_here, job.around))
 

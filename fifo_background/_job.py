@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from starlette.background import BackgroundTask
 
-from fifo_background._call import Around, runs_on_loop
+from fifo_background._call import Around, is_starlettes
 from fifo_background.exceptions import JobDropped, JobNotEnded
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class Job(Generic[T]):
     __slots__ = (
         "__weakref__",
         "around",
+        "direct",
         "executor",
         "on_loop",
         "outcome",
@@ -142,7 +143,8 @@ class Job(Generic[T]):
         self.executor: SerialExecutor | None = executor
         self.place: Place | None = place
         self.around: Around = None
-        self.on_loop: bool = True
+        self.on_loop: bool = True  # not in a thread
+        self.direct: bool = False  # nothing of others is around the function
         self.state: JobState = JobState.PENDING
         self.outcome: Any = None
         self.watchers: tuple[Batch, ...] = ()
@@ -153,9 +155,11 @@ class Job(Generic[T]):
         return name_of(self.task)
 
     def queue(self) -> None:
-        """Be ready to run. From here on it is settled whether the loop runs the task or a thread."""
+        """Be ready to run. From here on it is settled where the task runs, and whether straight."""
         self.move(JobState.QUEUED)
-        self.on_loop = runs_on_loop(self.task)
+        plain = is_starlettes(type(self.task).__call__)
+        self.on_loop = not plain or self.task.is_async
+        self.direct = plain and self.around is None
 
     def move(self, state: JobState, outcome: Any = None) -> None:
         """Go to `state`. Raises RuntimeError, and changes nothing, if the table does not allow it."""
