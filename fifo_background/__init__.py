@@ -2,9 +2,9 @@
 
 from importlib.util import find_spec as _find_spec
 
-from fifo_background._executor import SerialExecutor
 from fifo_background._job import Job, JobState
 from fifo_background._middleware import OrderedBackgroundMiddleware, executor_of
+from fifo_background._serial import SerialExecutor
 from fifo_background._tasks import OrderedBackgroundTask, OrderedBackgroundTasks
 from fifo_background.exceptions import ExecutorClosed, JobDropped, JobNotEnded, OrderedBackgroundError
 

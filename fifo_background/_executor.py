@@ -12,32 +12,25 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Hashable
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
-
-import anyio
-from starlette.background import BackgroundTask
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fifo_background._call import call, drive, run_here
 from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import Lane, Place, Runner
-from fifo_background._line import Line, LineState
+from fifo_background._line import Line
 from fifo_background._log import logger, names, of_request
 from fifo_background._loop import EventLoop, NoLoop, Waiter, enter_thread, face_of, running_loop
 from fifo_background._settings import Settings
 from fifo_background._threads import Threads, in_loop_of_caller
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from fifo_background._request import TrackedRequest
 
-__all__ = ("SerialExecutor", "current", "not_callable")
+__all__ = ("Executor", "current")
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 # The request that is handled, or the job that runs, in this context.
@@ -47,20 +40,10 @@ current: ContextVar[TrackedRequest | Job[Any] | None] = ContextVar("fifo_backgro
 BURST = 32
 
 
-class SerialExecutor:
-    """Runs tasks one after the other, first in, first out, in one event loop.
+class Executor:
+    """Runs what its line says, in one event loop. `SerialExecutor` is what users see of it."""
 
-    `async with SerialExecutor() as executor:` drains it at the end of the block.
-
-    `hold` (seconds, default 5.0): how long a request that does not respond may keep back ready tasks.
-    `drain_timeout` (seconds, default 30.0): how long the end of the block waits for what is in line.
-
-    It belongs to the event loop in which it is used first. Its methods may be called from that loop and
-    from anyio's worker threads of that loop; other threads get a RuntimeError.
-    """
-
-    def __init__(self, *, hold: float = 5.0, drain_timeout: float = 30.0) -> None:
-        settings = Settings(hold=hold, drain_timeout=drain_timeout)
+    def __init__(self, settings: Settings) -> None:
         self.line: Line = Line(settings.hold)
         self._settings = settings
         self._loop = cast(EventLoop, NoLoop())
@@ -69,123 +52,6 @@ class SerialExecutor:
         self._threads = Threads()
         self._to_wake: list[Waiter] = []  # by worker threads; `_waking`: the loop has been told
         self._waking = False
-
-    # -- what users call ------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        self.check_caller()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    @overload
-    def submit_nowait(
-        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Job[T]: ...
-
-    @overload
-    def submit_nowait(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
-
-    def submit_nowait(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
-        """Put `func(*args, **kwargs)` in line and return its `Job`. It does not start before this returns.
-
-        The task sees a copy of the caller's context. Raises TypeError if `func` cannot be called and
-        `ExecutorClosed` after the end.
-        """
-        if not callable(func):
-            raise not_callable("submit_nowait", func)
-        self.check_caller()
-        place = Place(None, None)
-        place.context = copy_context()
-        task = BackgroundTask(func)
-        vars(task).update(args=args, kwargs=kwargs)  # whatever their names, `func` included
-        job: Job[Any] = Job(task, self, place)
-        line = self.line
-        with line.lock:
-            line.register(job)
-            line.queue(place, job)
-        self.advance_soon(place.key)
-        return job
-
-    @overload
-    async def submit(
-        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Job[T]: ...
-
-    @overload
-    async def submit(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
-
-    async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
-        """As `submit_nowait`; it lets other tasks run before it returns, in line already."""
-        job: Job[Any] = self.submit_nowait(func, *args, **kwargs)
-        await anyio.sleep(0)
-        return job
-
-    async def join(self) -> None:
-        """Wait until every task that was added or submitted has ended.
-
-        Tasks that requests have added count from `add_task` on.
-        """
-        self.check_caller()
-        while self.line.unfinished:
-            waiter = self._loop.waiter()
-            with self.line.lock:
-                self.line.joiners.append(waiter)
-            await waiter
-
-    async def aclose(self) -> None:
-        """Refuse new work, give up held places, run what is in line for at most `drain_timeout` seconds.
-
-        What is left then is cancelled, or dropped, and logged by name.
-        """
-        self.check_caller()
-        line = self.line
-        if line.state is not LineState.OPEN:
-            return
-        with line.lock:
-            held = line.close()
-            waiters = line.drop(held)
-        self.wake(waiters)
-        if held:
-            logger.warning("the executor was closed: requests gave up their places, and %s", names(held))
-        for lane in list(line.lanes.values()):
-            self._advance(lane)
-        with anyio.move_on_after(self._settings.drain_timeout, shield=True):
-            while line.ready:
-                waiter = self._loop.waiter()
-                with line.lock:
-                    line.drainers.append(waiter)
-                await waiter
-        self._stop("the executor was closed")
-
-    def _stop(self, why: str) -> None:
-        """Drop what waits, cancel what runs, and say so."""
-        line = self.line
-        with line.lock:
-            left = line.clear()
-            runners = [lane.runner for lane in line.lanes.values() if lane.runner is not None]
-            waiters = line.drop(left)
-        self.wake(waiters)
-        if left:
-            logger.warning("%s and did not run %s", why, names(left))
-        for runner in runners:
-            if runner.place is None and runner.job is not None:
-                logger.warning(
-                    "%s while %s runs in its thread, which cannot be stopped", why, runner.job.name
-                )
-            else:
-                assert runner.handle is not None
-                runner.handle.cancel()
-
-    def __repr__(self) -> str:
-        line = self.line
-        return f"<SerialExecutor {line.state.value}, {line.unfinished} unfinished, {line.running} running>"
 
     # -- the loop it belongs to ---------------------------------------------------------------------------
 
@@ -203,10 +69,24 @@ class SerialExecutor:
                 raise RuntimeError("this executor belongs to another event loop")
             self._known_threads.mine = True
 
-    @property
-    def is_open(self) -> bool:
-        """Whether new work is taken: True until `aclose`, or the end of the `async with` block."""
-        return self.line.state is LineState.OPEN
+    def stop(self, why: str) -> None:
+        """Drop what waits, cancel what runs, and say so."""
+        line = self.line
+        with line.lock:
+            left = line.clear()
+            runners = [lane.runner for lane in line.lanes.values() if lane.runner is not None]
+            waiters = line.drop(left)
+        self.wake(waiters)
+        if left:
+            logger.warning("%s and did not run %s", why, names(left))
+        for runner in runners:
+            if runner.place is None and runner.job is not None:
+                logger.warning(
+                    "%s while %s runs in its thread, which cannot be stopped", why, runner.job.name
+                )
+            else:
+                assert runner.handle is not None
+                runner.handle.cancel()
 
     # -- starting ---------------------------------------------------------------------------------------
 
@@ -281,7 +161,7 @@ class SerialExecutor:
         if lane.runner is runner:
             self._cut_off(lane, runner)
             if self._loop.is_ending():
-                self._stop("the event loop ended")
+                self.stop("the event loop ended")
         self._advance(lane)
 
     def _cut_off(self, lane: Lane, runner: Runner) -> None:
@@ -439,11 +319,3 @@ def _call_sync(job: Job[Any]) -> Any:
     if job.direct:
         return job.task.func(*job.task.args, **job.task.kwargs)
     return drive(call(job.task, run_here, job.around))
-
-
-def not_callable(where: str, func: object) -> TypeError:
-    """The error for a task that is not one, which says what to write."""
-    return TypeError(
-        f"{where} takes a function and then its arguments, got {func!r}: "
-        f"write {where}(func, argument), not {where}(func(argument))"
-    )

@@ -15,7 +15,7 @@ from fifo_background._call import Around, is_starlettes
 from fifo_background.exceptions import JobDropped, JobNotEnded
 
 if TYPE_CHECKING:
-    from fifo_background._executor import SerialExecutor
+    from fifo_background._executor import Executor
     from fifo_background._lane import Place
     from fifo_background._loop import Waiter
 
@@ -136,11 +136,11 @@ class Job(Generic[T]):
     def __init__(
         self,
         task: BackgroundTask,
-        executor: SerialExecutor | None,
+        executor: Executor | None,
         place: Place | None,
     ) -> None:
         self.task: BackgroundTask = task
-        self.executor: SerialExecutor | None = executor
+        self.executor: Executor | None = executor
         self.place: Place | None = place
         self.around: Around = None
         self.on_loop: bool = True  # not in a thread

@@ -9,10 +9,11 @@ from typing import Any
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fifo_background._executor import SerialExecutor, current
+from fifo_background._executor import current
 from fifo_background._log import logger
 from fifo_background._loop import running_loop
 from fifo_background._request import Stage, TrackedRequest
+from fifo_background._serial import SerialExecutor
 from fifo_background._settings import OnError, Order, Settings
 from fifo_background._threads import in_loop_of_caller
 

@@ -17,12 +17,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _call
 from fifo_background._call import Around
-from fifo_background._executor import SerialExecutor, current
+from fifo_background._executor import current
 from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import Place, PlaceState
 from fifo_background._line import LineState
 from fifo_background._log import logger, names
 from fifo_background._loop import running_loop
+from fifo_background._serial import SerialExecutor
 from fifo_background._settings import Settings
 
 if TYPE_CHECKING:

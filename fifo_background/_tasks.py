@@ -8,9 +8,10 @@ from typing import Any, ParamSpec, TypeVar, overload
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _call
-from fifo_background._executor import SerialExecutor, current, not_callable
+from fifo_background._executor import Executor, current
 from fifo_background._job import Batch, Job, JobState
 from fifo_background._request import JOB, TrackedRequest, default_executor, take_job, tracked_request
+from fifo_background._serial import not_callable
 from fifo_background._settings import Settings
 
 __all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks")
@@ -112,7 +113,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
                 await request.executor.wait(batch)
             batch.raise_first()
 
-    async def _run_inline(self, outer: Job[Any], executor: SerialExecutor, around: _call.Around) -> None:
+    async def _run_inline(self, outer: Job[Any], executor: Executor, around: _call.Around) -> None:
         """The running task `outer` awaits this object: its tasks are part of that task."""
         for task in self.tasks:
             job = take_job(task)

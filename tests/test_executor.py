@@ -342,7 +342,7 @@ async def test_no_thread(events: list[Any], log: Log, monkeypatch: pytest.Monkey
 
     async def refuse(*args: Any, **kwargs: Any) -> None:
         if stop:
-            executor._stop("stopped")
+            executor.stop("stopped")
         raise RuntimeError("can't start new thread")
 
     stop = False
