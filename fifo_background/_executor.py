@@ -160,8 +160,8 @@ class Executor:
         """The runner's task is over: it had nothing more to run, or somebody cancelled it."""
         if lane.runner is runner:
             self._cut_off(lane, runner)
-            if self._loop.is_ending():
-                self.stop("the event loop ended")
+        if self._loop.is_ending():
+            self.stop("the event loop ended")
         self._advance(lane)
 
     def _cut_off(self, lane: Lane, runner: Runner) -> None:
@@ -214,8 +214,9 @@ class Executor:
 
     async def _run_sync_jobs(self, lane: Lane, runner: Runner) -> None:
         try:
-            await self._in_thread(partial(self._work, lane, runner))
+            await self._threads.run(partial(self._work, lane, runner), self._loop, runner)
         except Exception as error:  # no thread can be started: the job fails of it, the line moves
+            runner.stopped = False
             with self.line.lock:
                 job = self.line.start_job(lane, runner)
             if job is not None:
@@ -235,12 +236,13 @@ class Executor:
                 outcome = job.place.context.copy().run(_call_sync, job)
             except BaseException as error:
                 waiters = self._end(job, *_failed_or_cancelled(error, self._is_cancellation(error)))
-                with line.lock:
-                    job = line.start_job(lane, runner)
             else:
                 with line.lock:
                     waiters = line.end(job, JobState.SUCCEEDED, outcome)
-                    job = line.start_job(lane, runner)
+            if self._loop.is_ending_seen_from_thread():
+                runner.stopped = True
+            with line.lock:
+                job = line.start_job(lane, runner)
             if waiters:
                 with line.lock:
                     self._to_wake += waiters

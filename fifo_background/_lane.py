@@ -97,12 +97,13 @@ class Place:
 class Runner:
     """Runs a lane's jobs: the consecutive async ones of `place`; without, all consecutive sync ones."""
 
-    __slots__ = ("handle", "job", "place")
+    __slots__ = ("handle", "job", "place", "stopped")
 
     def __init__(self, place: Place | None) -> None:
         self.place: Place | None = place
         self.job: Job[Any] | None = None  # the latest that it has started
         self.handle: Handle | None = None
+        self.stopped: bool = False  # its task was cancelled: it starts no other job
 
 
 class Lane:

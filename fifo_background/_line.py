@@ -103,7 +103,7 @@ class Line:
         if lane.runner is not runner:
             return None
         place = lane.head()
-        if place is not None and place.queued:
+        if place is not None and place.queued and not runner.stopped:
             job = place.queued[place.next]
             if runner.place is (place if job.on_loop else None):
                 place.popped()

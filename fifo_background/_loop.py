@@ -60,6 +60,10 @@ class EventLoop(Protocol):
         """Whether the loop is about to end: everything in it is being cancelled."""
         ...
 
+    def is_ending_seen_from_thread(self) -> bool:
+        """The same, asked in a worker thread that the loop waits for, where the loop cannot tell it."""
+        ...
+
     def start(
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
@@ -147,6 +151,7 @@ class AsyncioLoop:
         self._ref = weakref.ref(loop)
         # asyncio keeps only weak references to tasks
         self._tasks: set[asyncio.Task[None]] = set()
+        self._was_cancelled = False  # one of them, since `is_ending` has looked
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         loop = self._ref()
@@ -163,17 +168,24 @@ class AsyncioLoop:
         return lambda: self._loop().time()
 
     def is_current(self) -> bool:
-        return asyncio._get_running_loop() is self._ref()
+        running = asyncio._get_running_loop()
+        return running is not None and running is self._ref()
 
     def is_(self, native: object) -> bool:
         return native is self._ref()
 
     def is_ending(self) -> bool:
+        if not self._was_cancelled:
+            return False
         # asyncio.run, at its end, cancels all tasks before it lets any of them run
+        self._was_cancelled = False
         return all(
             task in self._tasks or task.done() or _is_being_cancelled(task)
             for task in asyncio.all_tasks(self._loop())
         )
+
+    def is_ending_seen_from_thread(self) -> bool:
+        return False  # whoever waits for the thread is cancelled, and tells it
 
     if sys.version_info >= (3, 12):
 
@@ -198,6 +210,8 @@ class AsyncioLoop:
 
         def over(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            if task.cancelled():
+                self._was_cancelled = True
             ended(*args)
 
         task.add_done_callback(over)
@@ -268,6 +282,15 @@ class TrioLoop:
         return native is self._ref()
 
     def is_ending(self) -> bool:
+        return self._ending
+
+    def is_ending_seen_from_thread(self) -> bool:
+        try:
+            self._trio.from_thread.check_cancelled()
+        except AttributeError:  # trio < 0.23 cannot tell
+            pass
+        except self._trio.Cancelled:
+            self._ending = True
         return self._ending
 
     def start(

@@ -91,8 +91,9 @@ class OrderedBackgroundMiddleware:
         outer = scope.get(_KEY)
         if outer is not None and outer is current.get():
             self._warn_once(
+                "two middlewares",
                 "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings "
-                "are used, the inner one does nothing. Remove one of them."
+                "are used, the inner one does nothing. Remove one of them.",
             )
             await self.app(scope, receive, send)
             return
@@ -110,9 +111,10 @@ class OrderedBackgroundMiddleware:
             scope.pop(_KEY, None)
         if request.handed_over is not None and request.stage is Stage.RESPONDED:
             self._warn_once(
+                "response held back",
                 f"{request}: something inside OrderedBackgroundMiddleware holds back the end of the response "
                 "until the tasks have run (BaseHTTPMiddleware before Starlette 1.7 does): they run after "
-                "the response all the same, but dependencies with yield may close before them"
+                "the response all the same, but dependencies with yield may close before them",
             )
         request.end(None)
         if request.handed_over is not None:
@@ -141,9 +143,9 @@ class OrderedBackgroundMiddleware:
         scope[_KEY] = executor
         await self.app(scope, drain_then_receive, send)
 
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+    def _warn_once(self, of: str, text: str) -> None:
+        if of not in self._warned:
+            self._warned.add(of)
             logger.warning(text)
 
 

@@ -93,8 +93,7 @@ class TrackedRequest:
     def __str__(self) -> str:
         if self._send is None:
             return ""
-        path = f"{self.scope.get('root_path', '')}{self.scope.get('path', '')}"
-        return f"{self.scope.get('method', self.scope['type'])} {path}"
+        return f"{self.scope.get('method', self.scope['type'])} {self.scope.get('path', '')}"
 
     # -- the response -----------------------------------------------------------------------------------
 
@@ -107,7 +106,7 @@ class TrackedRequest:
             self._interrupted = True
             raise
         kind = message["type"]
-        if kind == "http.response.body":
+        if kind in ("http.response.body", "http.response.zerocopysend"):
             if not message.get("more_body", False) and not self._trailers:
                 self.responded()
         elif kind == "http.response.start":

@@ -11,6 +11,7 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 
+from fifo_background._lane import Runner
 from fifo_background._loop import EventLoop, Waiter, running_loop
 
 __all__ = ("Threads", "in_loop_of_caller")
@@ -45,10 +46,11 @@ class Threads:
     def __init__(self) -> None:
         self._limiter: anyio.CapacityLimiter | None = None
 
-    async def run(self, function: Callable[[], T], loop: EventLoop) -> T:
+    async def run(self, function: Callable[[], T], loop: EventLoop, runner: Runner | None = None) -> T:
         """`anyio.to_thread.run_sync`, but no cancel ends it before the thread has left `function`.
 
-        A native cancel makes anyio's own return while the thread still runs.
+        A native cancel makes anyio's own return while the thread still runs. A cancelled `runner` is told
+        to stop, so that the end does not wait for all the jobs behind the running one.
         """
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(float("inf"))
@@ -56,6 +58,8 @@ class Threads:
         try:
             return await anyio.to_thread.run_sync(stay.run, limiter=self._limiter)
         except BaseException:
+            if runner is not None:
+                runner.stopped = True
             with anyio.CancelScope(shield=True):
                 while (waiter := stay.abandon()) is not None:
                     try:

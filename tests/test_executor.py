@@ -421,3 +421,27 @@ def test_loop_ends(name: str, events: list[Any], log: Log) -> None:
     assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.DROPPED, JobState.DROPPED]
     assert [line.split(".")[-1] for line in log] == ["task was cancelled", "task x2"]
     assert log[1].startswith("WARNING the event loop ended and did not run 2 tasks")
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+@pytest.mark.parametrize("name", ["asyncio", "trio"])
+def test_loop_ends_while_a_thread_runs(name: str, kind: str, events: list[Any], log: Log) -> None:
+    """A loop that ends waits for the running thread, and starts nothing after it."""
+    work = Work(events)
+    jobs: list[Job[Any]] = []
+
+    async def main() -> None:
+        executor = SerialExecutor()
+        behind = work.quick if kind == "async" else work.sync
+        jobs[:] = [executor.submit_nowait(work.thread_gated, 0), executor.submit_nowait(behind, 1)]
+        while not events:
+            await anyio.sleep(0)
+        threading.Timer(0.1, work.thread_gate(0).set).start()  # after the loop has begun to end
+
+    if name == "trio" and not hasattr(pytest.importorskip("trio").from_thread, "check_cancelled"):
+        pytest.skip("trio < 0.23 does not tell its threads")
+    anyio.run(main, backend=name)
+    assert events == ["start 0", "end 0"]
+    assert [job.state for job in jobs] == [JobState.SUCCEEDED, JobState.DROPPED]
+    assert len(log) == 1
+    assert log[0].startswith("WARNING the event loop ended and did not run 1 task: Work.")

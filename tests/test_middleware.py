@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -139,6 +140,11 @@ async def test_after_the_response(events: list[Any]) -> None:
             {"type": "http.response.trailers"},
         ],
         [{"type": "http.response.start", "status": 200}, {"type": "http.response.pathsend", "path": "/x"}],
+        [
+            {"type": "http.response.start", "status": 200},
+            {"type": "http.response.body", "more_body": True},
+            {"type": "http.response.zerocopysend", "file": 1},
+        ],
         [
             {"type": "http.response.start", "status": 200},
             {"type": "http.response.body", "more_body": True},
@@ -542,10 +548,13 @@ async def test_held_back_response(events: list[Any], log: Log) -> None:
         tasks.add_task(events.append, 2)
         return Response(background=tasks)
 
-    app = make_app(handler, inside=[Middleware(_Buffers)])
-    for _ in range(2):
+    async def another(request: Request) -> Response:
+        return await handler(request)
+
+    app = make_app(handler, another, inside=[Middleware(_Buffers)])
+    for path in ("/handler", "/another"):
         events.clear()
-        await Recorder(app, "/handler").run()
+        await Recorder(app, path).run()
         assert events == ["http.response.start", "http.response.body", 1, 2]
     assert len(log) == 1, "one warning per app"
     assert "dependencies with yield may close before them" in log[0]
@@ -1049,3 +1058,17 @@ async def test_own_background_keeps_the_place(events: list[Any], log: Log) -> No
         work.gate(0).set()
     assert events == ["start 0", "end 0", 1]
     assert [record for record in log if "lost its place" in record] == []
+
+
+def test_loops_of_both_kinds_in_turn(events: list[Any]) -> None:
+    """An app that has run on asyncio can run on trio, and the other way round."""
+
+    async def handler(request: Request) -> Response:
+        return Response(background=BackgroundTask(events.append, 1))
+
+    app = make_app(handler)
+    for name in ("asyncio", "trio") * 2:
+        gc.collect()
+        exchange = anyio.run(get, app, "/handler", backend=name)
+        assert exchange.error is None
+    assert events == [1] * 4
