@@ -52,6 +52,7 @@ class Executor:
         self._threads = Threads()
         self._to_wake: list[Waiter] = []  # by worker threads; `_waking`: the loop has been told
         self._waking = False
+        self.started: int = 0  # how many runners' tasks are not over
 
     # -- the loop it belongs to ---------------------------------------------------------------------------
 
@@ -151,6 +152,7 @@ class Executor:
             run, context = self._run_async_jobs(lane, runner), runner.place.context or copy_context()
         runner.handle = self._loop.start(run, context, self._left, lane, runner)
         if runner.handle is not None:
+            self.started += 1
             return False
         if lane.runner is runner:
             self._cut_off(lane, runner)
@@ -158,11 +160,15 @@ class Executor:
 
     def _left(self, lane: Lane, runner: Runner) -> None:
         """The runner's task is over: it had nothing more to run, or somebody cancelled it."""
+        self.started -= 1
         if lane.runner is runner:
             self._cut_off(lane, runner)
         if self._loop.is_ending():
             self.stop("the event loop ended")
         self._advance(lane)
+        if not self.started and self.line.drainers:
+            waiters, self.line.drainers = self.line.drainers, []
+            self.wake(waiters)
 
     def _cut_off(self, lane: Lane, runner: Runner) -> None:
         with self.line.lock:

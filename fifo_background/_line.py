@@ -36,7 +36,7 @@ class Line:
         self.unfinished: int = 0  # jobs that are owed an end
         self.ready: int = 0  # those of them that are queued or run
         self.joiners: list[Waiter] = []  # woken when nothing is unfinished
-        self.drainers: list[Waiter] = []  # woken when nothing is ready
+        self.drainers: list[Waiter] = []  # woken when nothing is ready, and when no runner is left
         self._hold = hold
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
 

@@ -126,7 +126,7 @@ class SerialExecutor(Executor):
         for lane in list(line.lanes.values()):
             self._advance(lane)
         with anyio.move_on_after(self._settings.drain_timeout, shield=True):
-            while line.ready:
+            while line.ready or self.started:
                 waiter = self._loop.waiter()
                 with line.lock:
                     line.drainers.append(waiter)

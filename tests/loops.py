@@ -53,6 +53,8 @@ def run(name: str, test: Callable[[], Awaitable[None]], *, virtual: bool = False
         asyncio.set_event_loop(loop)
         loop.run_until_complete(test())
         left = asyncio.all_tasks(loop)
+        if left:  # a runner may still be on its way out of its thread; anything else is an error
+            _, left = loop.run_until_complete(asyncio.wait(left, timeout=5))
         assert not left, f"the test left tasks behind: {left}"
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
