@@ -203,7 +203,7 @@ class Executor:
                 self.wake(waiters)
         place = runner.place
         if place is not None and place.queued:
-            place.context = copy_context()  # what these jobs set, the next ones see
+            place.context = copy_context()  # Python < 3.12 ran these jobs in a copy
 
     async def run_inline(self, job: Job[Any], outer: Job[Any]) -> None:
         """Run a job inside the running `outer` one that awaits it, in its place; raises its error."""
