@@ -33,6 +33,13 @@ class _JumpingLoop(asyncio.SelectorEventLoop):
         return self.selector.jumped
 
 
+async def _left_behind() -> set[asyncio.Task[Any]]:
+    """The tasks that do not end; a runner may still be on its way out of its thread."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    _, left = await asyncio.wait([*others, asyncio.ensure_future(asyncio.sleep(0))], timeout=5)
+    return left
+
+
 def run(name: str, test: Callable[[], Awaitable[None]], *, virtual: bool = False) -> None:
     """Run `test()` to its end on a new loop. Debug mode is on for plain asyncio."""
     if name == "trio":
@@ -52,9 +59,7 @@ def run(name: str, test: Callable[[], Awaitable[None]], *, virtual: bool = False
     try:
         asyncio.set_event_loop(loop)
         loop.run_until_complete(test())
-        left = asyncio.all_tasks(loop)
-        if left:  # a runner may still be on its way out of its thread; anything else is an error
-            _, left = loop.run_until_complete(asyncio.wait(left, timeout=5))
+        left = loop.run_until_complete(_left_behind())
         assert not left, f"the test left tasks behind: {left}"
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
