@@ -1,11 +1,14 @@
 """The story of a game plugin that pushes its results quickly: old data must not overwrite newer data.
 
-Storing a result takes a while, and the first results take longest. With plain `BackgroundTasks` the value
+Storing a result takes a while, and the first results take longest. With plain `BackgroundTasks` the score
 that stays is an old one; with ours it is always the newest.
 
-`python examples/game_stats.py` pushes eight results to both apps and prints what was stored, in order.
+`python examples/game_stats.py` pushes eight results of two players to both apps and prints what was stored,
+in order, and the score that each player sees in the end.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -15,40 +18,53 @@ from stack_overflow import order_seen
 import fifo_background
 
 SLOW = 0.02  # seconds that storing takes, for each result that comes after
+PUSHED = [("ann" if score % 2 == 0 else "bob", score) for score in range(8)]
 
 
-def make_app(tasks_class: Any, total: int) -> fastapi.FastAPI:
-    """The app of the plugin; `stored[-1]` is the value that its players see."""
-    app = fastapi.FastAPI()
-    stored: list[int] = []
+def make_app(tasks_class: Any) -> fastapi.FastAPI:
+    """The app of the plugin."""
+    stored: list[tuple[str, int]] = []
+    all_stored: list[anyio.Event] = []
+
+    @asynccontextmanager
+    async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
+        all_stored.append(anyio.Event())
+        yield
+
+    app = fastapi.FastAPI(lifespan=lifespan)
     if tasks_class is fifo_background.BackgroundTasks:
         app.add_middleware(fifo_background.OrderedBackgroundMiddleware)
 
-    async def store(score: int) -> None:
-        await anyio.sleep(SLOW * (total - score))
-        stored.append(score)
+    async def store(player: str, score: int) -> None:
+        await anyio.sleep(SLOW * (len(PUSHED) - score))
+        stored.append((player, score))
+        if len(stored) == len(PUSHED):
+            all_stored[0].set()
 
-    @app.post("/request/{score}", status_code=202)
-    async def push(score: int, background_tasks: tasks_class) -> None:  # type: ignore[valid-type]
-        background_tasks.add_task(store, score)
+    @app.post("/results/{player}/{score}", status_code=202)
+    async def push(player: str, score: int, background_tasks: tasks_class) -> int:  # type: ignore[valid-type]
+        """Answers with the number of results that are stored already."""
+        background_tasks.add_task(store, player, score)
+        return len(stored)
 
     @app.get("/stored")
-    async def get_stored() -> list[int]:
+    async def get_stored() -> list[tuple[str, int]]:
         """What was stored, in order; answers when all results are."""
-        while len(stored) < total:
-            await anyio.sleep(0.01)
+        await all_stored[0].wait()
         return stored
 
     return app
 
 
-def main(total: int = 8) -> None:
+def main() -> None:
     for name, tasks_class in (
         ("plain", fastapi.BackgroundTasks),
         ("ordered", fifo_background.BackgroundTasks),
     ):
-        stored, _ = order_seen(make_app(tasks_class, total), total)
-        print(f"{name:8}stored {' '.join(map(str, stored))}; the players see {stored[-1]}")
+        seen = order_seen(make_app(tasks_class), [f"/results/{player}/{score}" for player, score in PUSHED])
+        last = dict(seen.order)  # a later one overwrites an earlier one
+        scores = " ".join(str(score) for _, score in seen.order)
+        print(f"{name:8}stored {scores}; ann sees {last['ann']}, bob sees {last['bob']}")
 
 
 if __name__ == "__main__":

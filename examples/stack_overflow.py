@@ -13,25 +13,36 @@ import json
 import socket
 import threading
 import time
-import urllib.request
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http.client import HTTPConnection
+from typing import Any, NamedTuple
 
 import anyio
+import anyio.to_thread
 import fastapi
 import uvicorn
-from anyio.lowlevel import RunVar
 
 import fifo_background
 
-WORK = 0.02  # seconds in the thread, for each request
-STORE = 0.03  # seconds that storing takes, for each request that comes after
+WORK = 0.01  # seconds in the thread, for each request
+STORE = 0.025  # seconds that storing takes, for each request that comes after
 
 
 def make_app(tasks_class: Any, total: int) -> fastapi.FastAPI:
     """The app; `tasks_class` is the only thing that differs, and the middleware that comes with ours."""
-    app = fastapi.FastAPI()
     stored: list[int] = []
-    all_stored = threading.Event()
+    all_stored: list[anyio.Event] = []
+
+    @asynccontextmanager
+    async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
+        # The story has RunVar("_default_thread_limiter").set(CapacityLimiter(1)). That sets the limiter on
+        # anyio 3 and does nothing on anyio 4.16; this is the same, and works on both.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 1
+        all_stored.append(anyio.Event())
+        yield
+
+    app = fastapi.FastAPI(lifespan=lifespan)
     if tasks_class is fifo_background.BackgroundTasks:
         app.add_middleware(fifo_background.OrderedBackgroundMiddleware)
 
@@ -42,55 +53,72 @@ def make_app(tasks_class: Any, total: int) -> fastapi.FastAPI:
         await anyio.sleep(STORE * (total - n))  # the first results are the largest
         stored.append(n)
         if len(stored) == total:
-            all_stored.set()
+            all_stored[0].set()
 
     @app.post("/request/{n}", status_code=202)
-    async def request_api(n: int, background_tasks: tasks_class) -> dict[str, int]:  # type: ignore[valid-type]
-        RunVar[Any]("_default_thread_limiter").set(anyio.CapacityLimiter(1))
+    async def request_api(n: int, background_tasks: tasks_class) -> int:  # type: ignore[valid-type]
+        """Answers with the number of results that are stored already."""
         background_tasks.add_task(process_request, n)
         background_tasks.add_task(store_result, n)
-        return {"accepted": n}
+        return len(stored)
 
     @app.get("/stored")
     async def get_stored() -> list[int]:
         """The order in which results were stored; answers when all are."""
-        while not all_stored.is_set():
-            await anyio.sleep(0.01)
+        await all_stored[0].wait()
         return stored
 
     return app
 
 
-def order_seen(app: fastapi.FastAPI, total: int) -> tuple[list[int], float]:
-    """Run the app, send it `total` requests, and return the order seen and how long the answers took."""
+class Seen(NamedTuple):
+    """What a client saw."""
+
+    order: list[Any]
+    answered: float  # seconds until the last request was answered
+    stored_by_then: int  # results that were stored when the last request was answered
+
+
+def order_seen(app: fastapi.FastAPI, paths: list[str]) -> Seen:
+    """Run the app, post to each path without a pause, and wait for the order in which it stored them."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        port = listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             begin = time.perf_counter()
-            for n in range(total):
-                _ask(urllib.request.Request(f"{url}/request/{n}", method="POST"))
+            answers = [_ask(port, "POST", path) for path in paths]
             answered = time.perf_counter() - begin
-            return _ask(urllib.request.Request(f"{url}/stored")), answered
+            return Seen(_ask(port, "GET", "/stored"), answered, max(answers))
         finally:
             server.should_exit = True
             thread.join()
 
 
-def _ask(request: urllib.request.Request) -> Any:
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)
+def _ask(port: int, method: str, path: str) -> Any:
+    """One request in a connection of its own: in a kept one, a server waits for the tasks before it."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        body = response.read()
+        if response.status >= 300:
+            raise RuntimeError(f"{method} {path} was answered with {response.status}: {body!r}")
+        return json.loads(body)
+    finally:
+        connection.close()
 
 
 def main(total: int = 8) -> None:
-    order, answered = order_seen(make_app(fifo_background.BackgroundTasks, total), total)
-    print(*order)
+    app = make_app(fifo_background.BackgroundTasks, total)
+    seen = order_seen(app, [f"/request/{n}" for n in range(total)])
+    print(*seen.order)
     work = total * WORK + STORE * total * (total + 1) / 2
-    print(f"all {total} requests were answered after {answered:.2f} s; their tasks take {work:.2f} s")
+    print(f"all {total} requests were answered after {seen.answered:.2f} s; their tasks take {work:.2f} s")
+    print(f"results stored when the last request was answered: {seen.stored_by_then}")
 
 
 if __name__ == "__main__":

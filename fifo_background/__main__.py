@@ -13,13 +13,13 @@ REQUESTS = 10
 def _load_example() -> Any:
     """`examples/stack_overflow.py`: beside the package in a checkout, inside it in a wheel."""
     here = Path(__file__).resolve().parent
-    for folder in (here.parent / "examples", here / "examples"):
+    for folder in (here / "examples", here.parent / "examples"):
         path = folder / "stack_overflow.py"
         if path.exists():
             break
     else:
         raise SystemExit(
-            f"stack_overflow.py is neither in {here.parent / 'examples'} nor in {here / 'examples'}"
+            f"stack_overflow.py is neither in {here / 'examples'} nor in {here.parent / 'examples'}"
         )
     spec = spec_from_file_location("stack_overflow", path)
     assert spec is not None
@@ -42,9 +42,10 @@ def main() -> int:
 
     print(f"{REQUESTS} requests, each with a def task and an async task, one thread token, order of results:")
     kept = list(range(REQUESTS))
+    paths = [f"/request/{n}" for n in range(REQUESTS)]
     order: list[int] = []
     for title, tasks_class in (("plain", fastapi.BackgroundTasks), ("ordered", BackgroundTasks)):
-        order, answered = example.order_seen(example.make_app(tasks_class, REQUESTS), REQUESTS)
+        order, answered, _ = example.order_seen(example.make_app(tasks_class, REQUESTS), paths)
         verdict = "in order" if order == kept else "out of order"
         print(f"{title:>8}: {' '.join(map(str, order))}   {verdict}; all answered after {answered:.2f} s")
     if order != kept:

@@ -122,7 +122,7 @@ class SerialExecutor(Executor):
             waiters = line.drop(held)
         self.wake(waiters)
         if held:
-            logger.warning("the executor was closed: requests gave up their places, and %s", names(held))
+            logger.warning("the executor was closed, requests gave up their places: dropped %s", names(held))
         for lane in list(line.lanes.values()):
             self._advance(lane)
         with anyio.move_on_after(self._settings.drain_timeout, shield=True):

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio.to_thread
 import pytest
+from starlette.testclient import TestClient
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -31,16 +33,40 @@ def run(*args: str) -> list[str]:
 
 
 def test_stack_overflow() -> None:
-    """The first story: results are stored in the order of the requests."""
+    """The first story: all requests are answered before a result is stored, and then in their order."""
+    order, answered, stored_by_then = run("examples/stack_overflow.py")
+    assert order == "0 1 2 3 4 5 6 7"
+    assert answered.startswith("all 8 requests were answered after ")
+    assert stored_by_then == "results stored when the last request was answered: 0"
+
+
+def test_client_ignores_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo asks its own server, whatever proxy the environment names."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert run("examples/stack_overflow.py")[0] == "0 1 2 3 4 5 6 7"
 
 
+def test_one_thread_token() -> None:
+    """The app of the first story has one thread token, on every version of anyio."""
+    from fifo_background import BackgroundTasks
+    from fifo_background.__main__ import _load_example
+
+    app = _load_example().make_app(BackgroundTasks, 1)
+
+    @app.get("/tokens")
+    async def tokens() -> float:
+        return anyio.to_thread.current_default_thread_limiter().total_tokens
+
+    with TestClient(app) as client:
+        assert client.get("/tokens").json() == 1
+
+
 def test_game_stats() -> None:
-    """The second story: with ours the newest result stays, with plain tasks an old one."""
+    """The second story: with ours each player's newest score stays, with plain tasks an old one."""
     plain, ordered = run("examples/game_stats.py")
     assert plain.startswith("plain   stored ")
-    assert not plain.endswith("see 7")
-    assert ordered == "ordered stored 0 1 2 3 4 5 6 7; the players see 7"
+    assert not plain.endswith("; ann sees 6, bob sees 7")
+    assert ordered == "ordered stored 0 1 2 3 4 5 6 7; ann sees 6, bob sees 7"
 
 
 def test_demo() -> None:
@@ -60,7 +86,7 @@ def test_demo_in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
     class Broken:
         make_app = staticmethod(lambda tasks_class, total: None)
-        order_seen = staticmethod(lambda app, total: ([1, 0], 0.0))
+        order_seen = staticmethod(lambda app, paths: ([1, 0], 0.0, 0))
 
     with monkeypatch.context() as patch:
         patch.setattr(demo, "_load_example", lambda: Broken)

@@ -988,7 +988,7 @@ async def test_closing_gives_up_places(second: bool, events: list[Any], log: Log
     assert events == []
     assert [type(exchange.error).__name__ for exchange in exchanges] == ["ExecutorClosed"] * 2
     assert log == [
-        "WARNING the executor was closed: requests gave up their places, and 1 task: Work.quick",
+        "WARNING the executor was closed, requests gave up their places: dropped 1 task: Work.quick",
         f"WARNING GET /slow ended without running 1 task: Work.quick: it raised {exchanges[1].error!r}",
     ]
     assert [executor_of(app).line.unfinished for app in apps] == [0, 0]
