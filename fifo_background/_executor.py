@@ -6,25 +6,31 @@ Invariants:
 2. A runner leaves its lane only after its thread, if it has one, has left the task's function.
 3. The next job is the first one of the lane's head; a place is appended to a line once, at a named moment.
 4. A job changes its state in `Line`, under its lock, on the loop or in the thread that ran it.
-5. Runners and timers start on the loop only (`_advance`); a lane without work has neither.
+5. Runners and timers start on the loop only (`settle`); a lane without work has neither.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import anyio
+
 from fifo_background._call import call, drive, run_here
 from fifo_background._job import Batch, Job, JobState
-from fifo_background._lane import Lane, Place, Runner
-from fifo_background._line import Line
+from fifo_background._lane import Lane, Place, Runner, Wanted
+from fifo_background._line import Held, Line, Lost
 from fifo_background._log import logger, names, of_request
-from fifo_background._loop import EventLoop, NoLoop, Waiter, enter_thread, face_of, running_loop
+from fifo_background._loop import EventLoop, NoLoop, enter_thread, face_of, running_loop
 from fifo_background._settings import Settings
+from fifo_background._statistics import ExecutorStatistics, snapshot
 from fifo_background._threads import Threads, in_loop_of_caller
+from fifo_background._waits import holds_back
+from fifo_background.exceptions import QueueFull, WouldDeadlock, lane_name
 
 if TYPE_CHECKING:
     from fifo_background._request import TrackedRequest
@@ -44,14 +50,13 @@ class Executor:
     """Runs what its line says, in one event loop. `SerialExecutor` is what users see of it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.line: Line = Line(settings.hold)
-        self._settings = settings
+        self.line: Line = Line(settings)
+        self.settings: Settings = settings
         self._loop = cast(EventLoop, NoLoop())
         self.is_current: Callable[[], bool] = self._loop.is_current  # whether the caller runs in that loop
         self._known_threads = threading.local()
         self._threads = Threads()
-        self._to_wake: list[Waiter] = []  # by worker threads; `_waking`: the loop has been told
-        self._waking = False
+        self._asked = False  # the loop is to settle in its next turn
         self.started: int = 0  # how many runners' tasks are not over
 
     # -- the loop it belongs to ---------------------------------------------------------------------------
@@ -75,112 +80,148 @@ class Executor:
         line = self.line
         with line.lock:
             left = line.clear()
-            runners = [lane.runner for lane in line.lanes.values() if lane.runner is not None]
-            waiters = line.drop(left)
-        self.wake(waiters)
+            runners = list(line.runners)
         if left:
             logger.warning("%s and did not run %s", why, names(left))
         for runner in runners:
-            if runner.place is None and runner.job is not None:
+            if runner.place is None:
                 logger.warning(
                     "%s while %s runs in its thread, which cannot be stopped", why, runner.job.name
                 )
             else:
                 assert runner.handle is not None
                 runner.handle.cancel()
+        self.settle()
 
     # -- starting ---------------------------------------------------------------------------------------
 
-    def advance_soon(self, key: Hashable) -> None:
-        """Start what can start in a lane, in the loop's next turn. From any thread that may call."""
-        lane = self.line.lanes.get(key)
-        if lane is not None and lane.runner is None and not lane.asked:
-            lane.asked = True  # before the call: the loop may be quicker than this thread
-            if not self._loop.soon(self._advance, lane):
-                lane.asked = False
+    def settle_soon(self) -> None:
+        """`settle` in the loop's next turn. From any thread that may call."""
+        if not self._asked:
+            self._asked = True  # before the call: the loop may be quicker than this thread
+            self._asked = self._loop.soon(self.settle)
 
-    def advance(self, key: Hashable) -> None:
-        """Start what can start in a lane. On the loop only."""
-        lane = self.line.lanes.get(key)
-        if lane is not None:
-            self._advance(lane)
+    def settle(self, runner: Runner | None = None) -> None:
+        """Do what the line's last moves ask for: start runners, wake who waits, log. On the loop only.
 
-    def _advance(self, lane: Lane) -> None:
-        lane.asked = False
+        `runner` is the first one to start, if the caller has asked the line for it already.
+        """
         line = self.line
-        lost: list[Place] = []
+        self._asked = False
         for _ in range(BURST):
-            with line.lock:
-                start = line.next_runner(lane, lost)
-            if not isinstance(start, Runner):
-                if start is not None:
-                    self._look_again(lane, start)
-                break
-            if not self._start(lane, start):
-                break
-            if not lane.line and lane.key is None:
-                break  # nothing is left, and the default lane stays
+            if runner is None:
+                if not line.turns:
+                    break
+                with line.lock:
+                    runner = line.next_runner()
+                if runner is None:
+                    break
+            self._start(runner)
+            runner = None
         else:
-            lane.asked = self._loop.soon(self._advance, lane)
-        for place in lost:
-            logger.warning(
-                "%s lost its place: it kept ready tasks waiting for more than %g s without responding or "
-                "running its own; when its response has ended it takes a new one, for %s",
-                place.owner,
-                self._settings.hold,
-                names(place.added or ()),
-            )
+            self.settle_soon()
+        if line.woken:
+            with line.lock:
+                woken, line.woken = line.woken, []
+            for waiter in woken:
+                self._loop.wake(waiter)
+        if line.effects:
+            with line.lock:
+                effects, line.effects = line.effects, []
+            for effect in effects:
+                if isinstance(effect, Lost):
+                    self._log_lost(effect.place)
+                elif isinstance(effect, Held):
+                    self._look_again(effect.lane, effect.delay)
+                else:
+                    self._watch(effect.runner, effect.job)
+
+    def _start(self, runner: Runner) -> None:
+        if runner.place is None:
+            run, context = self._run_sync_jobs(runner), Context()
+        else:
+            run, context = self._run_async_jobs(runner), runner.place.context or copy_context()
+        handle = runner.handle = self._loop.start(run, context, self._left, runner)
+        if handle is not None:
+            self.started += 1
+        elif runner.lane is not None:
+            self._cut_off(runner)
+
+    def _left(self, runner: Runner) -> None:
+        """The runner's task is over: it had nothing more to run, or somebody cancelled it."""
+        self.started -= 1
+        if runner.lane is not None:
+            self._cut_off(runner)
+        ending = self._loop.is_ending()
+        if ending and not runner.cancelled:
+            self.stop("the event loop ended")
+        line = self.line
+        if not self.started and line.drainers:
+            with line.lock:
+                line.woken += line.drainers
+                line.drainers = []
+        self.settle()
+
+    def _cut_off(self, runner: Runner) -> None:
+        """The runner's task was cancelled, before it could take its leave."""
+        job = runner.job
+        with self.line.lock:
+            cancelled = job.state is JobState.RUNNING
+            if cancelled:
+                self.line.end(job, JobState.CANCELLED)
+            self.line.leave(runner)
+        if cancelled:
+            logger.warning("%s was cancelled%s", job.name, of_request(job.place))
+
+    def _log_lost(self, place: Place) -> None:
+        logger.warning(
+            "%s lost its place: it kept ready tasks waiting for more than %g s without responding or "
+            "running its own; when its response has ended it takes a new one, for %s",
+            place.owner,
+            self.settings.hold,
+            names(place.added),
+        )
 
     def _look_again(self, lane: Lane, delay: float) -> None:
         """The head of the lane is held: look again when its time is over."""
 
         def ring() -> None:
             lane.timer = None
-            self._advance(lane)
+            with self.line.lock:
+                self.line.wants_turn(lane)
+            self.settle()
 
-        if lane.timer is None:
+        if lane.timer is None and lane.runner is None:
             lane.timer = self._loop.later(delay, ring)
 
-    def _start(self, lane: Lane, runner: Runner) -> bool:
-        """Start a runner. True if it ended at once."""
-        if lane.timer is not None:
-            lane.timer.cancel()
-            lane.timer = None
-        if runner.place is None:
-            run, context = self._run_sync_jobs(lane, runner), Context()
-        else:
-            run, context = self._run_async_jobs(lane, runner), runner.place.context or copy_context()
-        runner.handle = self._loop.start(run, context, self._left, lane, runner)
-        if runner.handle is not None:
-            self.started += 1
-            return False
-        if lane.runner is runner:
-            self._cut_off(lane, runner)
-        return True
+    def _watch(self, runner: Runner, job: Job[Any]) -> None:
+        """A task with a timeout runs and cannot be stopped: name it when its time is over."""
+        timeout: float = job.options.timeout  # type: ignore[assignment]
 
-    def _left(self, lane: Lane, runner: Runner) -> None:
-        """The runner's task is over: it had nothing more to run, or somebody cancelled it."""
-        self.started -= 1
-        if lane.runner is runner:
-            self._cut_off(lane, runner)
-        if self._loop.is_ending():
-            self.stop("the event loop ended")
-        self._advance(lane)
-        if not self.started and self.line.drainers:
-            waiters, self.line.drainers = self.line.drainers, []
-            self.wake(waiters)
+        def ring() -> None:
+            if runner.job is job and job.state is JobState.RUNNING:
+                lane = runner.lane
+                logger.warning(
+                    "%s%s has been running for %.3g s, longer than its timeout of %g s, and cannot be "
+                    "stopped: %d tasks wait behind it",
+                    job.name,
+                    of_request(job.place),
+                    self.line.clock() - runner.since,
+                    timeout,
+                    0 if lane is None else lane.waiting,
+                )
 
-    def _cut_off(self, lane: Lane, runner: Runner) -> None:
-        with self.line.lock:
-            self.line.leave(lane, runner)
+        if runner.job is job and job.state is JobState.RUNNING:
+            if runner.watch is not None:
+                runner.watch.cancel()
+            runner.watch = self._loop.later(max(0.0, runner.since + timeout - self.line.clock()), ring)
 
     # -- running ----------------------------------------------------------------------------------------
 
-    async def _run_async_jobs(self, lane: Lane, runner: Runner) -> None:
+    async def _run_async_jobs(self, runner: Runner) -> None:
         """Run the consecutive async jobs of one place, in the context they share."""
         line = self.line
-        with line.lock:
-            job = line.start_job(lane, runner)
+        job: Job[Any] | None = runner.job
         while job is not None:
             current.set(job)
             task = job.task
@@ -188,92 +229,107 @@ class Executor:
                 if job.direct:
                     outcome = await task.func(*task.args, **task.kwargs)
                 else:
-                    outcome = await call(task, self._in_thread, job.around)
+                    outcome = await self._call(job)
             except BaseException as error:
                 cancelled = self._is_cancellation(error)
-                self.wake(self._end(job, *_failed_or_cancelled(error, cancelled)))
+                self._end_badly(job, error, cancelled)
                 if cancelled:
                     raise
                 with line.lock:
-                    job = line.start_job(lane, runner)
+                    job = line.next_job(runner)
             else:
                 with line.lock:
-                    waiters = line.end(job, JobState.SUCCEEDED, outcome)
-                    job = line.start_job(lane, runner)
-                self.wake(waiters)
+                    line.end(job, JobState.SUCCEEDED, outcome)
+                    job = line.next_job(runner)
+            if job is not None and (line.woken or line.effects):
+                self.settle()
         place = runner.place
         if place is not None and place.queued:
             place.context = copy_context()  # Python < 3.12 ran these jobs in a copy
 
+    async def _call(self, job: Job[Any]) -> Any:
+        """Call a task that something is around: a span, an instrumentation, its timeout."""
+        timeout = job.options.timeout
+        if timeout is None or not job.stoppable:
+            return await call(job.task, self._in_thread, job.around)
+        with anyio.fail_after(timeout):
+            return await call(job.task, self._in_thread, job.around)
+
     async def run_inline(self, job: Job[Any], outer: Job[Any]) -> None:
         """Run a job inside the running `outer` one that awaits it, in its place; raises its error."""
-        with self.line.lock:
-            self.line.start_inline(job)
-            job.executor = self
-        try:
-            outcome = await call(job.task, self._in_thread, job.around)
-        except BaseException as error:
-            self.wake(self._end(job, *_failed_or_cancelled(error, self._is_cancellation(error))))
-            outer.outcome = error  # logged: `outer` need not log it again if it fails of it
-            raise
-        self.wake(self._end(job, JobState.SUCCEEDED, outcome))
-
-    async def _run_sync_jobs(self, lane: Lane, runner: Runner) -> None:
-        try:
-            await self._threads.run(partial(self._work, lane, runner), self._loop, runner)
-        except Exception as error:  # no thread can be started: the job fails of it, the line moves
-            runner.stopped = False
-            with self.line.lock:
-                job = self.line.start_job(lane, runner)
-            if job is not None:
-                self.wake(self._end(job, JobState.FAILED, error))
-        finally:
-            self._deliver()
-
-    def _work(self, lane: Lane, runner: Runner) -> None:
-        """In a thread: run the consecutive sync jobs of the lane, whosever they are."""
         line = self.line
         with line.lock:
-            job = line.start_job(lane, runner)
+            line.start_inline(job, outer)
+            job.executor = self
+        try:
+            outcome = await self._call(job)
+        except BaseException as error:
+            self._end_badly(job, error, self._is_cancellation(error), inline=True)
+            outer.outcome = error  # logged: `outer` need not log it again if it fails of it
+            raise
+        else:
+            with line.lock:
+                line.end(job, JobState.SUCCEEDED, outcome)
+        finally:
+            self.settle_soon()
+
+    async def _run_sync_jobs(self, runner: Runner) -> None:
+        try:
+            await self._threads.run(partial(self._work, runner), self._loop, runner)
+        except Exception as error:  # no thread can be started: the job fails of it, the line moves
+            self._end_badly(runner.job, error, False)
+        finally:
+            if runner.watch is not None:
+                runner.watch.cancel()
+
+    def _work(self, runner: Runner) -> None:
+        """In a thread: run the consecutive sync jobs of the lane, whosever they are."""
+        line = self.line
+        job: Job[Any] | None = runner.job
         while job is not None:
             assert job.place is not None
             assert job.place.context is not None
             try:
                 outcome = job.place.context.copy().run(_call_sync, job)
             except BaseException as error:
-                waiters = self._end(job, *_failed_or_cancelled(error, self._is_cancellation(error)))
+                self._end_badly(job, error, self._is_cancellation(error))
+                ended = True
             else:
-                with line.lock:
-                    waiters = line.end(job, JobState.SUCCEEDED, outcome)
+                ended = False
             if self._loop.is_ending_seen_from_thread():
                 runner.stopped = True
             with line.lock:
-                job = line.start_job(lane, runner)
-            if waiters:
-                with line.lock:
-                    self._to_wake += waiters
-                    # if this was the last job, the end of the stay in the thread wakes the loop anyway
-                    if job is not None and not self._waking:
-                        self._waking = self._loop.soon(self._deliver)
+                if not ended:
+                    line.end(job, JobState.SUCCEEDED, outcome)
+                job = line.next_job(runner)
+            # if this was the last job, the end of the stay in the thread has the loop settle anyway
+            if job is not None and (line.woken or line.effects or (line.turns and line.slots > 0)):
+                self.settle_soon()
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await self._threads.run(function, self._loop)
 
-    def _end(self, job: Job[Any], state: JobState, outcome: Any = None) -> list[Waiter]:
-        """Record how a job ended, log it if it failed, and return whom to wake."""
-        logged = outcome is not None and job.outcome is outcome
+    def _end_badly(
+        self, job: Job[Any], error: BaseException, cancelled: bool, *, inline: bool = False
+    ) -> None:
+        """Record that a job failed or was cancelled, and log it, once."""
+        logged = job.outcome is error
+        skipped: list[Job[Any]] = []
         with self.line.lock:
-            waiters = self.line.end(job, state, outcome)
-            skipped: list[Job[Any]] = []
-            if state is JobState.FAILED:
-                skipped, more = self.line.skip_rest(job)
-                waiters += more
-        if state is JobState.FAILED and not logged:
-            after = f"; skipped after it: {names(skipped)}" if skipped else ""
-            logger.error("%s failed%s%s", job.name, of_request(job.place), after, exc_info=outcome)
-        elif state is JobState.CANCELLED:
+            if cancelled:
+                self.line.end(job, JobState.CANCELLED)
+            elif inline:
+                self.line.end(job, JobState.FAILED, error)
+            else:
+                skipped = self.line.fail(job, error)
+        if cancelled:
             logger.warning("%s was cancelled%s", job.name, of_request(job.place))
-        return waiters
+        elif not logged:
+            after = f"; skipped after it: {names(skipped)}" if skipped else ""
+            lane = None if inline or job.place is None else job.place.lane
+            if lane is not None and lane.failed is not None:
+                after += f"; {lane_name(lane.key)} has stopped"
+            logger.error("%s failed%s%s", job.name, of_request(job.place), after, exc_info=error)
 
     def _is_cancellation(self, error: BaseException) -> bool:
         if isinstance(error, (self._loop.cancelled, GeneratorExit)):
@@ -281,44 +337,172 @@ class Executor:
         parts: Any = getattr(error, "exceptions", None)  # a group of nothing but cancellations
         return isinstance(parts, tuple) and bool(parts) and all(map(self._is_cancellation, parts))
 
+    # -- calling off ------------------------------------------------------------------------------------
+
+    def cancel(self, job: Job[Any]) -> bool:
+        """`Job.cancel`."""
+        self.check_caller()
+        line = self.line
+        with line.lock:
+            if job.state is JobState.RUNNING:
+                runner = None if job.place is None or job.place.lane is None else job.place.lane.runner
+                if runner is None or runner.job is not job or not job.stoppable:
+                    return False
+                # in the loop's next turn: then the runner's task is suspended in the job, or past it
+                return self._loop.soon(self._cancel_running, runner, job)
+            if job.state.ended:
+                return False
+            line.end_waiting(job, JobState.CANCELLED)
+        self.settle_soon()
+        return True
+
+    def _cancel_running(self, runner: Runner, job: Job[Any]) -> None:
+        if runner.job is job and job.state is JobState.RUNNING and runner.handle is not None:
+            runner.stopped = runner.cancelled = True
+            runner.handle.cancel()
+
     # -- waiting ----------------------------------------------------------------------------------------
 
     async def wait(self, batch: Batch) -> None:
         """Wait for the jobs of a batch; a cancelled wait leaves them as they are."""
         with self.line.lock:
-            if not batch.left:
+            if not batch.left or batch.stopped is not None:
                 return
             batch.waiter = self._loop.waiter()
         await batch.waiter
 
     async def wait_for(self, job: Job[Any]) -> None:
-        """Wait until `job` has ended, however it ends."""
+        """Wait until `job` has ended, however it ends. Raises WouldDeadlock."""
         self.check_caller()
         batch = Batch()
-        with self.line.lock:
-            if not job.state.ended:
-                batch.watch(job)
+        party = self._party()
+        line = self.line
+        with line.lock:
+            if job.state.ended:
+                return
+            if party is not None and line.waits.would_deadlock(party, job):
+                raise WouldDeadlock(_name(party), f"{job.name} cannot end before it does")
+            batch.watch(job)
+            if party is not None:
+                line.waits.add(party, job)
         try:
-            await self.wait(batch)
+            async with self._lent(party):
+                await self.wait(batch)
         finally:
-            with self.line.lock:
+            with line.lock:
                 job.watchers = tuple(watcher for watcher in job.watchers if watcher is not batch)
+                if party is not None:
+                    line.waits.remove(party, job)
 
-    def wake(self, waiters: list[Waiter]) -> None:
-        """Wake whoever waits. On the loop only."""
-        for waiter in waiters:
-            self._loop.wake(waiter)
+    def _party(self) -> TrackedRequest | Job[Any] | None:
+        """The caller, if others may have to wait for it: a running job, or a request."""
+        here = current.get()
+        if isinstance(here, Job):
+            return here if here.executor is self and here.state is JobState.RUNNING else None
+        return here if here is not None and here.executor is self else None
 
-    def _deliver(self) -> None:
-        """On the loop: wake for the jobs that ended in threads."""
+    @asynccontextmanager
+    async def _lent(self, party: TrackedRequest | Job[Any] | None) -> AsyncIterator[None]:
+        """A job lends the slot of its lane while it waits."""
+        line = self.line
+        lane = party.place.lane if isinstance(party, Job) and party.place is not None else None
+        runner = None if lane is None else lane.runner
+        if runner is None:
+            yield
+            return
+        with line.lock:
+            line.lend(runner)
+        self.settle()
+        try:
+            yield
+        finally:
+            waiter = self._loop.waiter()
+            with line.lock:
+                there = line.take_back(runner, waiter)
+            if not there:
+                try:
+                    await waiter
+                except BaseException:
+                    with line.lock:
+                        line.take_anyway(waiter)
+                    raise
+
+    async def wait_for_room(self, job: Job[Any], place: Place) -> None:
+        """Put a job in line as soon as there is room for it, in turn. Raises WouldDeadlock."""
+        line = self.line
+        party = self._party()
+        with line.lock:
+            try:
+                line.register(job, place)
+            except QueueFull:
+                if party is not None and not self._room_may_come(party, job, place):
+                    raise WouldDeadlock(
+                        _name(party), f"there is no room for {job.name} before it ends"
+                    ) from None
+                wanted = Wanted(job, place, self._loop.waiter())
+                line.want(wanted)
+            else:
+                line.queue(place, job)
+                return
+        try:
+            async with self._lent(party):
+                await wanted.waiter
+            if wanted.error is not None:
+                raise wanted.error
+        except BaseException:
+            with line.lock:
+                line.withdraw(wanted)
+            self.settle()
+            raise
+
+    def _room_may_come(self, party: TrackedRequest | Job[Any], job: Job[Any], place: Place) -> bool:
+        """Whether a job whose start makes room can start before `party` ends."""
+        line = self.line
+        lane = line.lanes.get(place.key)
+        limit = job.options.max_pending
+        full = lane is not None and limit is not None and lane.waiting >= limit
+        lanes = [lane] if full and lane is not None else list(line.lanes.values())
+        heads = (line.peek(lane) for lane in lanes if lane.waiting)
+        return any(head is not None and not line.waits.would_deadlock(party, head) for head in heads)
+
+    async def join(self) -> None:
+        """Wait until every task that was added or submitted has ended.
+
+        Tasks that requests have added count from `add_task` on. Raises `WouldDeadlock` inside a task, and
+        in a request whose tasks, or those behind them, are among these.
+        """
+        self.check_caller()
+        party = self._party()
+        line = self.line
+        if isinstance(party, Job):
+            raise WouldDeadlock(_name(party), "it is one of the tasks that `join` waits for")
+        while line.unfinished:
+            waiter = self._loop.waiter()
+            with line.lock:
+                if party is not None and self._holds_back_any(party):
+                    raise WouldDeadlock(
+                        _name(party), "its own place keeps tasks waiting that `join` waits for"
+                    )
+                line.joiners.append(waiter)
+            await waiter
+
+    def _holds_back_any(self, request: TrackedRequest) -> bool:
+        return any(
+            holds_back(request, job)
+            for held in request.places.values()
+            for place in (held, *(held.lane.line if held.lane is not None else ()))
+            for job in place.waiting()
+        )
+
+    def statistics(self) -> ExecutorStatistics:
+        """A frozen picture of the lanes at this moment."""
+        self.check_caller()
         with self.line.lock:
-            waiters, self._to_wake = self._to_wake, []
-            self._waking = False
-        self.wake(waiters)
+            return snapshot(self.line)
 
 
-def _failed_or_cancelled(error: BaseException, cancelled: bool) -> tuple[JobState, BaseException | None]:
-    return (JobState.CANCELLED, None) if cancelled else (JobState.FAILED, error)
+def _name(party: TrackedRequest | Job[Any]) -> str:
+    return party.name if isinstance(party, Job) else str(party)
 
 
 def _call_sync(job: Job[Any]) -> Any:

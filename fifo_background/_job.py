@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from starlette.background import BackgroundTask
 
 from fifo_background._call import Around, is_starlettes
-from fifo_background.exceptions import JobDropped, JobNotEnded
+from fifo_background._settings import Options
+from fifo_background.exceptions import JobDropped, JobNotEnded, LaneStopped
 
 if TYPE_CHECKING:
     from fifo_background._executor import Executor
@@ -36,8 +37,10 @@ class JobState(Enum):
     FAILED = "failed"
     """The function raised; `Job.exception()` has the error."""
     SKIPPED = "skipped"
-    """A task before it, of the same request and lane, failed (`on_error="skip_rest"`)."""
+    """A task before it, of its request and lane, failed (`on_error="skip_rest"`); or by `skip_head`."""
     CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    """A newer task of the same function took over before it ran (`keep="latest"`)."""
     DROPPED = "dropped"
     """Its request ended without running its tasks, or its executor was closed."""
 
@@ -52,14 +55,17 @@ class JobState(Enum):
         return not self.after
 
 
+_UNRUN = frozenset({JobState.SKIPPED, JobState.CANCELLED, JobState.SUPERSEDED, JobState.DROPPED})
+
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.PENDING: frozenset({JobState.QUEUED, JobState.RUNNING, JobState.DROPPED, JobState.CANCELLED}),
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.SKIPPED, JobState.DROPPED, JobState.CANCELLED}),
+    JobState.PENDING: frozenset({JobState.QUEUED, JobState.RUNNING}) | _UNRUN,
+    JobState.QUEUED: frozenset({JobState.RUNNING}) | _UNRUN,
     JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset(),
     JobState.SKIPPED: frozenset(),
     JobState.CANCELLED: frozenset(),
+    JobState.SUPERSEDED: frozenset(),
     JobState.DROPPED: frozenset(),
 }
 
@@ -78,13 +84,20 @@ def name_of(func: object) -> str:
 class Batch:
     """The jobs that one `await` waits for, and what became of them."""
 
-    __slots__ = ("error", "left", "others", "waiter")
+    __slots__ = ("attached", "error", "left", "others", "stopped", "waiter")
 
-    def __init__(self) -> None:
+    def __init__(self, attached: bool = False) -> None:
+        self.attached: bool = attached  # a request waits for its own tasks
         self.left: int = 0
         self.error: BaseException | None = None
         self.others: list[BaseException] = []
+        self.stopped: LaneStopped | None = None
         self.waiter: Waiter | None = None
+
+    def claim(self, job: Job[Any]) -> None:
+        """The object that has the job in its list is awaited, and this is its batch."""
+        self.left += 1
+        job.batch = self
 
     def watch(self, job: Job[Any]) -> None:
         self.left += 1
@@ -99,19 +112,20 @@ class Batch:
                 self.error = error
             elif error is not self.error:
                 self.others.append(error)
-        return self.waiter if self.left == 0 else None
+        return None if self.left else self.waiter
 
     def raise_first(self) -> None:
         """Raise the first failure in time; the later ones are listed in its `.others`."""
-        if self.error is None:
+        error = self.error or self.stopped
+        if error is None:
             return
         if self.others:
-            self.error.others = tuple(self.others)  # type: ignore[attr-defined]
+            error.others = tuple(self.others)  # type: ignore[attr-defined]
         try:
-            raise self.error
+            raise error
         finally:
             # a traceback that holds this frame must not hold the error through it
-            del self
+            del self, error
 
 
 class Job(Generic[T]):
@@ -123,9 +137,11 @@ class Job(Generic[T]):
     __slots__ = (
         "__weakref__",
         "around",
+        "batch",
         "direct",
         "executor",
         "on_loop",
+        "options",
         "outcome",
         "place",
         "state",
@@ -133,21 +149,18 @@ class Job(Generic[T]):
         "watchers",
     )
 
-    def __init__(
-        self,
-        task: BackgroundTask,
-        executor: Executor | None,
-        place: Place | None,
-    ) -> None:
+    def __init__(self, task: BackgroundTask, executor: Executor | None, options: Options) -> None:
         self.task: BackgroundTask = task
         self.executor: Executor | None = executor
-        self.place: Place | None = place
+        self.options: Options = options
+        self.place: Place | None = None
         self.around: Around = None
         self.on_loop: bool = True  # not in a thread
-        self.direct: bool = False  # nothing of others is around the function
+        self.direct: bool = False  # nothing is around the function
         self.state: JobState = JobState.PENDING
         self.outcome: Any = None
-        self.watchers: tuple[Batch, ...] = ()
+        self.batch: Batch | None = None  # of the object in whose list it is, once that is awaited
+        self.watchers: tuple[Batch, ...] = ()  # of those who wait for this one job
 
     @property
     def name(self) -> str:
@@ -159,7 +172,14 @@ class Job(Generic[T]):
         self.move(JobState.QUEUED)
         plain = is_starlettes(type(self.task).__call__)
         self.on_loop = not plain or self.task.is_async
-        self.direct = plain and self.around is None
+        self.direct = plain and self.around is None and (self.options.timeout is None or not self.on_loop)
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether a cancel can end it while it runs: not what runs in a thread."""
+        return self.on_loop and (
+            self.task.is_async or type(self.task).__call__ is not BackgroundTask.__call__
+        )
 
     def move(self, state: JobState, outcome: Any = None) -> None:
         """Go to `state`. Raises RuntimeError, and changes nothing, if the table does not allow it."""
@@ -172,7 +192,7 @@ class Job(Generic[T]):
         """What the function returned.
 
         Raises the function's own error if it failed, `JobNotEnded` before its end, and `JobDropped` if
-        it was dropped, skipped or cancelled.
+        it was dropped, skipped, superseded or cancelled.
         """
         if self.state is JobState.SUCCEEDED:
             result: T = self.outcome
@@ -195,7 +215,8 @@ class Job(Generic[T]):
     async def wait(self) -> T:
         """Wait until the job has ended, and return or raise as `result` does.
 
-        A cancelled wait leaves the job as it is.
+        A cancelled wait leaves the job as it is. Raises `WouldDeadlock` where the job cannot end before
+        the task or request that waits.
         """
         if not self.state.ended:
             if self.executor is None:
@@ -206,6 +227,19 @@ class Job(Generic[T]):
                 )
             await self.executor.wait_for(self)
         return self.result()
+
+    def cancel(self) -> bool:
+        """Call the task off: one that waits never runs, a running async one is cancelled.
+
+        False if that cannot be: it has ended, or runs in a thread. May be called from the event loop and
+        from anyio worker threads; raises RuntimeError elsewhere.
+        """
+        if self.executor is not None:
+            return self.executor.cancel(self)
+        if self.state is not JobState.PENDING:
+            return False
+        self.move(JobState.CANCELLED)
+        return True
 
     def __repr__(self) -> str:
         return f"<Job {self.name} {self.state.value}>"

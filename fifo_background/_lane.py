@@ -1,25 +1,26 @@
 """Who is next: the line of one lane. Pure data: no await, no clock, no lock, no event loop.
 
 The order is that of `Lane.line`, a place being appended once, at one named moment (`Lane.append`).
-Places that are given up stay where they are and are dropped when they reach the head, so that no
-operation grows with the length of the line.
+What is given up stays where it is and is dropped when it reaches the head, so that no operation grows
+with the length of the line.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from contextvars import Context
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from fifo_background._job import Job
+from fifo_background._job import Job, JobState
 
 if TYPE_CHECKING:
-    from fifo_background._loop import Handle
+    from fifo_background._loop import Handle, Waiter
     from fifo_background._request import TrackedRequest
 
-__all__ = ("Lane", "Place", "PlaceState", "Runner")
+__all__ = ("Lane", "Place", "PlaceState", "Runner", "Wanted")
 
 
 class PlaceState(Enum):
@@ -33,58 +34,70 @@ class PlaceState(Enum):
 class Place:
     """The place of one request, or of one submitted task, in one lane."""
 
-    __slots__ = ("added", "context", "key", "next", "owner", "queued", "skip_rest", "state", "taken")
+    __slots__ = (
+        "added",
+        "arriving",
+        "context",
+        "key",
+        "lane",
+        "next",
+        "number",
+        "owner",
+        "queued",
+        "skip_rest",
+        "state",
+        "taken",
+    )
 
     def __init__(self, key: Hashable, owner: TrackedRequest | None, skip_rest: bool = True) -> None:
         self.key: Hashable = key
         self.owner: TrackedRequest | None = owner
         self.skip_rest: bool = skip_rest
+        self.lane: Lane | None = None
         self.state: PlaceState = PlaceState.OUTSIDE
-        self.taken: float = 0.0
+        self.number: int = 0  # a place with a higher one was taken later
+        self.taken: float = 0.0  # when, in the loop's seconds; `hold` counts from here
         self.context: Context | None = None
-        # added, but not ready to run: they hold the place (a dict, to take any of them out at once)
-        self.added: dict[Job[Any], None] | None = None
+        self.arriving: bool = False  # held by a request that may still add tasks (order="arrived")
+        # added, but not ready to run: they hold the place
+        self.added: list[Job[Any]] = []
         # ready to run, in order; `next` is the index of the first that has not been started
         self.queued: list[Job[Any]] = []
         self.next: int = 0
 
-    def hold(self, job: Job[Any]) -> None:
-        """Keep the place for a job that is not ready to run."""
-        if self.added is None:
-            self.added = {}
-        self.added[job] = None
-
     def release(self, job: Job[Any]) -> None:
         """The job does not hold the place any more, if it did."""
-        if self.added is not None:
-            self.added.pop(job, None)
+        if job in self.added:
+            self.added.remove(job)
+
+    def release_all(self, jobs: list[Job[Any]]) -> None:
+        """`release`, for all jobs of an awaited object."""
+        if self.added == jobs:
+            self.added = []
+        else:
+            gone = set(jobs)
+            self.added = [job for job in self.added if job not in gone]
 
     def hold_together(self, jobs: list[Job[Any]]) -> None:
         """Jobs of one awaited object stand in the order of its list, as one block if that was changed."""
-        added = self.added or {}
-        if [job for job in added if job in set(jobs)] != jobs:
-            for job in jobs:
-                del added[job]
-                added[job] = None
+        awaited = set(jobs)
+        if [job for job in self.added if job in awaited] != jobs:
+            self.added = [job for job in self.added if job not in awaited] + jobs
 
     @property
-    def ready(self) -> bool:
-        return bool(self.queued)
+    def first(self) -> Job[Any] | None:
+        """The next job to run, if the place is ready; what ended while it waited is left out here."""
+        queued = self.queued
+        while self.next < len(queued):
+            job = queued[self.next]
+            if job.state is JobState.QUEUED:
+                return job
+            self.pop()
+            queued = self.queued
+        return None
 
-    @property
-    def first(self) -> Job[Any]:
-        """The next job to run, if the place is `ready`."""
-        return self.queued[self.next]
-
-    def clear(self) -> list[Job[Any]]:
-        """Take out, and return, what is ready to run."""
-        jobs = self.queued[self.next :]
-        self.queued = []
-        self.next = 0
-        return jobs
-
-    def popped(self) -> None:
-        """The first job has been started: the list forgets it."""
+    def pop(self) -> None:
+        """The list forgets its first job."""
         self.next += 1
         if self.next == len(self.queued):
             self.queued = []
@@ -93,36 +106,84 @@ class Place:
             del self.queued[:512]
             self.next = 0
 
+    def waiting(self) -> Iterator[Job[Any]]:
+        """What has not been started, in order."""
+        for job in self.queued[self.next :]:
+            if job.state is JobState.QUEUED:
+                yield job
+        yield from list(self.added)
+
 
 class Runner:
-    """Runs a lane's jobs: the consecutive async ones of `place`; without, all consecutive sync ones."""
+    """Runs a lane's jobs: the consecutive async ones of `place`; without, all consecutive sync ones.
 
-    __slots__ = ("handle", "job", "place", "stopped")
+    It is made with its first job started, and has left when `lane` is None.
+    """
+
+    __slots__ = ("cancelled", "handle", "job", "lane", "lent", "place", "since", "stopped", "watch")
 
     def __init__(self, place: Place | None) -> None:
+        self.lane: Lane | None = None
         self.place: Place | None = place
-        self.job: Job[Any] | None = None  # the latest that it has started
+        self.job: Job[Any] = None  # type: ignore[assignment]  # the latest that it has started
+        self.since: float = 0.0  # when it was started, in the loop's seconds
         self.handle: Handle | None = None
-        self.stopped: bool = False  # its task was cancelled: it starts no other job
+        self.watch: Handle | None = None  # rings when a job that cannot be stopped should have ended
+        self.stopped: bool = False  # it starts no other job: somebody has cancelled it
+        self.cancelled: bool = False  # that was `Job.cancel`
+        self.lent: int = 0  # how often its job waits for another lane: its slot is free for others
+
+
+class Wanted:
+    """A `submit` that waits for room."""
+
+    __slots__ = ("error", "job", "left", "limit", "place", "waiter")
+
+    def __init__(self, job: Job[Any], place: Place, waiter: Waiter) -> None:
+        self.job: Job[Any] = job
+        self.place: Place = place
+        # how many may wait in its lane
+        self.limit: float = math.inf if job.options.max_pending is None else job.options.max_pending
+        self.waiter: Waiter = waiter
+        self.error: Exception | None = None
+        self.left: bool = False  # nobody waits any more
 
 
 class Lane:
     """One line: a task in it starts only after the task before it has ended."""
 
-    __slots__ = ("asked", "key", "line", "queued", "runner", "timer")
+    __slots__ = (
+        "failed",
+        "in_turn",
+        "key",
+        "latest",
+        "line",
+        "paused",
+        "queued",
+        "runner",
+        "timer",
+        "waiting",
+        "wanted",
+    )
 
     def __init__(self, key: Hashable) -> None:
         self.key: Hashable = key
         self.line: deque[Place] = deque()
         self.queued: int = 0  # how many jobs, in all places of the line, are ready to run
+        self.waiting: int = 0  # these, and those that are added and not ready
         self.runner: Runner | None = None  # who runs the lane's jobs now
-        self.asked: bool = False  # the loop is to look, in its next turn, what can start
+        self.in_turn: bool = False  # it waits, with other lanes, for being looked at
         self.timer: Handle | None = None  # rings when the head's `hold` is over
+        self.paused: bool = False
+        self.failed: Place | None = None  # stopped; the place holds the failed job, for a retry
+        self.latest: dict[Any, Job[Any]] | None = None  # of each function, with keep="latest"
+        self.wanted: deque[Wanted] | None = None  # wait for room in this lane
 
-    def append(self, place: Place, now: float) -> None:
+    def append(self, place: Place, now: float, number: int) -> None:
         """The named moment: `place` is behind everything that is in line."""
         place.state = PlaceState.IN_LINE
         place.taken = now
+        place.number = number
         self.line.append(place)
 
     def head(self) -> Place | None:
@@ -130,7 +191,7 @@ class Lane:
         line = self.line
         while line:
             place = line[0]
-            if place.queued or place.added:
+            if (place.queued and place.first is not None) or place.added or place.arriving:
                 return place
             line.popleft()
             place.state = PlaceState.GONE
@@ -142,3 +203,13 @@ class Lane:
         place = self.line.popleft()
         place.state = PlaceState.OUTSIDE
         return place
+
+    @property
+    def open(self) -> bool:
+        """Whether its tasks may start."""
+        return not self.paused and self.failed is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to remember about it."""
+        return not (self.line or self.waiting or self.runner or self.in_turn) and self.open

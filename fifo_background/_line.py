@@ -1,23 +1,27 @@
 """All lanes of one executor, and every move of a job: the one place where state changes.
 
-Everything here is synchronous and returns what has to be done outside: whom to wake, what to log, how long
-to wait. Callers hold `lock`, because handlers and sync tasks add tasks from worker threads; nothing of a
-user's runs under it, and nothing is awaited.
+Everything here is synchronous, under `lock`, because handlers and sync tasks add tasks from worker threads;
+nothing of a user's runs under it, and nothing is awaited. What has to be done outside is left in `woken`,
+`effects` and `turns`, for the executor, on the loop.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from fifo_background._job import Job, JobState
-from fifo_background._lane import Lane, Place, PlaceState, Runner
+from fifo_background._lane import Lane, Place, PlaceState, Runner, Wanted
 from fifo_background._loop import Waiter
-from fifo_background.exceptions import ExecutorClosed
+from fifo_background._settings import Settings
+from fifo_background._waits import Waits
+from fifo_background.exceptions import ExecutorClosed, LaneStopped, QueueFull
 
-__all__ = ("Line", "LineState")
+__all__ = ("Held", "Line", "LineState", "Lost", "Overdue")
 
 
 class LineState(Enum):
@@ -26,173 +30,522 @@ class LineState(Enum):
     CLOSED = "closed"
 
 
-class Line:
-    """`hold` (seconds) is how long a place may keep ready tasks back."""
+class Lost(NamedTuple):
+    """A place was lost: to be logged."""
 
-    def __init__(self, hold: float) -> None:
+    place: Place
+
+
+class Held(NamedTuple):
+    """The head of a lane keeps ready tasks back: look again after `delay` seconds."""
+
+    lane: Lane
+    delay: float
+
+
+class Overdue(NamedTuple):
+    """A task that cannot be stopped has been started: to be named if it still runs after its timeout."""
+
+    runner: Runner
+    job: Job[Any]
+
+
+class Line:
+    """The lanes of one executor."""
+
+    def __init__(self, settings: Settings) -> None:
         self.lock: threading.Lock = threading.Lock()
+        self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
         self.state: LineState = LineState.OPEN
-        self.lanes: dict[Hashable, Lane] = {None: Lane(None)}
+        self.lanes: dict[Hashable, Lane] = {None: Lane(None)}  # the default lane stays
+        self.slots: int = settings.max_lanes_running  # how many more lanes may run
         self.unfinished: int = 0  # jobs that are owed an end
         self.ready: int = 0  # those of them that are queued or run
-        self.joiners: list[Waiter] = []  # woken when nothing is unfinished
-        self.drainers: list[Waiter] = []  # woken when nothing is ready, and when no runner is left
-        self._hold = hold
-        self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
+        self.waiting: int = 0  # those of them that do not run
+        self.waits = Waits()
+        # for the executor to do
+        self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
+        self.woken: list[Waiter] = []
+        self.effects: list[Lost | Held | Overdue] = []
+        # who waits for something that is not the end of a job
+        self.joiners: list[Waiter] = []  # for nothing being unfinished
+        self.drainers: list[Waiter] = []  # for nothing being ready, and for no runner being left
+        self.returning: deque[Waiter] = deque()  # for a slot that they had lent
+        self.wanted: deque[Wanted] = deque()  # for room
+        self._hold = settings.hold
+        self._max_pending = settings.max_pending
+        self._number = 0  # of the latest place
 
     # -- adding -----------------------------------------------------------------------------------------
 
-    def register(self, job: Job[Any]) -> None:
-        """Count a job in: from here on it is owed an end. Raises `ExecutorClosed`."""
+    def lane(self, key: Hashable) -> Lane:
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(key)
+        return lane
+
+    def register(self, job: Job[Any], place: Place, *, owed: bool = False) -> None:
+        """Count a job in: from here on it is owed an end. Raises `ExecutorClosed` and `QueueFull`.
+
+        `owed`: it did not come through `add_task`, which could have refused it; there is always room.
+        """
         if self.state is not LineState.OPEN:
             raise ExecutorClosed(job.name)
+        limit = job.options.max_pending
+        if (limit is not None or self._max_pending is not None) and not owed:
+            lane = self.lanes.get(place.key)
+            if lane is not None and limit is not None and (lane.wanted or lane.waiting >= limit):
+                raise QueueFull(job.name, lane.waiting)
+            if self._full():
+                raise QueueFull(job.name, self.waiting)
+        self._count_in(job, place)
+        self.waiting += 1
+
+    def _full(self) -> bool:
+        return self._max_pending is not None and (bool(self.wanted) or self.waiting >= self._max_pending)
+
+    def _count_in(self, job: Job[Any], place: Place) -> None:
+        lane = self.lanes.get(place.key)
+        if lane is None:
+            lane = self.lane(place.key)
+        job.place = place
+        place.lane = lane
+        lane.waiting += 1
         self.unfinished += 1
 
     def take(self, place: Place) -> None:
         """Append a place to its lane: the moment that fixes the order."""
-        lane = self.lanes.get(place.key)
-        if lane is None:
-            lane = self.lanes[place.key] = Lane(place.key)
-        lane.append(place, self.clock())
+        lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
+        self._number += 1
+        lane.append(place, self.clock(), self._number)
+
+    def take_late(self, place: Place, job: Job[Any]) -> None:
+        """Take the place, if it is not in line, because `job` is ready. Raises `ExecutorClosed`."""
+        if place.state is not PlaceState.IN_LINE:
+            if self.state is not LineState.OPEN:
+                raise ExecutorClosed(job.name)
+            self.take(place)
 
     def queue(self, place: Place, job: Job[Any]) -> None:
-        """Make a job of a place ready to run; the place is taken if it is not in line.
+        """Make a registered job of a place ready to run; the place is taken if it is not in line.
 
         Raises `ExecutorClosed` if it would have to be taken after the end.
         """
-        if place.state is not PlaceState.IN_LINE and self.state is not LineState.OPEN:
-            raise ExecutorClosed(job.name)
+        self.take_late(place, job)
+        lane: Lane = place.lane  # type: ignore[assignment]
         job.queue()
         self.ready += 1
-        place.release(job)
-        if place.state is not PlaceState.IN_LINE:
-            self.take(place)
+        if place.added:
+            place.release(job)
         place.queued.append(job)
-        self.lanes[place.key].queued += 1
+        lane.queued += 1
+        if job.options.keep == "latest":
+            self._keep_latest(lane, place, job)
+        if lane.failed is not None:
+            self._let_go(lane, job)
+        self.wants_turn(lane)
+
+    def _keep_latest(self, lane: Lane, place: Place, job: Job[Any]) -> None:
+        """Of the waiting jobs of a function the latest in line stays: a newer one replaces an older one.
+
+        It does so when it is ready, so that one whose request fails replaces nothing.
+        """
+        if lane.latest is None:
+            lane.latest = {}
+        function = _hashable(job)
+        other = lane.latest.get(function)
+        if other is not None and other.place is not None and other.place.number > place.number:
+            self.end_waiting(job, JobState.SUPERSEDED)
+            return
+        lane.latest[function] = job
+        if other is not None:
+            self.end_waiting(other, JobState.SUPERSEDED)
+
+    # -- room -------------------------------------------------------------------------------------------
+
+    def want(self, wanted: Wanted) -> None:
+        """There is no room for this job: it is registered and queued when there is, in turn."""
+        lane = self.lane(wanted.place.key)
+        if lane.wanted or lane.waiting >= wanted.limit:
+            lane.wanted = lane.wanted or deque()
+            lane.wanted.append(wanted)
+        else:
+            self._count_in(wanted.job, wanted.place)
+            self.wanted.append(wanted)
+
+    def _room(self, lane: Lane) -> None:
+        """A job of the lane does not wait any more: let in who waited for that, first come, first served."""
+        while lane.wanted and (lane.wanted[0].left or lane.waiting < lane.wanted[0].limit):
+            wanted = lane.wanted.popleft()
+            if not wanted.left:
+                self._count_in(wanted.job, wanted.place)
+                self.wanted.append(wanted)
+        most = math.inf if self._max_pending is None else self._max_pending
+        while self.wanted and (self.wanted[0].left or self.waiting < most):
+            wanted = self.wanted.popleft()
+            if not wanted.left:
+                self._let_in(wanted)
+
+    def _let_in(self, wanted: Wanted) -> None:
+        self.waiting += 1
+        self.woken.append(wanted.waiter)
+        try:
+            self.queue(wanted.place, wanted.job)
+        except ExecutorClosed as error:
+            wanted.error = error
+            self.end_waiting(wanted.job, JobState.DROPPED)
+
+    def withdraw(self, wanted: Wanted) -> None:
+        """Nobody waits for room for this job any more: it does not run, unless it runs already."""
+        job = wanted.job
+        wanted.left = True
+        if job.state is JobState.QUEUED:
+            self.end_waiting(job, JobState.CANCELLED)
+        elif job.state is JobState.PENDING and wanted in self.wanted:
+            self.waiting += 1  # it was counted in its lane only
+            self.end_waiting(job, JobState.CANCELLED)
 
     # -- running ----------------------------------------------------------------------------------------
 
-    def next_runner(self, lane: Lane, lost: list[Place]) -> Runner | float | None:
-        """Put a runner into the lane if its head is ready and it has none.
+    def wants_turn(self, lane: Lane) -> None:
+        """Something in the lane may have become able to start."""
+        if lane.runner is None and not lane.in_turn:
+            lane.in_turn = True
+            self.turns.append(lane)
 
-        A head that keeps ready tasks waiting loses its place after `hold` seconds, and is appended to
-        `lost`; before, the seconds left are returned. None means that there is nothing to start.
-        """
-        if lane.runner is not None:
-            return None
-        while (place := lane.head()) is not None:
-            if place.ready:
-                lane.runner = Runner(place if place.first.on_loop else None)
-                return lane.runner
+    def next_runner(self) -> Runner | None:
+        """Put a runner into the next lane, in turn, that can run. On the loop only."""
+        while self.turns and self.slots > 0:
+            lane = self.turns.popleft()
+            lane.in_turn = False
+            place = self._ready_head(lane)
+            if place is not None:
+                if lane.timer is not None:
+                    lane.timer.cancel()
+                    lane.timer = None
+                job: Job[Any] = place.first  # type: ignore[assignment]
+                runner = Runner(place if job.on_loop else None)
+                self._start(lane, runner, place, job)
+                return runner
+        return None
+
+    def _ready_head(self, lane: Lane) -> Place | None:
+        """The head of a lane without a runner, if it can start."""
+        while lane.open and (place := lane.head()) is not None:
+            if place.queued:
+                return place
             if not lane.queued:
                 return None
             wait = place.taken + self._hold - self.clock()
             if wait > 0:
-                return wait
-            lost.append(lane.lose_head())
-        self.retire(lane)
+                if lane.timer is None:
+                    self.effects.append(Held(lane, wait))
+                return None
+            self.effects.append(Lost(lane.lose_head()))
+        if lane.idle:
+            self._retire(lane)
         return None
 
-    def retire(self, lane: Lane) -> None:
-        """Of a key whose lane is empty nothing is left behind; the default lane stays."""
+    def _retire(self, lane: Lane) -> None:
+        """Of a key whose lane is idle nothing is left behind; the default lane stays."""
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
         if lane.key is not None:
-            self.lanes.pop(lane.key, None)
+            del self.lanes[lane.key]
 
-    def start_job(self, lane: Lane, runner: Runner) -> Job[Any] | None:
-        """The next job, started, if it is one for this runner; otherwise the runner has left the lane."""
-        if lane.runner is not runner:
+    def _start(self, lane: Lane, runner: Runner, place: Place, job: Job[Any]) -> None:
+        if runner.lane is None:
+            runner.lane = lane
+            lane.runner = runner
+            self.slots -= 1
+        place.pop()
+        lane.queued -= 1
+        lane.waiting -= 1
+        self.waiting -= 1
+        job.move(JobState.RUNNING)
+        runner.job = job
+        runner.since = self.clock()
+        if not job.options.plain:
+            if job.options.keep == "latest":
+                self._forget_latest(lane, job)
+            if job.options.timeout is not None and not job.stoppable:
+                self.effects.append(Overdue(runner, job))
+        if self.wanted or lane.wanted:
+            self._room(lane)
+
+    def next_job(self, runner: Runner) -> Job[Any] | None:
+        """The runner's job has ended: the next one for it, started; None if it has left the lane.
+
+        It leaves as well if other lanes wait for a turn; one in a thread takes over the next of these.
+        """
+        lane = runner.lane
+        if lane is None:
             return None
-        place = lane.head()
-        if place is not None and place.queued and not runner.stopped:
-            job = place.queued[place.next]
-            if runner.place is (place if job.on_loop else None):
-                place.popped()
-                lane.queued -= 1
-                job.move(JobState.RUNNING)
-                runner.job = job
+        if not (self.turns or runner.stopped or runner.lent) and lane.open:
+            place = lane.head()
+            job = None if place is None else place.first
+            if place is not None and job is not None and runner.place is (place if job.on_loop else None):
+                self._start(lane, runner, place, job)
                 return job
-        lane.runner = None
+        self.leave(runner)
+        if self.turns and runner.place is None and not runner.stopped and not runner.lent and self.slots > 0:
+            lane = self.turns[0]
+            place = lane.head() if lane.open and lane.timer is None else None
+            job = None if place is None else place.first
+            if place is not None and job is not None and not job.on_loop:
+                self.turns.popleft()
+                lane.in_turn = False
+                self._start(lane, runner, place, job)
+                return job
         return None
 
-    def start_inline(self, job: Job[Any]) -> None:
-        """Start a job inside a running one; it gives up the place that it may hold."""
+    def leave(self, runner: Runner) -> None:
+        """The runner runs no more jobs of its lane."""
+        lane = runner.lane
+        assert lane is not None
+        runner.lane = None
+        lane.runner = None
+        if not runner.lent:
+            self._free_slot()
+        if lane.head() is not None:
+            self.wants_turn(lane)
+        elif lane.idle:
+            self._retire(lane)
+
+    def start_inline(self, job: Job[Any], outer: Job[Any]) -> None:
+        """Start a job inside the running one that awaits it, in its place."""
         if job.place is None:
             self.unfinished += 1
         else:
-            job.place.release(job)
-            job.place = None
+            self._count_out(job)
         self.ready += 1
+        job.place = outer.place
         job.move(JobState.RUNNING)
 
-    def leave(self, lane: Lane, runner: Runner) -> None:
-        """The runner runs no more jobs of the lane."""
-        if lane.runner is runner:
-            lane.runner = None
+    # -- slots ------------------------------------------------------------------------------------------
+
+    def _free_slot(self) -> None:
+        self.slots += 1
+        if self.returning and self.slots > 0:
+            self.slots -= 1
+            self.woken.append(self.returning.popleft())
+
+    def lend(self, runner: Runner) -> None:
+        """The runner's job waits for another lane: that may run in its slot."""
+        runner.lent += 1
+        if runner.lent == 1:
+            self._free_slot()
+
+    def take_back(self, runner: Runner, waiter: Waiter) -> bool:
+        """The job goes on. False if it has to await `waiter` before, until a slot is free."""
+        runner.lent -= 1
+        if runner.lent or runner.lane is None:
+            return True
+        if self.slots > 0:
+            self.slots -= 1
+            return True
+        self.returning.append(waiter)
+        return False
+
+    def take_anyway(self, waiter: Waiter) -> None:
+        """Who waited for a slot is cancelled: it cleans up in a slot too many."""
+        if waiter in self.returning:
+            self.returning.remove(waiter)
+            self.slots -= 1
 
     # -- ending -----------------------------------------------------------------------------------------
 
-    def end(self, job: Job[Any], state: JobState, outcome: Any = None) -> list[Waiter]:
-        """Move a job to its last state; returns whom to wake."""
-        if job.state is not JobState.PENDING:
-            self.ready -= 1
+    def end(self, job: Job[Any], state: JobState, outcome: Any = None) -> None:
+        """Move a running job to its last state."""
         job.move(state, outcome)
+        self.ready -= 1
+        self._ended(job)
+
+    def end_waiting(self, job: Job[Any], state: JobState) -> None:
+        """End a job that does not run."""
+        queued = job.state is JobState.QUEUED
+        job.move(state)
+        place = job.place
+        if place is None:  # of an object that nobody has awaited
+            return
+        lane: Lane = place.lane  # type: ignore[assignment]
+        if queued:
+            self.ready -= 1
+            lane.queued -= 1
+        self._count_out(job)
+        self._ended(job)
+
+    def _count_out(self, job: Job[Any]) -> None:
+        """The job does not wait in its lane any more, without having been started there."""
+        place: Place = job.place  # type: ignore[assignment]
+        lane: Lane = place.lane  # type: ignore[assignment]
+        place.release(job)
+        lane.waiting -= 1
+        self.waiting -= 1
+        if job.options.keep == "latest":
+            self._forget_latest(lane, job)
+        self.wants_turn(lane)
+        if self.wanted or lane.wanted:
+            self._room(lane)
+
+    def _forget_latest(self, lane: Lane, job: Job[Any]) -> None:
+        function = _hashable(job)
+        if lane.latest is not None and lane.latest.get(function) is job:
+            del lane.latest[function]
+
+    def _ended(self, job: Job[Any]) -> None:
         self.unfinished -= 1
-        if job.place is not None and job.place.added:  # it was not stalling: `hold` begins anew
-            job.place.taken = self.clock()
-        waiters: list[Waiter] = []
+        place = job.place
+        if place is not None and place.added:  # it was not stalling: `hold` begins anew
+            place.taken = self.clock()
+        if job.batch is not None and (waiter := job.batch.saw_end_of(job)) is not None:
+            self.woken.append(waiter)
         for batch in job.watchers:
-            waiter = batch.saw_end_of(job)
-            if waiter is not None:
-                waiters.append(waiter)
+            if (waiter := batch.saw_end_of(job)) is not None:
+                self.woken.append(waiter)
         if not self.unfinished and self.joiners:
-            waiters += self.joiners
+            self.woken += self.joiners
             self.joiners = []
         if not self.ready and self.drainers:
-            waiters += self.drainers
+            self.woken += self.drainers
             self.drainers = []
-        return waiters
 
-    def drop(self, jobs: Iterable[Job[Any]]) -> list[Waiter]:
-        """End jobs that will not run; returns whom to wake."""
-        return [waiter for job in jobs for waiter in self.end(job, JobState.DROPPED)]
+    def fail(self, job: Job[Any], error: BaseException) -> list[Job[Any]]:
+        """End a running job with its error; returns what is skipped for it.
 
-    def skip_rest(self, failed: Job[Any]) -> tuple[list[Job[Any]], list[Waiter]]:
-        """The first failure skips what stands behind it in its place; returns that and whom to wake."""
-        place = failed.place
-        if place is None or not place.skip_rest or not place.ready:
-            return [], []
-        skipped = place.clear()
-        self.lanes[place.key].queued -= len(skipped)
-        return skipped, [waiter for job in skipped for waiter in self.end(job, JobState.SKIPPED)]
+        The first failure skips what stands behind it in its place. With `after_failure="stop"` the lane
+        stops, and lets go the requests that wait in it.
+        """
+        self.end(job, JobState.FAILED, error)
+        place = job.place
+        if place is None:
+            return []
+        skipped = [other for other in place.queued[place.next :] if other.state is JobState.QUEUED]
+        if not place.skip_rest:
+            skipped = []
+        for other in skipped:
+            self.end_waiting(other, JobState.SKIPPED)
+        lane = place.lane
+        if job.options.after_failure == "stop" and lane is not None and self.state is LineState.OPEN:
+            lane.failed = Place(lane.key, place.owner, place.skip_rest)
+            lane.failed.context = place.context
+            lane.failed.taken = place.taken
+            lane.failed.added.append(job)
+            for waiting in lane.line:
+                for other in waiting.waiting():
+                    self._let_go(lane, other)
+        return skipped
+
+    def _let_go(self, lane: Lane, job: Job[Any]) -> None:
+        """The request that waits for a job in a stopped lane does not wait any more."""
+        batch = job.batch
+        if batch is not None and batch.attached and batch.stopped is None and lane.failed is not None:
+            batch.stopped = LaneStopped(lane.key, lane.failed.added[0].name)
+            if batch.waiter is not None:
+                self.woken.append(batch.waiter)
+
+    # -- operations on a lane ---------------------------------------------------------------------------
+
+    def peek(self, lane: Lane) -> Job[Any] | None:
+        """The failed job of a stopped lane, else the one that is next."""
+        if lane.failed is not None:
+            return lane.failed.added[0]
+        place = lane.head()
+        return None if place is None else next(place.waiting(), None)
+
+    def skip_head(self, lane: Lane) -> Job[Any] | None:
+        job = self.peek(lane)
+        if lane.failed is not None:
+            lane.failed = None
+            self.wants_turn(lane)
+        elif job is not None:
+            self.end_waiting(job, JobState.SKIPPED)
+        return job
+
+    def retry_head(self, lane: Lane) -> Job[Any] | None:
+        """Put the failed task of a stopped lane in line again, as its head; None if it has not stopped."""
+        place = lane.failed
+        if place is None:
+            return None
+        failed = place.added.pop()
+        lane.failed = None
+        job: Job[Any] = Job(failed.task, failed.executor, failed.options)
+        job.around = failed.around
+        self._count_in(job, place)
+        self.waiting += 1
+        place.state = PlaceState.IN_LINE
+        place.taken = self.clock()
+        lane.line.appendleft(place)
+        self.queue(place, job)
+        return job
+
+    def clear_lane(self, lane: Lane, state: JobState) -> list[Job[Any]]:
+        """End all jobs that wait in a lane; it goes on if it had stopped."""
+        lane.failed = None
+        jobs = [job for place in lane.line for job in place.waiting()]
+        for job in jobs:
+            self.end_waiting(job, state)
+        self.wants_turn(lane)
+        return jobs
 
     # -- closing ----------------------------------------------------------------------------------------
 
     def close(self) -> list[Job[Any]]:
-        """Take no new work; the jobs that are returned gave up the places that they held."""
+        """Take no new work; returns what is dropped for it.
+
+        These are the jobs that nobody has awaited, and those behind a paused or stopped head.
+        """
         self.state = LineState.CLOSING
-        held: list[Job[Any]] = []
-        for lane in self.lanes.values():
-            for place in lane.line:
-                unclaimed = [job for job in place.added or () if not job.watchers]
+        dropped: list[Job[Any]] = []
+        for lane in list(self.lanes.values()):
+            if lane.open:
+                unclaimed = [job for place in lane.line for job in place.added if job.batch is None]
                 for job in unclaimed:
-                    place.release(job)
-                held += unclaimed
-        return held
+                    self.end_waiting(job, JobState.DROPPED)
+                dropped += unclaimed
+            else:
+                lane.paused = False
+                dropped += self.clear_lane(lane, JobState.DROPPED)
+            for place in lane.line:
+                place.arriving = False
+            self._refuse(lane.wanted or ())
+            self.wants_turn(lane)
+        self._refuse(self.wanted)
+        return dropped
+
+    def _refuse(self, wanted: Iterable[Wanted]) -> None:
+        for one in wanted:
+            if one.error is None and not one.left:
+                one.error = ExecutorClosed(one.job.name)
+                self.woken.append(one.waiter)
 
     def clear(self) -> list[Job[Any]]:
-        """Empty all lanes; returns the jobs that were ready to run."""
+        """The end: drop what is ready to run; returns it."""
         self.state = LineState.CLOSED
-        left: list[Job[Any]] = []
-        for lane in self.lanes.values():
-            for place in lane.line:
-                left += place.clear()
-            lane.queued = 0
+        left = [
+            job
+            for lane in self.lanes.values()
+            for place in lane.line
+            for job in place.waiting()
+            if job.state is JobState.QUEUED
+        ]
+        for job in left:
+            self.end_waiting(job, JobState.DROPPED)
         return left
 
     @property
-    def running(self) -> int:
-        """How many lanes have a runner."""
-        return sum(lane.runner is not None for lane in self.lanes.values())
+    def runners(self) -> Iterator[Runner]:
+        return (lane.runner for lane in self.lanes.values() if lane.runner is not None)
+
+
+def _hashable(job: Job[Any]) -> Any:
+    """What stands for a job's function in a mapping."""
+    try:
+        hash(job.task.func)
+    except TypeError:
+        return id(job.task.func)
+    return job.task.func
 
 
 def _no_clock() -> float:

@@ -26,5 +26,5 @@ def names(jobs: Iterable[Job[Any]]) -> str:
 
 def of_request(place: Place | None) -> str:
     """The request that a task belongs to, if any, in brackets."""
-    request = "" if place is None or place.owner is None else str(place.owner)
-    return f" ({request})" if request else ""
+    request = None if place is None else place.owner
+    return f" ({request})" if request is not None and request.named else ""

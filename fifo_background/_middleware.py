@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fifo_background._executor import current
 from fifo_background._log import logger
 from fifo_background._loop import running_loop
 from fifo_background._request import Stage, TrackedRequest
+from fifo_background._routes import asks_for_tasks
 from fifo_background._serial import SerialExecutor
-from fifo_background._settings import OnError, Order, Settings
+from fifo_background._settings import AfterFailure, OnError, Order, Settings
 from fifo_background._threads import in_loop_of_caller
+from fifo_background.exceptions import QueueFull
 
 __all__ = ("OrderedBackgroundMiddleware", "executor_of")
 
@@ -26,7 +29,16 @@ class OrderedBackgroundMiddleware:
     """Runs the background tasks of its app's requests one after the other, first in, first out.
 
     `order`: when a request takes its place in the line. "added" (default): at its first `add_task`;
-    "responded": when its response has ended. Use "responded" for streaming and other long handlers.
+    "arrived": when it reaches this middleware, so that handlers that run in threads or wait for something
+    cannot reorder it; "responded": when its response has ended. Use "responded" for streaming and other
+    long handlers.
+
+    `arrives` (a function of the ASGI scope, for "arrived"): whether a request may add tasks, and so takes a
+    place. Default: whether its FastAPI endpoint, or a dependency, asks for our class.
+
+    `lane` (a function of the ASGI scope; its result is hashable): the lane for the tasks of a request that
+    name none. Asked when the first of them is added, when `scope["path_params"]` is there; with "arrived"
+    before routing. Default: one lane for all.
 
     `hold` (seconds, default 5.0): how long a request that has its place but does not respond may keep
     ready tasks behind it waiting; then it loses the place and takes a new one after its response.
@@ -37,6 +49,18 @@ class OrderedBackgroundMiddleware:
 
     `on_error`: what a failed task means for the tasks after it, of the same request. "skip_rest" (default,
     Starlette's rule) or "run_all". Tasks of other requests always run.
+
+    `after_failure`: "next" (default), or "stop": a lane stops when a task of it fails, until
+    `executor.lane(key)` is told `retry_head()`, `skip_head()` or `clear()`; requests that wait for tasks in
+    it get `LaneStopped`.
+
+    `max_lanes_running` (default 16): how many lanes have a running task at once, at most; they take turns.
+
+    `max_pending` (default None, no limit): how many tasks may wait; one more `add_task` raises `QueueFull`,
+    which is answered with 503 and `Retry-After` if nobody handles it.
+
+    `timeout` (seconds, default None): after it an async task is cancelled and fails with TimeoutError; a sync
+    task cannot be stopped and is named in the log.
 
     `drain_timeout` (seconds, default 30.0): how long `lifespan.shutdown` waits for what is in line.
 
@@ -51,12 +75,29 @@ class OrderedBackgroundMiddleware:
         hold: float = 5.0,
         wait: bool = True,
         on_error: OnError = "skip_rest",
+        after_failure: AfterFailure = "next",
+        lane: Callable[[Scope], Hashable] | None = None,
+        arrives: Callable[[Scope], bool] | None = None,
+        max_lanes_running: int = 16,
+        max_pending: int | None = None,
+        timeout: float | None = None,
         drain_timeout: float = 30.0,
     ) -> None:
         self.app: ASGIApp = app
         self.settings: Settings = Settings(
-            order=order, hold=hold, wait=wait, on_error=on_error, drain_timeout=drain_timeout
+            order=order,
+            hold=hold,
+            wait=wait,
+            on_error=on_error,
+            after_failure=after_failure,
+            lane=lane,
+            arrives=arrives,
+            max_lanes_running=max_lanes_running,
+            max_pending=max_pending,
+            timeout=timeout,
+            drain_timeout=drain_timeout,
         )
+        self._arrives = (arrives or asks_for_tasks) if order == "arrived" else None
         self._executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
         self._latest: SerialExecutor | None = None
         self._warned: set[str] = set()
@@ -74,7 +115,14 @@ class OrderedBackgroundMiddleware:
         executor = self._executors.get(loop)
         if executor is None:
             settings = self.settings
-            executor = SerialExecutor(hold=settings.hold, drain_timeout=settings.drain_timeout)
+            executor = SerialExecutor(
+                hold=settings.hold,
+                max_lanes_running=settings.max_lanes_running,
+                max_pending=settings.max_pending,
+                timeout=settings.timeout,
+                after_failure=settings.after_failure,
+                drain_timeout=settings.drain_timeout,
+            )
             executor.check_caller()
             self._executors[loop] = executor
         self._latest = executor
@@ -98,11 +146,16 @@ class OrderedBackgroundMiddleware:
             await self.app(scope, receive, send)
             return
         request = scope[_KEY] = TrackedRequest(self._executor_here(), self.settings, scope, send)
+        if self._arrives is not None and kind == "http" and self._arrives(scope):
+            request.arrive()
         token = current.set(request)
         try:
             await self.app(scope, receive, request.send)
         except BaseException as error:
             request.end(error)
+            if isinstance(error, QueueFull) and request.unanswered:
+                await _refuse(error, scope, receive, send)
+                return
             if request.owes_websocket_tasks(error):
                 await self._finish(request)
             raise
@@ -147,6 +200,12 @@ class OrderedBackgroundMiddleware:
         if of not in self._warned:
             self._warned.add(of)
             logger.warning(text)
+
+
+async def _refuse(error: QueueFull, scope: Scope, receive: Receive, send: Send) -> None:
+    """What a client gets for a `QueueFull` that nobody handled."""
+    headers = {"Retry-After": str(error.retry_after)}
+    await PlainTextResponse("Service Unavailable", status_code=503, headers=headers)(scope, receive, send)
 
 
 def _layers(app: Any) -> Iterator[Any]:

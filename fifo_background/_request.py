@@ -6,10 +6,10 @@ Decides when tasks are ready: their object has been awaited and the response has
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from contextvars import copy_context
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.background import BackgroundTask
 from starlette.types import Message, Scope, Send
@@ -24,13 +24,15 @@ from fifo_background._line import LineState
 from fifo_background._log import logger, names
 from fifo_background._loop import running_loop
 from fifo_background._serial import SerialExecutor
-from fifo_background._settings import Settings
+from fifo_background._settings import Settings, check_key
 
 if TYPE_CHECKING:
     from fifo_background._tasks import OrderedBackgroundTasks
 
 __all__ = (
+    "ENTRY",
     "JOB",
+    "Entry",
     "TrackedRequest",
     "default_executor",
     "take_job",
@@ -41,8 +43,20 @@ __all__ = (
 _default_executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
 
 
-# Where an entry of `.tasks` keeps the job that `add_task` returned, until it is awaited.
+# Where an entry of `.tasks` keeps the job that `add_task` returned, until it is awaited, and what was asked
+# for it.
 JOB = "_fifo_background_job"
+ENTRY = "_fifo_background_entry"
+
+# A job that ended like this before its object was awaited stays away from it.
+CALLED_OFF = frozenset({JobState.CANCELLED, JobState.SKIPPED, JobState.SUPERSEDED})
+
+
+class Entry(NamedTuple):
+    """What `tasks.lane(...)` and `tasks.options(...)` asked for a task."""
+
+    key: Any  # `...` for the default lane of the request
+    changes: dict[str, Any]  # of `Options`
 
 
 class Stage(Enum):
@@ -56,32 +70,20 @@ class Stage(Enum):
 class TrackedRequest:
     """A request, a websocket connection, or what is neither (no middleware: `outside`)."""
 
-    __slots__ = (
-        "__weakref__",
-        "_interrupted",
-        "_places",
-        "_send",
-        "_started",
-        "_trailers",
-        "executor",
-        "handed_over",
-        "scope",
-        "settings",
-        "stage",
-    )
+    # how a request begins; on the class, because most requests end without changing most of them
+    stage: Stage = Stage.OPEN
+    handed_over: Batch | None = None  # awaited before the response had ended: the middleware waits for it
+    _started: bool = False  # the response, or trying to send it
+    _trailers: bool = False
+    _key: Hashable = None
+    _keyed: bool = False
 
     def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send | None) -> None:
         self.executor: SerialExecutor = executor
         self.settings: Settings = settings
         self.scope: Scope = scope
-        self.stage: Stage = Stage.OPEN
-        # what was awaited before the response had ended: the middleware waits for it
-        self.handed_over: Batch | None = None
-        self._places: dict[Hashable, Place] = {}
+        self.places: dict[Hashable, Place] = {}
         self._send = send
-        self._started = False
-        self._trailers = False
-        self._interrupted = False
 
     @classmethod
     def outside(cls, executor: SerialExecutor, settings: Settings) -> TrackedRequest:
@@ -92,54 +94,93 @@ class TrackedRequest:
 
     def __str__(self) -> str:
         if self._send is None:
-            return ""
+            return "a task outside of any request"
         return f"{self.scope.get('method', self.scope['type'])} {self.scope.get('path', '')}"
+
+    @property
+    def named(self) -> bool:
+        """Whether it is a request that a log record can name."""
+        return self._send is not None
+
+    def key(self) -> Hashable:
+        """The key of the lane for tasks that name none; asked for once. Never under the line's lock."""
+        if self.settings.lane is not None and not self._keyed:
+            self._key = self.settings.lane(self.scope)
+            check_key(self._key)
+            self._keyed = True
+        return self._key
 
     # -- the response -----------------------------------------------------------------------------------
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """The ASGI `send` of the request: passes the message on, and sees the response end."""
-        assert self._send is not None
-        try:
-            await self._send(message)
-        except BaseException:
-            self._interrupted = True
-            raise
         kind = message["type"]
-        if kind in ("http.response.body", "http.response.zerocopysend"):
-            if not message.get("more_body", False) and not self._trailers:
-                self.responded()
-        elif kind == "http.response.start":
+        if kind == "http.response.start":
             self._started = True
             self._trailers = message.get("trailers", False)
-        elif kind == "http.response.pathsend" or (
-            kind == "http.response.trailers" and not message.get("more_trailers", False)
+        elif (
+            (
+                kind in ("http.response.body", "http.response.zerocopysend")
+                and not message.get("more_body", False)
+                and not self._trailers
+            )
+            or kind == "http.response.pathsend"
+            or (kind == "http.response.trailers" and not message.get("more_trailers", False))
         ):
-            self.responded()
+            return self._send_last(message)
+        assert self._send is not None
+        return self._send(message)
+
+    async def _send_last(self, message: Message) -> None:
+        assert self._send is not None
+        await self._send(message)
+        self.responded()
 
     def responded(self) -> None:
         """The response has ended."""
         if self.stage is not Stage.OPEN:
             return
         self.stage = Stage.RESPONDED
-        line = self.executor.line
-        if self.settings.order == "responded" and self._places:
+        if self.places and self.settings.order == "responded":
+            line = self.executor.line
             with line.lock:
-                for place in self._places.values():
-                    if line.state is LineState.OPEN:
+                for place in self.places.values():
+                    if place.state is PlaceState.OUTSIDE and line.state is LineState.OPEN:
                         line.take(place)
 
-    # -- adding and awaiting ----------------------------------------------------------------------------
+    @property
+    def unanswered(self) -> bool:
+        """Whether an HTTP response can still be begun."""
+        return not self._started and self.scope["type"] == "http"
 
-    def add(self, task: BackgroundTask, batch: Batch | None, key: Hashable = None) -> Job[Any]:
+    # -- arriving, adding and awaiting --------------------------------------------------------------------
+
+    def arrive(self) -> None:
+        """Take a place for tasks that the request may add; it is free again when the request has ended."""
+        key, line = self.key(), self.executor.line
+        with line.lock:
+            if line.state is LineState.OPEN:
+                place = self.places[key] = Place(key, self, self.settings.on_error == "skip_rest")
+                place.arriving = True
+                line.take(place)
+
+    def add(self, task: BackgroundTask, batch: Batch | None, entry: Entry | None) -> Job[Any]:
         """`add_task`: the request takes its place here, unless it has one or its settings say later.
 
         `batch` is that of the object if it has been awaited; while its jobs are not all done the new one
         joins them.
         """
-        executor, line = self.executor, self.executor.line
-        executor.check_caller()
-        job: Job[Any] = Job(task, executor, None)
+        executor = self.executor
+        line = executor.line
+        if not executor.is_current():
+            executor.check_caller()
+        job: Job[Any]
+        if entry is None:
+            key = self._key if self.settings.lane is None else self.key()
+            job = Job(task, executor, self.settings.options)
+        else:
+            key = self.key() if entry.key is ... else entry.key
+            job = Job(task, executor, self.settings.options.but(**entry.changes))
         with line.lock:
             ended = self.stage is Stage.ENDED if batch is None else not batch.left
             if ended:
@@ -147,82 +188,105 @@ class TrackedRequest:
                     f"{job.name} was added after the tasks of {self} had ended, and would never run: "
                     "use `executor_of(request).submit_nowait(func, ...)` for it"
                 )
-            line.register(job)
-            place = job.place = self._place(key)
-            if batch is None:
-                place.hold(job)
-                return job
-            batch.watch(job)
-            if batch is self.handed_over and self.stage is not Stage.ENDED:
-                place.hold(job)
-                return job
-            job.around = _call.around_here()
-            place.context = place.context or copy_context()
-            line.queue(place, job)
-        executor.advance_soon(key)
+            place = self._place(key)
+            line.register(job, place)
+            if place.state is PlaceState.OUTSIDE and self._takes_place():
+                line.take(place)
+            if batch is not None:
+                batch.claim(job)
+                if batch is not self.handed_over or self.stage is Stage.ENDED:
+                    job.around = _call.around_here()
+                    place.context = place.context or copy_context()
+                    line.queue(place, job)
+                    executor.settle_soon()
+                    return job
+            place.added.append(job)
         return job
+
+    def _takes_place(self) -> bool:
+        """Whether the place of a task that is added now is taken now."""
+        if self.stage is not Stage.OPEN:
+            return True
+        return self.settings.order != "responded" and self.scope["type"] != "websocket"
 
     def line_up(
         self, tasks: Sequence[BackgroundTask], around: Around, owner: OrderedBackgroundTasks
     ) -> Batch:
         """An object is awaited: its tasks run when the response has ended, in the order of its list."""
-        executor, line = self.executor, self.executor.line
-        context = copy_context()
+        executor = self.executor
+        line = executor.line
+        if not executor.is_current():
+            executor.check_caller()
+        if self.settings.lane is not None:
+            self.key()
+        ready = self.stage is not Stage.OPEN
+        batch = Batch(self.settings.wait) if ready or self.handed_over is None else self.handed_over
+        runner = None
         places: list[Place] = []
-        jobs: list[Job[Any]] = []
         with line.lock:
-            ready = self.stage is not Stage.OPEN
-            batch = Batch() if ready or self.handed_over is None else self.handed_over
-            for task in tasks:
-                job = self._job_of(task)
+            jobs = [job for task in tasks if (job := self._job_of(task)) is not None]
+            for job in jobs:
                 place: Place = job.place  # type: ignore[assignment]
                 job.around = around
-                batch.watch(job)
-                if ready:
-                    line.queue(place, job)
-                else:
-                    jobs.append(job)
+                batch.claim(job)
                 if place not in places:
-                    place.context = context
                     places.append(place)
+                    # one for each lane: two could not run in one context side by side
+                    place.context = copy_context()
+                    if ready:
+                        line.take_late(place, job)
             owner._awaited = self, batch
-            if not ready:
+            if ready:
+                for place in places:
+                    place.release_all(jobs)
+                for job in jobs:
+                    line.queue(job.place, job)  # type: ignore[arg-type]
+                runner = line.next_runner()
+            else:
                 self.handed_over = batch
                 for place in places:
                     place.hold_together([job for job in jobs if job.place is place])
         if ready:
-            for place in places:
-                executor.advance(place.key)
+            executor.settle(runner)
         return batch
 
-    def _job_of(self, task: BackgroundTask) -> Job[Any]:
-        """The job that `add_task` made for this entry if it still waits to be awaited, or a new one."""
-        job = take_job(task)
-        if job is not None and job.state is JobState.PENDING and not job.watchers:
-            place = job.place
-            if place is not None and place is self._places.get(place.key):
-                return job
-            if job.executor is not None:
-                job = None
-        else:
-            job = None
-        if job is None:
-            job = Job(task, None, None)
-        self.executor.line.register(job)
+    def _job_of(self, task: BackgroundTask) -> Job[Any] | None:
+        """The job that `add_task` made for this entry if it still waits to be awaited, or a new one.
+
+        None if it was called off, or another one has taken over from it.
+        """
+        kept: dict[str, Any] | None = getattr(task, "__dict__", None)  # None: something with slots
+        entry: Entry | None = None
+        if kept is not None:
+            job: Job[Any] | None = kept.get(JOB)
+            entry = kept.get(ENTRY)
+            if job is not None:
+                if job.state in CALLED_OFF and job.batch is None:
+                    return None
+                del kept[JOB]
+                if job.state is JobState.PENDING and job.batch is None:
+                    place = job.place
+                    if place is not None and place is self.places.get(place.key):
+                        return job
+                    if job.executor is None:
+                        return self._register(job, entry)
+        return self._register(Job(task, None, self.settings.options), entry)
+
+    def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
+        key = self._key if entry is None or entry.key is ... else entry.key
+        job.options = self.settings.options if entry is None else self.settings.options.but(**entry.changes)
+        place = self._place(key)
+        self.executor.line.register(job, place, owed=True)
         job.executor = self.executor
-        job.place = self._place(None)
-        job.place.hold(job)
+        place.added.append(job)
+        if place.state is PlaceState.OUTSIDE and self._takes_place():
+            self.executor.line.take(place)
         return job
 
     def _place(self, key: Hashable) -> Place:
-        place = self._places.get(key)
+        place = self.places.get(key)
         if place is None or place.state is PlaceState.GONE:
-            place = Place(key, self, self.settings.on_error == "skip_rest")
-            self._places[key] = place
-            if self.scope["type"] != "websocket" and (
-                self.settings.order == "added" or self.stage is not Stage.OPEN
-            ):
-                self.executor.line.take(place)
+            place = self.places[key] = Place(key, self, self.settings.on_error == "skip_rest")
         return place
 
     # -- the end ----------------------------------------------------------------------------------------
@@ -234,28 +298,28 @@ class TrackedRequest:
         """
         executor, line = self.executor, self.executor.line
         dropped: list[Job[Any]] = []
-        moved: list[Hashable] = []  # the lanes whose heads this may have changed
         with line.lock:  # a thread of the handler may still be adding
-            cut_short = error is not None and (self._interrupted or self._started)
-            interrupted = cut_short and self.stage is Stage.OPEN
+            interrupted = error is not None and self._started and self.stage is Stage.OPEN
             self.stage = Stage.ENDED
-            for place in self._places.values():
+            for place in self.places.values():
+                if place.arriving:
+                    place.arriving = False
+                    if place.lane is not None:
+                        line.wants_turn(place.lane)
                 if not place.added:
                     continue
-                moved.append(place.key)
                 if self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error)):
                     self._hand_over(place)
                 closed = place.state is not PlaceState.IN_LINE and line.state is not LineState.OPEN
-                for job in list(place.added):
-                    if closed or not job.watchers:
-                        place.release(job)
+                added, place.added = place.added, []
+                for job in added:
+                    if closed or job.batch is None:
                         dropped.append(job)
+                        line.end_waiting(job, JobState.DROPPED)
                     else:
                         line.queue(place, job)
-            waiters = line.drop(dropped)
-        executor.wake(waiters)
-        for key in moved:
-            executor.advance(key)
+        if line.turns or line.woken:
+            executor.settle()
         if dropped:
             logger.warning(
                 "%s ended without running %s: %s", self, names(dropped), self._why(error, interrupted)
@@ -264,10 +328,10 @@ class TrackedRequest:
     def _hand_over(self, place: Place) -> None:
         """What nobody has awaited is awaited by the middleware."""
         place.context = place.context or copy_context()
-        for job in place.added or ():
-            if not job.watchers:
-                self.handed_over = self.handed_over or Batch()
-                self.handed_over.watch(job)
+        for job in place.added:
+            if job.batch is None:
+                self.handed_over = self.handed_over or Batch(self.settings.wait)
+                self.handed_over.claim(job)
 
     def owes_websocket_tasks(self, error: BaseException) -> bool:
         """Whether `error` is a normal end, after which the request waits for its tasks."""
@@ -283,7 +347,7 @@ class TrackedRequest:
 
 def take_job(task: BackgroundTask) -> Job[Any] | None:
     """The job that `add_task` made for an entry of `.tasks`, once."""
-    kept: dict[str, Any] | None = getattr(task, "__dict__", None)  # None: something else to await, with slots
+    kept: dict[str, Any] | None = getattr(task, "__dict__", None)  # None: something with slots
     return None if kept is None else kept.pop(JOB, None)
 
 

@@ -1,45 +1,239 @@
-"""What users see of an executor: submitting, joining, closing."""
+"""What users see of an executor: submitting, lanes and what can be done to them, closing."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from contextvars import copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import anyio
+import anyio.lowlevel
 from starlette.background import BackgroundTask
 
 from fifo_background._executor import Executor
-from fifo_background._job import Job
+from fifo_background._job import Job, JobState
 from fifo_background._lane import Place
 from fifo_background._line import LineState
 from fifo_background._log import logger, names
-from fifo_background._settings import Settings
+from fifo_background._settings import AfterFailure, Keep, Options, Settings, check_key
+from fifo_background.exceptions import WouldDeadlock, lane_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ("SerialExecutor", "not_callable")
+__all__ = ("ExecutorLane", "SerialExecutor", "Submitter", "not_callable")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SerialExecutor(Executor):
+class Submitter:
+    """Puts tasks into one lane of an executor: `executor.options(timeout=2.0).submit_nowait(func)`."""
+
+    def __init__(self, executor: SerialExecutor, key: Hashable, options: Options) -> None:
+        self._executor = executor
+        self._key = key
+        self._options = options
+
+    def options(self, *, timeout: float | None = None) -> Submitter:
+        """For tasks with a `timeout` (seconds) other than the app's. Raises ValueError if it cannot be."""
+        return Submitter(self._executor, self._key, self._options.but(timeout=timeout))
+
+    @overload
+    def submit_nowait(
+        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Job[T]: ...
+
+    @overload
+    def submit_nowait(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    def submit_nowait(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """Put `func(*args, **kwargs)` in line and return its `Job`. It does not start before this returns.
+
+        The task sees a copy of the caller's context. Raises TypeError if `func` cannot be called,
+        `QueueFull` if `max_pending` tasks wait already, and `ExecutorClosed` after the end.
+        """
+        executor = self._executor
+        job, place = self._prepare(func, args, kwargs)
+        line = executor.line
+        with line.lock:
+            line.register(job, place)
+            line.queue(place, job)
+        executor.settle_soon()
+        return job
+
+    @overload
+    async def submit(
+        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Job[T]: ...
+
+    @overload
+    async def submit(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """As `submit_nowait`, but waits for room where that raises `QueueFull`: first come, first served.
+
+        It lets other tasks run before it returns. If it is cancelled, the task does not run. Raises
+        `WouldDeadlock` where there cannot be room before the task or request that waits has ended.
+        """
+        job, place = self._prepare(func, args, kwargs)
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        await self._executor.wait_for_room(job, place)
+        self._executor.settle_soon()
+        await anyio.lowlevel.cancel_shielded_checkpoint()
+        return job
+
+    def _prepare(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Job[Any], Place]:
+        if not callable(func):
+            raise not_callable("submit_nowait", func)
+        self._executor.check_caller()
+        place = Place(self._key, None)
+        place.context = copy_context()
+        task = BackgroundTask(func)
+        vars(task).update(args=args, kwargs=kwargs)  # whatever their names, `func` included
+        return Job(task, self._executor, self._options), place
+
+
+class ExecutorLane(Submitter):
+    """One lane of an executor: `executor.lane(key)`. Nothing is kept for it while it is idle.
+
+    May be used from the event loop and from anyio worker threads, as the executor.
+    """
+
+    @property
+    def key(self) -> Hashable:
+        return self._key
+
+    def pause(self) -> None:
+        """Start no task of the lane until `resume`; a running one goes on to its end."""
+        executor = self._executor
+        executor.check_caller()
+        with executor.line.lock:
+            executor.line.lane(self._key).paused = True
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        executor, line = self._executor, self._executor.line
+        executor.check_caller()
+        with line.lock:
+            lane = line.lanes.get(self._key)
+            if lane is not None:
+                lane.paused = False
+                line.wants_turn(lane)
+        executor.settle_soon()
+
+    def peek(self) -> Job[Any] | None:
+        """The task that is next; of a stopped lane, the failed one. None if nothing waits."""
+        executor, line = self._executor, self._executor.line
+        executor.check_caller()
+        with line.lock:
+            lane = line.lanes.get(self._key)
+            return None if lane is None else line.peek(lane)
+
+    def skip_head(self) -> Job[Any] | None:
+        """Leave out, and return, what `peek` returns; a stopped lane goes on, a waiting task ends `SKIPPED`."""
+        executor, line = self._executor, self._executor.line
+        executor.check_caller()
+        with line.lock:
+            lane = line.lanes.get(self._key)
+            job = None if lane is None else line.skip_head(lane)
+        executor.settle_soon()
+        return job
+
+    def retry_head(self) -> Job[Any]:
+        """Run the failed task of a stopped lane again, before all others; returns its new `Job`.
+
+        Raises RuntimeError if the lane has not stopped.
+        """
+        executor, line = self._executor, self._executor.line
+        executor.check_caller()
+        with line.lock:
+            lane = line.lanes.get(self._key)
+            job = None if lane is None else line.retry_head(lane)
+        if job is None:
+            raise RuntimeError(
+                f"{lane_name(self._key)} has not stopped, there is nothing to retry: `retry_head` is for "
+                'lanes with after_failure="stop"'
+            )
+        executor.settle_soon()
+        return job
+
+    def clear(self) -> list[Job[Any]]:
+        """Cancel, and return, all tasks that wait in the lane; a stopped lane goes on."""
+        executor, line = self._executor, self._executor.line
+        executor.check_caller()
+        with line.lock:
+            lane = line.lanes.get(self._key)
+            jobs = [] if lane is None else line.clear_lane(lane, JobState.CANCELLED)
+        executor.settle_soon()
+        if jobs:
+            logger.warning("%s was cleared: cancelled %s", lane_name(self._key), names(jobs))
+        return jobs
+
+    def __repr__(self) -> str:
+        return f"<ExecutorLane {self._key!r}>"
+
+
+class SerialExecutor(Submitter, Executor):
     """Runs tasks one after the other, first in, first out, in one event loop.
 
     `async with SerialExecutor() as executor:` drains it at the end of the block.
 
     `hold` (seconds, default 5.0): how long a request that does not respond may keep back ready tasks.
+    `max_lanes_running` (default 16): how many lanes have a running task at once, at most; they take turns.
+    `max_pending` (default None, no limit): how many tasks may wait, in all lanes together.
+    `timeout` (seconds, default None): after it an async task is cancelled and fails with TimeoutError, and
+    a sync one, which cannot be stopped, is named in the log.
+    `after_failure` (default "next"): with "stop" a lane stops when a task of it fails.
     `drain_timeout` (seconds, default 30.0): how long the end of the block waits for what is in line.
 
     It belongs to the event loop in which it is used first. Its methods may be called from that loop and
-    from anyio's worker threads of that loop; other threads get a RuntimeError.
+    from anyio's worker threads of that loop; other threads get a RuntimeError. Raises ValueError or
+    TypeError for a setting that cannot be.
     """
 
-    def __init__(self, *, hold: float = 5.0, drain_timeout: float = 30.0) -> None:
-        super().__init__(Settings(hold=hold, drain_timeout=drain_timeout))
+    def __init__(
+        self,
+        *,
+        hold: float = 5.0,
+        max_lanes_running: int = 16,
+        max_pending: int | None = None,
+        timeout: float | None = None,
+        after_failure: AfterFailure = "next",
+        drain_timeout: float = 30.0,
+    ) -> None:
+        settings = Settings(
+            hold=hold,
+            max_lanes_running=max_lanes_running,
+            max_pending=max_pending,
+            timeout=timeout,
+            after_failure=after_failure,
+            drain_timeout=drain_timeout,
+        )
+        Executor.__init__(self, settings)
+        Submitter.__init__(self, self, None, settings.options)
+
+    def lane(
+        self,
+        key: Hashable,
+        *,
+        keep: Keep | None = None,
+        max_pending: int | None = None,
+        after_failure: AfterFailure | None = None,
+    ) -> ExecutorLane:
+        """The lane of a hashable key; None is the default one. The options are those of what is added by it.
+
+        `keep="latest"`: a task replaces a waiting older one of the same function, which ends as
+        `SUPERSEDED`. `max_pending`: how many tasks may wait in the lane. `after_failure="stop"`: the lane
+        stops when a task that was added like this fails. Raises TypeError for a key that is not hashable,
+        ValueError for an impossible option.
+        """
+        check_key(key)
+        options = self.settings.options.but(keep=keep, max_pending=max_pending, after_failure=after_failure)
+        return ExecutorLane(self, key, options)
 
     async def __aenter__(self) -> Self:
         self.check_caller()
@@ -53,79 +247,29 @@ class SerialExecutor(Executor):
     ) -> None:
         await self.aclose()
 
-    @overload
-    def submit_nowait(
-        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Job[T]: ...
-
-    @overload
-    def submit_nowait(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
-
-    def submit_nowait(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
-        """Put `func(*args, **kwargs)` in line and return its `Job`. It does not start before this returns.
-
-        The task sees a copy of the caller's context. Raises TypeError if `func` cannot be called and
-        `ExecutorClosed` after the end.
-        """
-        if not callable(func):
-            raise not_callable("submit_nowait", func)
-        self.check_caller()
-        place = Place(None, None)
-        place.context = copy_context()
-        task = BackgroundTask(func)
-        vars(task).update(args=args, kwargs=kwargs)  # whatever their names, `func` included
-        job: Job[Any] = Job(task, self, place)
-        line = self.line
-        with line.lock:
-            line.register(job)
-            line.queue(place, job)
-        self.advance_soon(place.key)
-        return job
-
-    @overload
-    async def submit(
-        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Job[T]: ...
-
-    @overload
-    async def submit(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
-
-    async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
-        """As `submit_nowait`; it lets other tasks run before it returns, in line already."""
-        job: Job[Any] = self.submit_nowait(func, *args, **kwargs)
-        await anyio.sleep(0)
-        return job
-
-    async def join(self) -> None:
-        """Wait until every task that was added or submitted has ended.
-
-        Tasks that requests have added count from `add_task` on.
-        """
-        self.check_caller()
-        while self.line.unfinished:
-            waiter = self._loop.waiter()
-            with self.line.lock:
-                self.line.joiners.append(waiter)
-            await waiter
-
     async def aclose(self) -> None:
         """Refuse new work, give up held places, run what is in line for at most `drain_timeout` seconds.
 
-        What is left then is cancelled, or dropped, and logged by name.
+        What stands behind a paused or stopped head is dropped; what is left after that time is cancelled
+        or dropped; both are logged by name. Raises `WouldDeadlock` inside a task of this executor.
         """
         self.check_caller()
         line = self.line
+        party = self._party()
+        if isinstance(party, Job):
+            raise WouldDeadlock(party.name, "it is one of the tasks that `aclose` waits for")
         if line.state is not LineState.OPEN:
             return
         with line.lock:
-            held = line.close()
-            waiters = line.drop(held)
-        self.wake(waiters)
-        if held:
-            logger.warning("the executor was closed, requests gave up their places: dropped %s", names(held))
-        for lane in list(line.lanes.values()):
-            self._advance(lane)
-        with anyio.move_on_after(self._settings.drain_timeout, shield=True):
+            dropped = line.close()
+        if dropped:
+            logger.warning(
+                "the executor was closed, requests gave up their places, paused and stopped lanes what they "
+                "kept: dropped %s",
+                names(dropped),
+            )
+        self.settle()
+        with anyio.move_on_after(self.settings.drain_timeout, shield=True):
             while line.ready or self.started:
                 waiter = self._loop.waiter()
                 with line.lock:
@@ -140,7 +284,8 @@ class SerialExecutor(Executor):
 
     def __repr__(self) -> str:
         line = self.line
-        return f"<SerialExecutor {line.state.value}, {line.unfinished} unfinished, {line.running} running>"
+        running = sum(1 for _ in line.runners)
+        return f"<SerialExecutor {line.state.value}, {line.unfinished} unfinished, {running} running>"
 
 
 def not_callable(where: str, func: object) -> TypeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
 from starlette.background import BackgroundTask, BackgroundTasks
@@ -10,17 +10,30 @@ from starlette.background import BackgroundTask, BackgroundTasks
 from fifo_background import _call
 from fifo_background._executor import Executor, current
 from fifo_background._job import Batch, Job, JobState
-from fifo_background._request import JOB, TrackedRequest, default_executor, take_job, tracked_request
+from fifo_background._request import (
+    CALLED_OFF,
+    ENTRY,
+    JOB,
+    Entry,
+    TrackedRequest,
+    default_executor,
+    take_job,
+    tracked_request,
+)
 from fifo_background._serial import not_callable
-from fifo_background._settings import Settings
+from fifo_background._settings import AfterFailure, Keep, Options, Settings, check_key
 
-__all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks")
+__all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks", "TaskAdder")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 # Where there is no middleware, a place is taken when the object is awaited.
 _WITHOUT_MIDDLEWARE = Settings(order="responded")
+
+
+# The options of a task that no line has seen yet.
+PLAIN = Options()
 
 
 class OrderedBackgroundTask(BackgroundTask):
@@ -79,8 +92,35 @@ class OrderedBackgroundTasks(BackgroundTasks):
         """Add `func(*args, **kwargs)` and return the `Job` that tells its state and result.
 
         Raises TypeError if `func` cannot be called, RuntimeError if the request's tasks have ended or the
-        caller's thread is not one of the event loop's, and `ExecutorClosed` after `lifespan.shutdown`.
+        caller's thread is not one of the event loop's, `QueueFull` if `max_pending` tasks wait already, and
+        `ExecutorClosed` after `lifespan.shutdown`.
         """
+        return self._add(func, args, kwargs, None)
+
+    def lane(
+        self,
+        key: Hashable,
+        *,
+        keep: Keep | None = None,
+        max_pending: int | None = None,
+        after_failure: AfterFailure | None = None,
+    ) -> TaskAdder:
+        """`tasks.lane(key).add_task(func, ...)`: in the line of that key, side by side with other keys.
+
+        `key` is hashable; None is the app's default lane. `keep="latest"`: the task replaces a waiting older
+        one of the same function. `max_pending`: how many tasks may wait in the lane. `after_failure="stop"`:
+        the lane stops if the task fails. Raises TypeError for a key that is not hashable, ValueError for an
+        impossible option.
+        """
+        return TaskAdder(self, Entry(..., {})).lane(
+            key, keep=keep, max_pending=max_pending, after_failure=after_failure
+        )
+
+    def options(self, *, timeout: float | None = None) -> TaskAdder:
+        """`tasks.options(timeout=2.0).add_task(func, ...)`: a task with a timeout (seconds) of its own."""
+        return TaskAdder(self, Entry(..., {})).options(timeout=timeout)
+
+    def _add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
         if not callable(func):
             raise not_callable("add_task", func)
         if _call.is_starlettes(BackgroundTasks.add_task):
@@ -89,12 +129,15 @@ class OrderedBackgroundTasks(BackgroundTasks):
             collected = BackgroundTasks()
             collected.add_task(func, *args, **kwargs)
             task = collected.tasks[0]
-        request, batch = self._awaited or (self._request, None)
+        awaited = self._awaited
+        request, batch = (self._request, None) if awaited is None else awaited
         if request is None or (self._request is None and batch is not None and not batch.left):
-            job: Job[Any] = Job(task, None, None)
+            job: Job[Any] = Job(task, None, PLAIN)
         else:
-            job = request.add(task, batch)
+            job = request.add(task, batch, entry)
         task.__dict__[JOB] = job
+        if entry is not None:
+            task.__dict__[ENTRY] = entry
         self.tasks.append(task)
         return job
 
@@ -117,8 +160,10 @@ class OrderedBackgroundTasks(BackgroundTasks):
         """The running task `outer` awaits this object: its tasks are part of that task."""
         for task in self.tasks:
             job = take_job(task)
-            if job is None or job.state is not JobState.PENDING or job.watchers:
-                job = Job(task, None, None)
+            if job is not None and job.state in CALLED_OFF and job.batch is None:
+                continue
+            if job is None or job.state is not JobState.PENDING or job.batch is not None:
+                job = Job(task, None, PLAIN)
             job.around = around
             await executor.run_inline(job, outer)
 
@@ -127,3 +172,41 @@ class _Single(OrderedBackgroundTasks):
     """What awaiting an `OrderedBackgroundTask` runs."""
 
     _spans = False
+
+
+class TaskAdder:
+    """Adds tasks to an object, in one lane and with options: `tasks.lane(key)`, `tasks.options(...)`."""
+
+    def __init__(self, tasks: OrderedBackgroundTasks, entry: Entry) -> None:
+        self._tasks = tasks
+        self._entry = entry
+
+    def lane(
+        self,
+        key: Hashable,
+        *,
+        keep: Keep | None = None,
+        max_pending: int | None = None,
+        after_failure: AfterFailure | None = None,
+    ) -> TaskAdder:
+        """As `OrderedBackgroundTasks.lane`."""
+        check_key(key)
+        return self._with(key, {"keep": keep, "max_pending": max_pending, "after_failure": after_failure})
+
+    def options(self, *, timeout: float | None = None) -> TaskAdder:
+        """As `OrderedBackgroundTasks.options`."""
+        return self._with(self._entry.key, {"timeout": timeout})
+
+    def _with(self, key: Hashable, changes: dict[str, Any]) -> TaskAdder:
+        PLAIN.but(**changes)  # raises for what cannot be
+        return TaskAdder(self._tasks, Entry(key, {**self._entry.changes, **changes}))
+
+    @overload
+    def add_task(self, func: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    @overload
+    def add_task(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    def add_task(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Job[Any]:
+        """As `OrderedBackgroundTasks.add_task`."""
+        return self._tasks._add(func, args, kwargs, self._entry)

@@ -358,9 +358,17 @@ async def test_no_thread(events: list[Any], log: Log, monkeypatch: pytest.Monkey
         with monkeypatch.context() as patch:
             patch.setattr(anyio.to_thread, "run_sync", refuse)
             stop = True
+            jobs = [executor.submit_nowait(work.sync, n) for n in (2, 3)]
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await jobs[0].wait()
             with pytest.raises(JobDropped):
-                await executor.submit_nowait(work.sync, 2).wait()
-    assert log == ["ERROR Work.sync failed", "WARNING stopped and did not run 1 task: Work.sync"]
+                await jobs[1].wait()
+    assert log == [
+        "ERROR Work.sync failed",
+        "WARNING stopped and did not run 1 task: Work.sync",
+        "WARNING stopped while Work.sync runs in its thread, which cannot be stopped",
+        "ERROR Work.sync failed",
+    ]
 
 
 async def test_wait_for_what_has_ended() -> None:
@@ -369,7 +377,6 @@ async def test_wait_for_what_has_ended() -> None:
         job = executor.submit_nowait(str)
         await job.wait()
         await executor.wait_for(job)
-        executor.advance("no such lane")
 
 
 async def test_cancelled_inside_a_thread(log: Log) -> None:

@@ -34,6 +34,7 @@ def test_ended_states() -> None:
         JobState.FAILED,
         JobState.SKIPPED,
         JobState.CANCELLED,
+        JobState.SUPERSEDED,
         JobState.DROPPED,
     }
 

@@ -7,89 +7,89 @@ from typing import Any
 import pytest
 from starlette.background import BackgroundTask
 
-from fifo_background import Job, JobState
+from fifo_background import ExecutorClosed, Job, JobState
 from fifo_background._lane import Place, PlaceState, Runner
-from fifo_background._line import Line
+from fifo_background._line import Held, Line, Lost
+from fifo_background._settings import Settings
 
 
 class Model:
     """A line whose time is `now`."""
 
-    def __init__(self, hold: float = 5.0) -> None:
-        self.line = Line(hold)
+    def __init__(self, **settings: Any) -> None:
+        self.settings = Settings(**settings)
+        self.line = Line(self.settings)
         self.now = 0.0
         self.line.clock = lambda: self.now
 
-    def job(self, key: str, *, ready: bool = True) -> Job[Any]:
+    def job(self, key: Any, *, ready: bool = True, **options: Any) -> Job[Any]:
         place = Place(key, None)
-        job: Job[Any] = Job(BackgroundTask(print), None, place)
-        self.line.register(job)
+        job: Job[Any] = Job(BackgroundTask(print), None, self.settings.options.but(**options))
+        self.line.register(job, place)
         if ready:
             self.line.queue(place, job)
         else:
             self.line.take(place)
-            place.hold(job)
+            place.added.append(job)
         return job
 
-    def start(self, key: str) -> Any:
-        lost: list[Place] = []
-        found = self.line.next_runner(self.line.lanes[key], lost)
-        return (found, lost) if lost else found
+    def start(self) -> Runner:
+        runner = self.line.next_runner()
+        assert runner is not None
+        return runner
 
-    def run(self, key: str) -> Job[Any] | None:
-        runner = self.start(key)
-        return self.line.start_job(self.line.lanes[key], runner) if isinstance(runner, Runner) else None
+    def end(self, runner: Runner) -> Job[Any] | None:
+        self.line.end(runner.job, JobState.SUCCEEDED)
+        return self.line.next_job(runner)
 
 
 def test_two_keys() -> None:
     """Lanes of two keys run side by side; of a key whose lane is empty nothing is left behind."""
     model = Model()
     jobs = [model.job("a"), model.job("b")]
-    assert [model.run("a"), model.run("b")] == jobs
-    assert model.line.running == 2
-    lane = model.line.lanes["a"]
-    for job in jobs:
-        model.line.end(job, JobState.SUCCEEDED)
-    assert lane.runner is not None
-    assert model.line.start_job(lane, lane.runner) is None
-    assert model.start("a") is None
+    runners = [model.start(), model.start()]
+    assert [runner.job for runner in runners] == jobs
+    assert list(model.line.runners) == runners
+    assert model.end(runners[0]) is None
+    assert model.line.next_runner() is None
     assert list(model.line.lanes) == [None, "b"]
 
 
 def test_one_runner() -> None:
-    """A lane has at most one runner; another one starts nothing and cannot leave for it."""
+    """A lane has at most one runner; its jobs start one after the other."""
     model = Model()
-    model.job("a")
-    model.job("a")
-    first = model.start("a")
-    assert model.start("a") is None
-    lane = model.line.lanes["a"]
-    other = Runner(None)
-    assert model.line.start_job(lane, other) is None
-    model.line.leave(lane, other)
-    assert lane.runner is first
+    jobs = [model.job("a"), model.job("a")]
+    runner = model.start()
+    assert model.line.next_runner() is None
+    assert runner.job is jobs[0]
+    assert model.end(runner) is jobs[1]
+    assert model.end(runner) is None
+    assert runner.lane is None
+    assert model.line.next_job(runner) is None
 
 
 def test_held_head() -> None:
     """A held head costs what is ready behind it the rest of its time, and then its place."""
     model = Model(hold=5)
     held = model.job("a", ready=False)
-    assert model.start("a") is None
+    assert model.line.next_runner() is None
     model.now = 1
     ready = model.job("a")
-    assert model.start("a") == 4
+    assert model.line.next_runner() is None
+    lane = model.line.lanes["a"]
+    assert model.line.effects == [Held(lane, 4)]
     model.now = 5
-    runner, lost = model.start("a")
-    assert lost == [held.place]
+    model.line.wants_turn(lane)
+    assert model.start().job is ready
     assert held.place is not None
+    assert model.line.effects[1:] == [Lost(held.place)]
     assert held.place.state is PlaceState.OUTSIDE
-    assert model.line.start_job(model.line.lanes["a"], runner) is ready
 
 
 def test_without_a_loop() -> None:
     """A place cannot be taken before there is a clock."""
     with pytest.raises(AssertionError, match="no event loop yet"):
-        Line(1).take(Place(None, None))
+        Line(Settings()).take(Place(None, None))
 
 
 def test_hold_begins_anew() -> None:
@@ -98,28 +98,69 @@ def test_hold_begins_anew() -> None:
     job = model.job("a")
     place = job.place
     assert place is not None
-    held: Job[Any] = Job(BackgroundTask(print), None, place)
-    model.line.register(held)
-    place.hold(held)
+    held: Job[Any] = Job(BackgroundTask(print), None, model.settings.options)
+    model.line.register(held, place)
+    place.added.append(held)
     behind = model.job("a")
-    runner = model.start("a")
-    lane = model.line.lanes["a"]
-    assert model.line.start_job(lane, runner) is job
+    runner = model.start()
+    assert runner.job is job
     model.now = 100
-    model.line.end(job, JobState.SUCCEEDED)
-    assert model.line.start_job(lane, runner) is None
-    assert model.start("a") == 5
+    assert model.end(runner) is None
+    assert model.line.next_runner() is None
+    lane = model.line.lanes["a"]
+    assert model.line.effects == [Held(lane, 5)]
     model.now = 105
-    _, lost = model.start("a")
-    assert lost == [place]
-    assert behind.state is JobState.QUEUED
+    model.line.wants_turn(lane)
+    assert model.start().job is behind
+    assert model.line.effects[1:] == [Lost(place)]
 
 
-def test_added_while_the_request_ends() -> None:
+def test_books() -> None:
     """A job counts from the moment it is registered, and closes the books when it ends."""
     model = Model()
-    job = model.job("a")
-    assert (model.line.unfinished, model.line.ready) == (1, 1)
-    model.run("a")
-    model.line.end(job, JobState.SUCCEEDED)
-    assert (model.line.unfinished, model.line.ready) == (0, 0)
+    line = model.line
+    model.job("a")
+    assert (line.unfinished, line.ready, line.waiting) == (1, 1, 1)
+    runner = model.start()
+    assert (line.unfinished, line.ready, line.waiting) == (1, 1, 0)
+    model.end(runner)
+    assert (line.unfinished, line.ready, line.waiting) == (0, 0, 0)
+
+
+def test_turns() -> None:
+    """With fewer slots than lanes, lanes take turns: one that has run stands behind those that wait."""
+    model = Model(max_lanes_running=1)
+    names = {model.job(key): f"{key}{n}" for key in "ab" for n in range(3)}
+    ran: list[str] = []
+    while (runner := model.line.next_runner()) is not None:
+        job: Job[Any] | None = runner.job
+        assert model.line.next_runner() is None
+        while job is not None:
+            ran.append(names[job])
+            job = model.end(runner)
+    assert ran == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert model.line.slots == 1
+
+
+def test_thread_goes_from_lane_to_lane() -> None:
+    """A runner in a thread takes over the next lane that waits for a slot: no thread is started for it."""
+    model = Model(max_lanes_running=1)
+    jobs = [model.job(key) for key in "abc"]
+    runner = model.start()
+    assert model.end(runner) is jobs[1]
+    assert runner.lane is model.line.lanes["b"]
+    assert "a" not in model.line.lanes
+    assert model.end(runner) is jobs[2]
+    assert model.end(runner) is None
+    assert list(model.line.lanes) == [None]
+
+
+def test_closed_line_takes_no_place() -> None:
+    """After the end a place that is not in line cannot be taken."""
+    model = Model()
+    place = Place(None, None)
+    job: Job[Any] = Job(BackgroundTask(print), None, model.settings.options)
+    model.line.register(job, place)
+    assert model.line.close() == []
+    with pytest.raises(ExecutorClosed):
+        model.line.queue(place, job)

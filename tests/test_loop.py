@@ -104,15 +104,14 @@ async def test_lost_loop() -> None:
     """Where the loop cannot be told, nothing stays marked as told."""
     executor = SerialExecutor()
     executor.check_caller()
-    lane = executor.line.lanes[None]
 
     class Gone:
         def soon(self, *args: Any) -> bool:
             return False
 
     executor._loop = Gone()  # type: ignore[assignment]
-    executor.advance_soon(None)
-    assert not lane.asked
+    executor.settle_soon()
+    assert not executor._asked
 
 
 async def test_abandoned_before_it_began() -> None:

@@ -764,7 +764,7 @@ async def test_other_scopes(events: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("setting", "error", "text"),
     [
-        ({"order": "random"}, ValueError, "order='random': use one of 'added', 'responded'"),
+        ({"order": "random"}, ValueError, "order='random': use one of 'added', 'arrived', 'responded'"),
         ({"on_error": "ignore"}, ValueError, "use one of 'skip_rest', 'run_all'"),
         ({"hold": -1}, ValueError, "hold=-1: give a finite number of seconds, 0 or more"),
         ({"hold": float("nan")}, ValueError, "hold=nan"),
@@ -988,7 +988,8 @@ async def test_closing_gives_up_places(second: bool, events: list[Any], log: Log
     assert events == []
     assert [type(exchange.error).__name__ for exchange in exchanges] == ["ExecutorClosed"] * 2
     assert log == [
-        "WARNING the executor was closed, requests gave up their places: dropped 1 task: Work.quick",
+        "WARNING the executor was closed, requests gave up their places, paused and stopped lanes what they "
+        "kept: dropped 1 task: Work.quick",
         f"WARNING GET /slow ended without running 1 task: Work.quick: it raised {exchanges[1].error!r}",
     ]
     assert [executor_of(app).line.unfinished for app in apps] == [0, 0]

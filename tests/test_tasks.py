@@ -184,7 +184,7 @@ async def test_nested_failure(events: list[Any], log: Log) -> None:
     assert isinstance(exchange.error, ValueError)
     assert events == []
     assert len(log) == 2
-    assert log[0].endswith("fail failed")
+    assert log[0].endswith("fail failed (GET /handler)")
     assert log[1].startswith("WARNING GET /handler ended without running 1 task")
 
 

@@ -1,0 +1,71 @@
+"""Who waits for which job: finds the waits that cannot end. Pure data, as the line is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Union
+
+from fifo_background._job import Job, JobState
+from fifo_background._lane import PlaceState
+
+if TYPE_CHECKING:
+    from fifo_background._request import TrackedRequest
+
+__all__ = ("Waits", "holds_back")
+
+# What can keep a job from ending while it waits: a running job, or a request that holds places.
+Party = Union["Job[Any]", "TrackedRequest"]
+
+
+class Waits:
+    """The waits of running jobs and of requests, for jobs, at this moment."""
+
+    def __init__(self) -> None:
+        self._of: dict[Party, list[Job[Any]]] = {}
+
+    def add(self, party: Party, job: Job[Any]) -> None:
+        self._of.setdefault(party, []).append(job)
+
+    def remove(self, party: Party, job: Job[Any]) -> None:
+        jobs = self._of[party]
+        jobs.remove(job)
+        if not jobs:
+            del self._of[party]
+
+    def would_deadlock(self, party: Party, job: Job[Any]) -> bool:
+        """Whether `job` cannot end before `party` goes on, if need be by way of others that wait."""
+        look = [job]
+        seen: set[Party] = set()
+        while look:
+            job = look.pop()
+            if holds_back(party, job):
+                return True
+            for other, jobs in self._of.items():
+                if other not in seen and holds_back(other, job):
+                    seen.add(other)
+                    look += jobs
+        return False
+
+
+def holds_back(party: Party, job: Job[Any]) -> bool:
+    """Whether `job` cannot end before `party` ends or gives up its place."""
+    place = job.place
+    if place is None or job.state.ended:
+        return False
+    if isinstance(party, Job):
+        if party.place is None or party.state is not JobState.RUNNING:
+            return False
+        if job.state is JobState.RUNNING:
+            return job.place is party.place  # it is the party, or runs inside it
+        return place.lane is party.place.lane
+    if job.state is JobState.RUNNING:
+        return False
+    if job.state is JobState.PENDING and place.owner is party:
+        return True
+    held = party.places.get(place.key)
+    return (
+        held is not None
+        and held.state is PlaceState.IN_LINE
+        and held is not place
+        and (held.arriving or bool(held.added))
+        and (place.state is not PlaceState.IN_LINE or held.number < place.number)
+    )
