@@ -99,7 +99,8 @@ class Executor:
         """`settle` in the loop's next turn. From any thread that may call."""
         if not self._asked:
             self._asked = True  # before the call: the loop may be quicker than this thread
-            self._asked = self._loop.soon(self.settle)
+            if not self._loop.soon(self.settle):
+                self._asked = False
 
     def settle(self, runner: Runner | None = None) -> None:
         """Do what the line's last moves ask for: start runners, wake who waits, log. On the loop only.

@@ -134,7 +134,7 @@ class ExecutorLane(Submitter):
             return None if lane is None else line.peek(lane)
 
     def skip_head(self) -> Job[Any] | None:
-        """Leave out, and return, what `peek` returns; a stopped lane goes on, a waiting task ends `SKIPPED`."""
+        """Leave out, and return, what `peek` returns: it ends `SKIPPED`, or the stopped lane goes on."""
         executor, line = self._executor, self._executor.line
         executor.check_caller()
         with line.lock:
