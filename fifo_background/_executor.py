@@ -22,7 +22,7 @@ import anyio
 
 from fifo_background._call import call, drive, run_here
 from fifo_background._job import Batch, Job, JobState
-from fifo_background._lane import Lane, Place, Runner, Wanted
+from fifo_background._lane import Lane, Place, PlaceState, Runner, Wanted
 from fifo_background._line import Held, Line, Lost
 from fifo_background._log import logger, names, of_request
 from fifo_background._loop import EventLoop, NoLoop, enter_thread, face_of, running_loop
@@ -57,6 +57,7 @@ class Executor:
         self._known_threads = threading.local()
         self._threads = Threads()
         self._asked = False  # the loop is to settle in its next turn
+        self._starting = False  # runners are being started
         self.started: int = 0  # how many runners' tasks are not over
 
     # -- the loop it belongs to ---------------------------------------------------------------------------
@@ -109,18 +110,22 @@ class Executor:
         """
         line = self.line
         self._asked = False
-        for _ in range(BURST):
-            if runner is None:
-                if not line.turns:
-                    break
-                with line.lock:
-                    runner = line.next_runner()
-                if runner is None:
-                    break
+        if runner is not None:
             self._start(runner)
-            runner = None
+        if self._starting:  # a runner ends while it is being started below, and the loop there goes on
+            return
+        self._starting = True
+        for _ in range(BURST):
+            if not line.turns:
+                break
+            with line.lock:
+                runner = line.next_runner()
+            if runner is None:
+                break
+            self._start(runner)
         else:
             self.settle_soon()
+        self._starting = False
         if line.woken:
             with line.lock:
                 woken, line.woken = line.woken, []
@@ -235,6 +240,7 @@ class Executor:
                 cancelled = self._is_cancellation(error)
                 self._end_badly(job, error, cancelled)
                 if cancelled:
+                    _leave_context(runner)
                     raise
                 with line.lock:
                     job = line.next_job(runner)
@@ -244,9 +250,8 @@ class Executor:
                     job = line.next_job(runner)
             if job is not None and (line.woken or line.effects):
                 self.settle()
-        place = runner.place
-        if place is not None and place.queued:
-            place.context = copy_context()  # Python < 3.12 ran these jobs in a copy
+        _leave_context(runner)
+        self.settle()
 
     async def _call(self, job: Job[Any]) -> Any:
         """Call a task that something is around: a span, an instrumentation, its timeout."""
@@ -282,6 +287,8 @@ class Executor:
         finally:
             if runner.watch is not None:
                 runner.watch.cancel()
+        if runner.lane is None:
+            self.settle()
 
     def _work(self, runner: Runner) -> None:
         """In a thread: run the consecutive sync jobs of the lane, whosever they are."""
@@ -504,6 +511,13 @@ class Executor:
 
 def _name(party: TrackedRequest | Job[Any]) -> str:
     return party.name if isinstance(party, Job) else str(party)
+
+
+def _leave_context(runner: Runner) -> None:
+    """What runs in the place after this runner goes on with a copy: no context can be entered twice."""
+    place = runner.place
+    if place is not None and place.state is PlaceState.IN_LINE:
+        place.context = copy_context()
 
 
 def _call_sync(job: Job[Any]) -> Any:

@@ -253,6 +253,8 @@ class Line:
             lane.timer = None
         if lane.key is not None:
             del self.lanes[lane.key]
+            if len(self.lanes) == 1:
+                self.lanes = dict(self.lanes)  # a dict keeps the room that it needed for many keys
 
     def _start(self, lane: Lane, runner: Runner, place: Place, job: Job[Any]) -> None:
         if runner.lane is None:

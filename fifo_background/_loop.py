@@ -299,6 +299,8 @@ class TrioLoop:
         scope = self._trio.CancelScope()
 
         async def system_task() -> None:
+            if _sniffio_library is not None:  # trio < 0.22 sets it in contexts of its own only
+                _sniffio_library.set("trio")
             try:
                 with scope:
                     await run
@@ -308,8 +310,6 @@ class TrioLoop:
             finally:
                 ended(*args)
 
-        if _sniffio_library is not None:  # trio < 0.22 sets it in contexts of its own only
-            context.run(_sniffio_library.set, "trio")
         self._trio.lowlevel.spawn_system_task(system_task, context=context)
         return scope
 

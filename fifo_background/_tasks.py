@@ -164,6 +164,8 @@ class OrderedBackgroundTasks(BackgroundTasks):
                 continue
             if job is None or job.state is not JobState.PENDING or job.batch is not None:
                 job = Job(task, None, PLAIN)
+            entry: Entry | None = getattr(task, "__dict__", {}).get(ENTRY)
+            job.options = PLAIN if entry is None else PLAIN.but(**entry.changes)
             job.around = around
             await executor.run_inline(job, outer)
 

@@ -1,0 +1,290 @@
+"""A bounded line: `QueueFull`, 503, and `submit` that waits for room in a fair order."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from fifo_background import (
+    BackgroundTask,
+    BackgroundTasks,
+    ExecutorClosed,
+    Job,
+    JobState,
+    QueueFull,
+    SerialExecutor,
+    executor_of,
+)
+from tests.asgi import Client, get
+from tests.conftest import Log
+from tests.test_executor import Work
+from tests.test_middleware import make_app
+
+
+async def test_queue_full(events: list[Any]) -> None:
+    """`max_pending` tasks may wait beside the running one; one more raises `QueueFull`."""
+    work = Work(events)
+    async with SerialExecutor(max_pending=2, drain_timeout=2) as executor:
+        executor.submit_nowait(work.gated, 0)
+        await wait_all_tasks_blocked()
+        executor.submit_nowait(work.quick, 1)
+        executor.lane("a").pause()
+        executor.lane("a").submit_nowait(work.quick, 2)
+        with pytest.raises(QueueFull, match=r"Work\.quick was refused: 2 tasks wait already") as caught:
+            executor.submit_nowait(work.quick, 3)
+        assert isinstance(caught.value, asyncio.QueueFull)
+        with pytest.raises(QueueFull):
+            executor.lane("b").submit_nowait(work.quick, 3)
+        assert list(executor.line.lanes) == [None, "a"]
+        executor.lane("a").resume()
+        work.gate(0).set()
+    assert [event for event in events if event != 2] == ["start 0", "end 0", 1]
+    assert 2 in events
+
+
+async def test_lane_limit(events: list[Any]) -> None:
+    """A lane's `max_pending` counts what waits in that lane."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        lane = executor.lane("a", max_pending=1)
+        executor.lane("a").submit_nowait(work.gated, 0)
+        await wait_all_tasks_blocked()
+        lane.submit_nowait(work.quick, 1)
+        with pytest.raises(QueueFull):
+            lane.submit_nowait(work.quick, 2)
+        executor.lane("b", max_pending=1).submit_nowait(work.quick, 3)
+        executor.lane("a").submit_nowait(work.quick, 4)
+        work.gate(0).set()
+        await executor.join()
+    assert sorted(events[1:], key=str) == [1, 3, 4, "end 0"]
+
+
+async def test_answered_with_503(events: list[Any], log: Log) -> None:
+    """A `QueueFull` that nobody handles is answered with 503 and `Retry-After`."""
+    work = Work(events)
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(work.gated, 0)
+        tasks.add_task(work.quick, 1)
+        return Response(background=tasks)
+
+    async def handled(request: Request) -> Response:
+        try:
+            BackgroundTasks().add_task(work.quick, 2)
+        except QueueFull:
+            return PlainTextResponse("come back later")
+        raise AssertionError
+
+    async def too_late(request: Request) -> Response:
+        async def body() -> Any:
+            yield b"begun"
+            BackgroundTasks().add_task(work.quick, 3)
+
+        return StreamingResponse(body())
+
+    app = make_app(handler, handled, too_late, max_pending=2)
+    async with anyio.create_task_group() as group:
+        await Client(app, group).start("/handler")
+        executor_of(app).submit_nowait(work.quick, 4)
+        refused = await get(app, "/handler")
+        assert refused.error is None
+        assert refused.status == 503
+        assert dict(refused.messages[0]["headers"])[b"retry-after"] == b"1"
+        assert refused.messages[1]["body"] == b"Service Unavailable"
+        assert (await get(app, "/handled")).messages[1]["body"] == b"come back later"
+        late = await get(app, "/too_late")
+        assert isinstance(late.error, QueueFull)
+        assert late.status == 200
+        work.gate(0).set()
+    assert events == ["start 0", "end 0", 1, 4]
+    assert executor_of(app).line.unfinished == 0
+    assert log == []
+
+
+async def test_dropped_with_503(events: list[Any], log: Log) -> None:
+    """What a refused request had added before is dropped by name."""
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, 1)
+        tasks.add_task(events.append, 2)
+        return Response(background=tasks)
+
+    app = make_app(handler, max_pending=1)
+    assert (await get(app, "/handler")).status == 503
+    (record,) = log
+    assert record.startswith("WARNING GET /handler ended without running 1 task: list.append: it raised Q")
+    assert (events, executor_of(app).line.waiting) == ([], 0)
+
+
+async def test_what_is_awaited_has_room(events: list[Any]) -> None:
+    """Tasks that did not come through `add_task` are owed after the response: `max_pending` refuses none."""
+
+    async def handler(request: Request) -> Response:
+        return Response(background=BackgroundTasks([BackgroundTask(events.append, n) for n in range(3)]))
+
+    exchange = await get(make_app(handler, max_pending=1), "/handler")
+    assert exchange.error is None
+    assert events == [0, 1, 2]
+
+
+@pytest.mark.parametrize("lane_limit", [False, True])
+async def test_submit_waits_in_order(lane_limit: bool, events: list[Any]) -> None:
+    """`submit` waits for room, first come, first served; a late `submit_nowait` does not overtake."""
+    work = Work(events)
+    async with SerialExecutor(max_pending=None if lane_limit else 1, drain_timeout=2) as executor:
+        lane = executor.lane("a", max_pending=1) if lane_limit else executor.lane("a")
+
+        async def submit(n: int) -> None:
+            job = await lane.submit(work.gated, n)
+            events.append(f"submitted {n}")
+            await job.wait()
+
+        async with anyio.create_task_group() as group:
+            for n in range(4):
+                group.start_soon(submit, n)
+                await wait_all_tasks_blocked()
+            assert sorted(events) == ["start 0", "submitted 0", "submitted 1"]
+            for n in range(4):
+                with pytest.raises(QueueFull):
+                    lane.submit_nowait(work.quick, 9)
+                work.gate(n).set()
+                if n == 2:
+                    break
+                await wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
+            work.gate(3).set()
+    assert [event for event in events if event.startswith("sta")] == [f"start {n}" for n in range(4)]
+    assert [event for event in events if event.startswith("sub")] == [f"submitted {n}" for n in range(4)]
+    assert (executor.line.waiting, executor.line.unfinished, list(executor.line.lanes)) == (0, 0, [None])
+
+
+async def test_a_full_lane_does_not_block_others(events: list[Any]) -> None:
+    """Who waits for room in one lane does not keep out who asks for another."""
+    work = Work(events)
+    async with SerialExecutor(max_pending=3, drain_timeout=2) as executor, anyio.create_task_group() as group:
+        lane = executor.lane("a", max_pending=1)
+        lane.pause()
+        lane.submit_nowait(work.quick, 0)
+        group.start_soon(lane.submit, work.quick, 1)
+        await wait_all_tasks_blocked()
+        assert await (await executor.submit(work.quick, 2)).wait() == 2
+        assert await executor.submit_nowait(work.quick, 3).wait() == 3
+        lane.resume()
+    assert events == [2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("lane_limit", [False, True])
+async def test_cancelled_submit(lane_limit: bool, events: list[Any]) -> None:
+    """A `submit` that is cancelled while it waits puts nothing in line; who is behind it moves up."""
+    work = Work(events)
+    async with SerialExecutor(max_pending=None if lane_limit else 1, drain_timeout=2) as executor:
+        lane = executor.lane("a", max_pending=1 if lane_limit else None)
+        lane.submit_nowait(work.gated, 0)
+        await wait_all_tasks_blocked()
+        lane.submit_nowait(work.quick, 1)
+        scope = anyio.CancelScope()
+
+        async def give_up() -> None:
+            with scope:
+                await lane.submit(work.quick, 2)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(give_up)
+            await wait_all_tasks_blocked()
+            group.start_soon(lane.submit, work.quick, 3)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            await wait_all_tasks_blocked()
+            work.gate(0).set()
+    assert events == ["start 0", "end 0", 1, 3]
+    assert (executor.line.waiting, executor.line.unfinished, list(executor.line.lanes)) == (0, 0, [None])
+
+
+async def test_cancelled_as_room_came(events: list[Any]) -> None:
+    """A `submit` that is cancelled in the moment in which it was let in takes its task out again."""
+    work = Work(events)
+    async with SerialExecutor(max_pending=1, drain_timeout=2) as executor:
+        executor.submit_nowait(work.gated, 0)
+        await wait_all_tasks_blocked()
+        second = executor.submit_nowait(work.quick, 1)
+        scope = anyio.CancelScope()
+        gone: list[Job[Any]] = []
+
+        async def give_up() -> None:
+            with scope:
+                gone.append(await executor.submit(work.quick, 2))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(give_up)
+            await wait_all_tasks_blocked()
+            second.cancel()  # lets the submit in
+            assert executor.line.waiting == 1
+            scope.cancel()
+            await wait_all_tasks_blocked()
+            assert executor.line.waiting == 0
+            work.gate(0).set()
+    assert (events, gone) == (["start 0", "end 0"], [])
+
+
+async def test_cancelled_before(events: list[Any]) -> None:
+    """A `submit` in a cancelled scope submits nothing."""
+    async with SerialExecutor(drain_timeout=2) as executor:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await executor.submit(Work(events).quick, 1)
+    assert events == []
+
+
+@pytest.mark.parametrize("lane_limit", [False, True])
+async def test_closed_while_waiting_for_room(lane_limit: bool, events: list[Any]) -> None:
+    """Who waits for room when the executor closes gets `ExecutorClosed`."""
+    work = Work(events)
+    errors: list[BaseException] = []
+    executor = SerialExecutor(max_pending=None if lane_limit else 1)
+    lane = executor.lane("a", max_pending=1 if lane_limit else None)
+
+    async def submit(n: int) -> None:
+        try:
+            await lane.submit(work.quick, n)
+        except ExecutorClosed as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group, executor:
+        lane.submit_nowait(work.gated, 0)
+        await wait_all_tasks_blocked()
+        lane.submit_nowait(work.quick, 1)
+        group.start_soon(submit, 2)
+        group.start_soon(submit, 3)
+        await wait_all_tasks_blocked()
+        work.gate(0).set()
+    assert len(errors) == 2
+    assert events == ["start 0", "end 0", 1]
+    assert (executor.line.waiting, executor.line.unfinished) == (0, 0)
+
+
+async def test_options_of_an_object(events: list[Any]) -> None:
+    """`tasks.lane(..., max_pending=1)` bounds the lane for requests, too."""
+    work = Work(events)
+    jobs: list[Job[Any]] = []
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        jobs.append(tasks.lane("a", max_pending=1).add_task(work.gated, len(jobs)))
+        return Response(background=tasks)
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        for status in (200, 200, 503):
+            assert (await client.start("/handler")).status == status
+        for n in range(2):
+            work.gate(n).set()
+    assert [job.state for job in jobs] == [JobState.SUCCEEDED] * 2

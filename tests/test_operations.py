@@ -1,0 +1,544 @@
+"""What can be done to a lane and to a job: pause, stop, skip, retry, clear, cancel, supersede, look at."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio import wait_all_tasks_blocked
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fifo_background import (
+    BackgroundTasks,
+    Job,
+    JobDropped,
+    JobState,
+    LaneStopped,
+    SerialExecutor,
+    WaitsFor,
+    executor_of,
+)
+from tests.asgi import Client, Exchange, get
+from tests.conftest import Log
+from tests.test_executor import Work
+from tests.test_middleware import make_app
+
+
+class Flaky:
+    """A task that fails as often as it is told."""
+
+    def __init__(self, events: list[Any], failures: int = 1) -> None:
+        self.events = events
+        self.failures = failures
+
+    async def run(self, n: int) -> int:
+        self.events.append(n)
+        if self.failures:
+            self.failures -= 1
+            raise ValueError(n)
+        return n
+
+    def sync(self, n: int) -> int:
+        self.events.append(n)
+        if self.failures:
+            self.failures -= 1
+            raise ValueError(n)
+        return n
+
+
+async def test_pause_and_resume(events: list[Any]) -> None:
+    """A paused lane starts nothing until `resume`; its running task goes on, other lanes do not mind."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        lane = executor.lane("a")
+        lane.submit_nowait(work.gated, 0)
+        lane.submit_nowait(work.quick, 1)
+        await wait_all_tasks_blocked()
+        lane.pause()
+        work.gate(0).set()
+        await executor.submit_nowait(work.quick, 2).wait()
+        await wait_all_tasks_blocked()
+        assert events == ["start 0", "end 0", 2]
+        assert executor.statistics().lanes["a"].waits_for is WaitsFor.PAUSED
+        lane.resume()
+        await wait_all_tasks_blocked()
+        assert events[3:] == [1]
+        lane.pause()
+        lane.resume()
+        executor.lane("never used").resume()
+        await wait_all_tasks_blocked()
+        assert list(executor.line.lanes) == [None]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("on_error", ["skip_rest", "run_all"])
+async def test_stop(sync: bool, on_error: str, events: list[Any], log: Log) -> None:
+    """`after_failure="stop"`: the lane stops, requests that wait in it are released with `LaneStopped`."""
+    work, flaky = Work(events), Flaky(events)
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        n = int(request.headers["n"])
+        tasks.add_task(flaky.sync if sync else flaky.run, n)
+        tasks.add_task(work.quick, n + 1)
+        return Response(background=tasks)
+
+    app = make_app(handler, after_failure="stop", on_error=on_error)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        executor = await _executor(app)
+        executor.submit_nowait(work.gated, 0)
+        exchanges = [await client.start("/handler", headers=[(b"n", b"%d" % n)]) for n in (1, 3)]
+        work.gate(0).set()
+        for exchange in exchanges:
+            await exchange.ended.wait()
+        exchanges.append(await get(app, "/handler", headers=[(b"n", b"5")]))
+        await wait_all_tasks_blocked()
+        assert events == ["start 0", "end 0", 1]
+        errors = [exchange.error for exchange in exchanges]
+        assert [type(error) for error in errors] == [ValueError, LaneStopped, LaneStopped]
+        name = "Flaky.sync" if sync else "Flaky.run"
+        assert str(errors[1]).startswith(
+            f"the line has stopped, because {name} failed. The tasks stay in line"
+        )
+        head = executor.lane(None).peek()
+        assert head is not None
+        assert head.state is JobState.FAILED
+        statistics = executor.statistics().lanes[None]
+        assert (statistics.waits_for, statistics.head) == (WaitsFor.FAILED_HEAD, name)
+        again = executor.lane(None).retry_head()
+        assert await again.wait() == 1
+        assert head.state is JobState.FAILED
+        await executor.join()
+    skipped = on_error == "skip_rest"
+    assert events[3:] == ([1, 3, 4, 5, 6] if skipped else [1, 2, 3, 4, 5, 6])
+    after = "; skipped after it: 1 task: Work.quick" if skipped else ""
+    assert log == [f"ERROR {name} failed (GET /handler){after}; the line has stopped"]
+
+
+async def _executor(app: Any) -> SerialExecutor:
+    await get(app, "/nothing")
+    return executor_of(app)
+
+
+async def test_stopped_head(events: list[Any], log: Log) -> None:
+    """A stopped lane keeps its failed head until it is retried, skipped or cleared."""
+    flaky = Flaky(events, failures=3)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        lane = executor.lane("a", after_failure="stop")
+        failed = lane.submit_nowait(flaky.run, 1)
+        others = [lane.submit_nowait(flaky.run, n) for n in (2, 3)]
+        await wait_all_tasks_blocked()
+        assert (events, lane.peek()) == ([1], failed)
+        second = lane.retry_head()
+        assert second is not failed
+        await wait_all_tasks_blocked()
+        assert (events, second.state, lane.peek()) == ([1, 1], JobState.FAILED, second)
+        assert lane.skip_head() is second
+        await wait_all_tasks_blocked()
+        assert (events, others[0].state) == ([1, 1, 2], JobState.FAILED)
+        assert lane.clear() == [others[1]]
+        await wait_all_tasks_blocked()
+        assert list(executor.line.lanes) == [None]
+        with pytest.raises(RuntimeError, match="lane 'a' has not stopped, there is nothing to retry"):
+            lane.retry_head()
+        with pytest.raises(RuntimeError, match="the line has not stopped"):
+            executor.lane(None).retry_head()
+    assert events == [1, 1, 2]
+    assert log[-1] == "WARNING lane 'a' was cleared: cancelled 1 task: Flaky.run"
+
+
+async def test_retry_keeps_the_order(events: list[Any], log: Log) -> None:
+    """A retried head runs before everything behind it: `[0, 0, 1, 2, 3]`."""
+    flaky = Flaky(events)
+    async with SerialExecutor(after_failure="stop", drain_timeout=2) as executor:
+        for n in range(4):
+            executor.submit_nowait(flaky.run, n)
+        await wait_all_tasks_blocked()
+        executor.lane(None).retry_head()
+        await executor.join()
+    assert events == [0, 0, 1, 2, 3]
+
+
+async def test_skip_head(events: list[Any]) -> None:
+    """`skip_head` leaves out the task that is next; the one behind it runs."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        lane = executor.lane("a")
+        assert lane.skip_head() is None
+        assert lane.peek() is None
+        lane.submit_nowait(work.gated, 0)
+        await wait_all_tasks_blocked()
+        assert lane.peek() is None
+        jobs = [lane.submit_nowait(work.quick, n) for n in (1, 2)]
+        assert lane.skip_head() is jobs[0]
+        assert lane.peek() is jobs[1]
+        work.gate(0).set()
+        with pytest.raises(JobDropped, match=r"Work\.quick has no result: it was skipped"):
+            await jobs[0].wait()
+    assert events == ["start 0", "end 0", 2]
+
+
+async def test_clear(events: list[Any], log: Log) -> None:
+    """`clear` cancels everything that waits in the lane, also what its request does not await yet."""
+    work = Work(events)
+    respond = anyio.Event()
+    jobs: list[Job[Any]] = []
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        jobs.append(tasks.lane("a").add_task(work.quick, 1))
+        jobs.append(tasks.add_task(work.quick, 2))
+        await respond.wait()
+        return Response(background=tasks)
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start("/handler")
+        lane = executor_of(app).lane("a")
+        behind = lane.submit_nowait(work.quick, 3)
+        assert lane.peek() is jobs[0]
+        assert lane.clear() == [jobs[0], behind]
+        assert lane.clear() == []
+        respond.set()
+        await exchange.ended.wait()
+        assert exchange.error is None
+    assert [job.state for job in (*jobs, behind)] == [
+        JobState.CANCELLED,
+        JobState.SUCCEEDED,
+        JobState.CANCELLED,
+    ]
+    assert events == [2]
+    assert log == ["WARNING lane 'a' was cleared: cancelled 2 tasks: Work.quick x2"]
+    assert list(executor_of(app).line.lanes) == [None]
+
+
+async def test_cancel_waiting(events: list[Any], log: Log) -> None:
+    """A cancelled waiting task never runs, the one behind it runs once, and the lane stays serial."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        first = executor.submit_nowait(work.gated, 0)
+        jobs = [executor.submit_nowait(work.gated, n) for n in (1, 2, 3)]
+        await wait_all_tasks_blocked()
+        assert jobs[0].cancel()
+        assert not jobs[0].cancel()
+        assert await anyio.to_thread.run_sync(jobs[1].cancel)
+        work.gate(0).set()
+        await wait_all_tasks_blocked()
+        assert events == ["start 0", "end 0", "start 3"]
+        assert not first.cancel()
+        work.gate(3).set()
+        with pytest.raises(JobDropped, match="it was cancelled"):
+            await jobs[0].wait()
+    assert events[3:] == ["end 3"]
+    assert log == []
+
+
+async def test_cancel_running(events: list[Any], log: Log) -> None:
+    """A running async task is cancelled; the next one of the same request runs, in the same context."""
+    work = Work(events)
+    jobs: list[Job[Any]] = []
+
+    async def slow(n: int) -> None:
+        try:
+            await work.gated(n)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await work.gated(n + 10)
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        jobs.extend(tasks.add_task(slow, n) for n in (1, 2))
+        return Response(background=tasks)
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start("/handler")
+        assert jobs[0].cancel()
+        await wait_all_tasks_blocked()
+        assert (events, jobs[0].state) == (["start 1", "start 11"], JobState.RUNNING)
+        work.gate(11).set()
+        await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()  # the first may return before the runner's end is seen
+        assert events[2:] == ["end 11", "start 2"]
+        for n in (2, 12):
+            work.gate(n).set()
+    assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.SUCCEEDED]
+    assert exchange.error is None
+    assert log == ["WARNING test_cancel_running.<locals>.slow was cancelled (GET /handler)"]
+
+
+async def test_cancel_that_is_swallowed(events: list[Any]) -> None:
+    """A task that swallows its cancellation has succeeded; the next one is not cancelled."""
+
+    async def stubborn() -> str:
+        try:
+            await anyio.sleep_forever()
+        except BaseException:
+            return "stubborn"
+        raise AssertionError
+
+    async def two(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        jobs.extend([tasks.add_task(stubborn), tasks.add_task(anyio.sleep, 0)])
+        return Response(background=tasks)
+
+    jobs: list[Job[Any]] = []
+    app = make_app(two)
+    async with anyio.create_task_group() as group:
+        await Client(app, group).start("/two")
+        assert jobs[0].cancel()
+    assert [job.state for job in jobs] == [JobState.SUCCEEDED] * 2
+    assert jobs[0].result() == "stubborn"
+
+
+async def test_cancel_itself(events: list[Any]) -> None:
+    """A task that cancels itself is cancelled at its next wait; one that ends before has succeeded."""
+    jobs: dict[str, Job[Any]] = {}
+
+    async def waits() -> None:
+        events.append(jobs["waits"].cancel())
+        await anyio.sleep_forever()
+
+    async def ends() -> None:
+        events.append(jobs["ends"].cancel())
+
+    async with SerialExecutor(drain_timeout=2) as executor:
+        jobs["waits"] = executor.submit_nowait(waits)
+        jobs["ends"] = executor.submit_nowait(ends)
+        executor.submit_nowait(anyio.sleep, 0)
+    assert events == [True, True]
+    assert {name: job.state for name, job in jobs.items()} == {
+        "waits": JobState.CANCELLED,
+        "ends": JobState.SUCCEEDED,
+    }
+
+
+async def test_cancel_in_thread(events: list[Any]) -> None:
+    """A task that runs in a thread cannot be cancelled: `cancel` says so."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        job = executor.submit_nowait(work.thread_gated, 0)
+        while not events:
+            await anyio.sleep(0)
+        assert not job.cancel()
+        work.thread_gate(0).set()
+        assert await job.wait() == 0
+
+
+async def test_cancel_pending(events: list[Any]) -> None:
+    """A task that is cancelled before its object is awaited does not run, however often that is awaited."""
+    tasks = BackgroundTasks()
+    jobs = [tasks.add_task(events.append, n) for n in range(2)]
+    assert jobs[0].cancel()
+    assert not jobs[0].cancel()
+    await tasks()
+    await tasks()
+    assert events == [1, 1]
+    assert not jobs[1].cancel()
+
+    async def outer() -> None:
+        inner = BackgroundTasks()
+        inner.add_task(events.append, 2).cancel()
+        inner.add_task(events.append, 3)
+        await inner()
+
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(outer).wait()
+    assert events == [1, 1, 3]
+
+
+async def test_cancel_inline(events: list[Any]) -> None:
+    """A task that runs inside another one is not cancelled by itself."""
+    jobs: list[Job[Any]] = []
+
+    async def inside() -> None:
+        events.append(jobs[0].cancel())
+
+    async def outer() -> None:
+        inner = BackgroundTasks()
+        jobs.append(inner.add_task(inside))
+        await inner()
+
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(outer).wait()
+    assert events == [False]
+    assert jobs[0].state is JobState.SUCCEEDED
+
+
+async def test_keep_latest(events: list[Any]) -> None:
+    """`keep="latest"`: a newer task replaces a waiting older one of its function, which is `SUPERSEDED`."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        lane = executor.lane("a", keep="latest")
+        jobs = [lane.submit_nowait(work.gated, 0)]
+        await wait_all_tasks_blocked()
+        jobs += [lane.submit_nowait(work.gated, n) for n in (1, 2)]
+        other = lane.submit_nowait(work.quick, 3)
+        jobs.append(lane.submit_nowait(work.gated, 4))
+        assert [job.state for job in jobs] == [
+            JobState.RUNNING,
+            JobState.SUPERSEDED,
+            JobState.SUPERSEDED,
+            JobState.QUEUED,
+        ]
+        kept = executor.lane("a").submit_nowait(work.quick, 5)
+        for n in (0, 4):
+            work.gate(n).set()
+        assert await other.wait() == 3
+        assert await kept.wait() == 5
+        with pytest.raises(JobDropped, match="it was superseded"):
+            await jobs[1].wait()
+    assert events == ["start 0", "end 0", 3, "start 4", "end 4", 5]
+    assert list(executor.line.lanes) == [None]
+
+
+async def test_keep_latest_of_requests(events: list[Any], log: Log) -> None:
+    """A task replaces older ones when it is ready: one whose request fails replaces nothing."""
+    respond = {name: anyio.Event() for name in "ab"}
+    jobs: dict[str, Job[Any]] = {}
+
+    async def handler(request: Request) -> Response:
+        name = request.headers["name"]
+        tasks = BackgroundTasks()
+        jobs[name] = tasks.lane("game", keep="latest").add_task(events.append, name)
+        if name == "fails":
+            raise ValueError
+        if name in respond:
+            await respond[name].wait()
+        return Response(background=tasks)
+
+    def ask(client: Client, name: str) -> Any:
+        return client.start("/handler", headers=[(b"name", name.encode())])
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        executor_of_app = await _executor(app)
+        executor_of_app.lane("game").pause()
+        exchanges: list[Exchange] = [await ask(client, name) for name in ("a", "b", "first", "fails")]
+        assert jobs["first"].state is JobState.QUEUED
+        respond["b"].set()
+        await wait_all_tasks_blocked()
+        assert jobs["b"].state is JobState.SUPERSEDED  # "first" is behind it in line
+        exchanges.append(await ask(client, "last"))
+        assert [jobs[name].state for name in ("first", "last")] == [JobState.SUPERSEDED, JobState.QUEUED]
+        executor_of_app.lane("game").resume()
+        await wait_all_tasks_blocked()
+        assert events == []  # "a" holds the head
+        respond["a"].set()
+    assert events == ["last"]
+    assert [type(exchange.error) for exchange in exchanges] == [type(None)] * 3 + [ValueError, type(None)]
+
+
+async def test_keep_latest_unhashable(events: list[Any]) -> None:
+    """A function that cannot be hashed is told from others by being the same object."""
+
+    class Unhashable(list[int]):
+        def __call__(self, n: int) -> None:
+            events.append((len(self), n))
+
+    one, two = Unhashable([1]), Unhashable([1, 2])
+    async with SerialExecutor(drain_timeout=2) as executor:
+        lane = executor.lane("a", keep="latest")
+        lane.pause()
+        for function in (one, two, one):
+            lane.submit_nowait(function, len(executor.line.lanes["a"].line))
+        lane.resume()
+    assert events == [(2, 1), (1, 2)]
+
+
+async def test_statistics(events: list[Any]) -> None:
+    """`statistics()` is a frozen picture: what runs, how many wait, what the head waits for, how long."""
+    work = Work(events)
+    respond = anyio.Event()
+
+    async def holds(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.lane("held").add_task(work.quick, 1)
+        await respond.wait()
+        return Response(background=tasks)
+
+    app = make_app(holds, max_lanes_running=1)
+    async with anyio.create_task_group() as group:
+        await Client(app, group).start("/holds")
+        executor = executor_of(app)
+        executor.lane("held").submit_nowait(work.quick, 2)
+        executor.submit_nowait(work.gated, 3)
+        await wait_all_tasks_blocked()
+        executor.submit_nowait(work.quick, 4)
+        executor.lane("slot").submit_nowait(work.quick, 5)
+        await wait_all_tasks_blocked()
+        statistics = executor.statistics()
+        lanes = statistics.lanes
+        assert {key: lane.waits_for for key, lane in lanes.items()} == {
+            None: WaitsFor.RUNNING,
+            "held": WaitsFor.HELD,
+            "slot": WaitsFor.SLOT,
+        }
+        assert (statistics.running, statistics.waiting, statistics.unfinished) == (1, 4, 5)
+        assert statistics.state == "open"
+        assert (lanes[None].running, lanes[None].waiting) == ("Work.gated", 1)
+        assert lanes[None].head == "Work.quick"
+        assert (lanes["held"].held_by, lanes["held"].waiting) == ("GET /holds", 2)
+        assert lanes["slot"].running_for is None
+        for seconds in (lanes[None].running_for, lanes["held"].head_age):
+            assert seconds is not None
+            assert seconds >= 0
+        with pytest.raises(AttributeError):
+            statistics.waiting = 0  # type: ignore[misc]
+        with pytest.raises(TypeError):
+            lanes["new"] = lanes[None]  # type: ignore[index]
+        work.gate(3).set()
+        respond.set()
+    await wait_all_tasks_blocked()
+    assert executor.statistics().lanes == {}
+
+
+async def test_starting_is_waiting_for_nothing(events: list[Any]) -> None:
+    """A head that starts in the loop's next turn waits for nothing."""
+    async with SerialExecutor() as executor:
+        executor.submit_nowait(events.append, 1)
+        assert executor.statistics().lanes[None].waits_for is WaitsFor.NOTHING
+
+
+@pytest.mark.parametrize("how", ["pause", "stop"])
+async def test_close_drops_what_is_kept_back(how: str, events: list[Any], log: Log) -> None:
+    """Closing drops what stands behind a paused or stopped head, by name, and runs the rest."""
+    work, flaky = Work(events), Flaky(events, failures=how == "stop")
+    async with SerialExecutor() as executor:
+        lane = executor.lane("a", after_failure="stop")
+        if how == "pause":
+            lane.pause()
+        lane.submit_nowait(flaky.run, 1)
+        lane.submit_nowait(work.quick, 2)
+        await wait_all_tasks_blocked()
+        executor.submit_nowait(work.quick, 3)
+    assert events == ([3] if how == "pause" else [1, 3])
+    kept = "2 tasks: Flaky.run, Work.quick" if how == "pause" else "1 task: Work.quick"
+    assert log[-1] == (
+        "WARNING the executor was closed, requests gave up their places, paused and stopped lanes what they "
+        f"kept: dropped {kept}"
+    )
+    assert executor.line.unfinished == 0
+
+
+def test_cancel_when_nothing_else_runs() -> None:
+    """A cancelled job is not mistaken for the end of the event loop."""
+    events: list[Any] = []
+
+    async def main() -> None:
+        async with SerialExecutor(drain_timeout=2) as executor:
+            job = executor.submit_nowait(anyio.sleep_forever)
+            executor.submit_nowait(events.append, 1)
+            await wait_all_tasks_blocked()
+            job.cancel()
+            asyncio.current_task().cancelling()  # type: ignore[union-attr]
+            await executor.join()
+
+    asyncio.run(main())
+    assert events == [1]

@@ -1,0 +1,145 @@
+"""Time: a task past its timeout is cancelled if that is possible, and named if it is not."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from starlette.background import BackgroundTask as StarletteTask
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fifo_background import BackgroundTasks, Job, JobState, SerialExecutor
+from tests.asgi import get
+from tests.conftest import Log
+from tests.test_executor import Work
+from tests.test_middleware import make_app
+
+
+@pytest.mark.virtual_clock
+async def test_async_task(events: list[Any], log: Log) -> None:
+    """An async task past its timeout is cancelled and fails with TimeoutError; the next one runs."""
+    async with SerialExecutor(timeout=5) as executor:
+        late = executor.submit_nowait(anyio.sleep, 6)
+        in_time = executor.submit_nowait(anyio.sleep, 4)
+        longer = executor.options(timeout=20).submit_nowait(anyio.sleep, 10)
+        shorter = executor.lane("a").options(timeout=1).submit_nowait(anyio.sleep, 2)
+        begin = anyio.current_time()
+        with pytest.raises(TimeoutError):
+            await shorter.wait()
+        assert anyio.current_time() - begin == pytest.approx(1)
+        with pytest.raises(TimeoutError):
+            await late.wait()
+        assert anyio.current_time() - begin == pytest.approx(5)
+        await in_time.wait()
+        await longer.wait()
+        assert anyio.current_time() - begin == pytest.approx(19)
+    assert late.state is JobState.FAILED
+    assert [record.split(" (")[0] for record in log] == ["ERROR sleep failed"] * 2
+
+
+@pytest.mark.virtual_clock
+async def test_of_a_request(events: list[Any], log: Log) -> None:
+    """A task that timed out is a failed one: it skips the rest of its request and is raised."""
+    jobs: list[Job[Any]] = []
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        jobs.append(tasks.options(timeout=1).add_task(anyio.sleep, 2))
+        jobs.append(tasks.add_task(events.append, 1))
+        return Response(background=tasks)
+
+    exchange = await get(make_app(handler), "/handler")
+    assert isinstance(exchange.error, TimeoutError)
+    assert [job.state for job in jobs] == [JobState.FAILED, JobState.SKIPPED]
+    assert log == ["ERROR sleep failed (GET /handler); skipped after it: 1 task: list.append"]
+
+
+async def test_sync_task(events: list[Any], log: Log) -> None:
+    """A sync task cannot be stopped: its lane waits, and a warning names it and how many wait behind it."""
+    work = Work(events)
+    said = threading.Event()
+
+    def slow() -> None:
+        assert said.wait(10)
+        events.append("slow")
+
+    async with SerialExecutor(timeout=0.01) as executor:
+        slow_job = executor.submit_nowait(slow)
+        for n in range(2):
+            executor.submit_nowait(work.sync, n)
+        while not log:
+            await anyio.sleep(0.001)
+        said.set()
+        assert await slow_job.wait() is None
+        await executor.join()
+    assert events == ["slow", 0, 1]
+    (record,) = log
+    assert record.startswith("WARNING test_sync_task.<locals>.slow has been running for 0.0")
+    assert record.endswith(
+        " s, longer than its timeout of 0.01 s, and cannot be stopped: 2 tasks wait behind it"
+    )
+
+
+async def test_in_time(events: list[Any], log: Log) -> None:
+    """Sync tasks that end in time leave no timer behind and say nothing."""
+    work = Work(events)
+    async with SerialExecutor(timeout=60) as executor:
+        for n in range(20):
+            executor.submit_nowait(work.sync, n)
+        await executor.join()
+        await wait_all_tasks_blocked()
+    assert events == list(range(20))
+    assert log == []
+
+
+@pytest.mark.parametrize("patched", [True, False])
+async def test_with_a_call_of_its_own(
+    patched: bool, events: list[Any], log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timeout counts for tasks with a `__call__` of their own; a sync function is not cut off there."""
+    work = Work(events)
+
+    class Own(StarletteTask):
+        async def __call__(self) -> None:
+            await anyio.sleep_forever()
+
+    if patched:
+        original = StarletteTask.__call__
+
+        async def call(self: StarletteTask) -> None:
+            await original(self)
+
+        monkeypatch.setattr(StarletteTask, "__call__", call)
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks([Own(print)])
+        tasks.add_task(events.append, 1)
+        return Response(background=tasks)
+
+    exchange = await get(make_app(handler, timeout=0.01), "/handler")
+    assert isinstance(exchange.error, TimeoutError)
+    async with SerialExecutor(timeout=0.01) as executor:
+        job = executor.submit_nowait(work.thread_gated, 0)
+        while len(log) < 2:
+            await anyio.sleep(0.001)
+        work.thread_gate(0).set()
+        assert await job.wait() == 0
+        assert job.state is JobState.SUCCEEDED
+    assert "cannot be stopped: 0 tasks" in log[1]
+
+
+async def test_timeout_of_a_nested_task() -> None:
+    """A task that runs inside another one has its own timeout."""
+
+    async def outer() -> None:
+        inner = BackgroundTasks()
+        inner.options(timeout=0).add_task(anyio.sleep_forever)
+        await inner()
+
+    async with SerialExecutor() as executor:
+        with pytest.raises(TimeoutError):
+            await executor.submit_nowait(outer).wait()
