@@ -14,7 +14,7 @@ import fastapi
 import fastapi.routing
 from fastapi.dependencies.utils import get_dependant, get_typed_signature
 
-from fifo_background import _call
+from fifo_background import _call, _routes
 from fifo_background._tasks import OrderedBackgroundTasks
 
 get_telemetry_data: Any
@@ -49,8 +49,16 @@ def install() -> None:
     solve_dependencies._fifo_background = True  # type: ignore[attr-defined]
     fastapi.routing.__dict__["solve_dependencies"] = solve_dependencies
     _probe()
+    _routes.wants_ours = _wants_ours
     if not _call.is_starlettes(fastapi.BackgroundTasks.__call__):
         _call.around_here = _around_here
+
+
+def _wants_ours(dependant: Any, provider: Any) -> bool:
+    try:
+        return _class_wanted(dependant, provider) is not None
+    except TypeError:  # two unrelated classes: FastAPI's own call will say so
+        return True
 
 
 def _around_here() -> _call.Around:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -97,7 +98,9 @@ class OrderedBackgroundMiddleware:
             timeout=timeout,
             drain_timeout=drain_timeout,
         )
-        self._arrives = (arrives or asks_for_tasks) if order == "arrived" else None
+        self._arrives: Callable[[Scope], bool] | None = None
+        if order == "arrived":
+            self._arrives = arrives or functools.partial(asks_for_tasks, app)
         self._executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
         self._latest: SerialExecutor | None = None
         self._warned: set[str] = set()

@@ -1,0 +1,182 @@
+"""`order="arrived"`: the order of requests, whatever their handlers do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio import wait_all_tasks_blocked
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
+
+from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware, executor_of
+from tests.asgi import Client, get
+from tests.conftest import Log
+from tests.test_middleware import make_app
+
+
+def everything(scope: Any) -> bool:
+    return True
+
+
+class Late:
+    """A handler that adds its task when it is let; `?name=`."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.events = events
+        self.gates = {name: anyio.Event() for name in "abc"}
+
+    async def note(self, what: object) -> None:
+        self.events.append(what)
+
+    async def late(self, request: Request) -> Response:
+        name = request.url.query
+        await self.gates[name].wait()
+        tasks = BackgroundTasks()
+        if name != "c":
+            tasks.add_task(self.note, name)
+            tasks.add_task(self.note, name)
+        return Response(background=tasks)
+
+
+async def test_order_of_requests(events: list[Any]) -> None:
+    """A request takes its place when it reaches the middleware: handlers that wait cannot reorder it."""
+    late = Late(events)
+    app = make_app(late.late, order="arrived", arrives=everything)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        for name in "abc":
+            await client.start("/late", query_string=name.encode())
+        for name in "cb":
+            late.gates[name].set()
+            await wait_all_tasks_blocked()
+        assert events == []
+        late.gates["a"].set()
+    assert events == ["a", "a", "b", "b"]
+
+
+async def test_without_tasks(events: list[Any]) -> None:
+    """A request that ends without tasks, or raises, frees its place at once."""
+    late = Late(events)
+
+    async def fails(request: Request) -> Response:
+        await late.gates["b"].wait()
+        raise ValueError
+
+    app = make_app(late.late, fails, order="arrived", arrives=everything)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        await client.start("/late", query_string=b"c")
+        await client.start("/fails")
+        executor_of(app).submit_nowait(late.note, 1)
+        await wait_all_tasks_blocked()
+        assert events == []
+        statistics = executor_of(app).statistics().lanes[None]
+        assert (statistics.held_by, statistics.head) == ("GET /late", None)
+        late.gates["c"].set()
+        await wait_all_tasks_blocked()
+        assert events == []
+        late.gates["b"].set()
+        await wait_all_tasks_blocked()
+        assert events == [1]
+    assert executor_of(app).line.lanes[None].head() is None
+
+
+async def test_only_those_that_may_add(events: list[Any]) -> None:
+    """`arrives` says which requests hold a place; another one that adds tasks takes its own as in "added"."""
+    late = Late(events)
+    app = make_app(late.late, order="arrived", arrives=lambda scope: scope["query_string"] == b"a")
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        for name in "ba":
+            await client.start("/late", query_string=name.encode())
+        for name in "ba":
+            late.gates[name].set()
+            await wait_all_tasks_blocked()
+    assert events == ["a", "a", "b", "b"]
+
+
+@pytest.mark.virtual_clock
+async def test_hold(events: list[Any], log: Log) -> None:
+    """An arrived request that stalls loses its place after `hold` seconds, and adds its tasks behind."""
+    late = Late(events)
+    app = make_app(late.late, order="arrived", arrives=everything, hold=5)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        for name in "ab":
+            await client.start("/late", query_string=name.encode())
+        late.gates["b"].set()
+        await anyio.sleep(4.9)
+        assert events == []
+        await anyio.sleep(0.2)
+        assert events == ["b", "b"]
+        late.gates["a"].set()
+    assert events == ["b", "b", "a", "a"]
+    (record,) = log
+    assert record.startswith("WARNING GET /late lost its place")
+
+
+async def test_its_lane(events: list[Any]) -> None:
+    """An arrived request holds its place in the lane that the middleware's `lane` names."""
+    late = Late(events)
+    app = make_app(
+        late.late, order="arrived", arrives=everything, lane=lambda scope: scope["query_string"] == b"a"
+    )
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        for name in "ab":
+            await client.start("/late", query_string=name.encode())
+        late.gates["b"].set()
+        await wait_all_tasks_blocked()
+        assert events == ["b", "b"]
+        late.gates["a"].set()
+    assert events == ["b", "b", "a", "a"]
+
+
+async def test_arriving_after_the_end(events: list[Any]) -> None:
+    """A request that arrives after the executor was closed holds nothing, and is answered."""
+    app = make_app(Late(events).late, order="arrived", arrives=everything)
+    await get(app, "/nothing")
+    executor = executor_of(app)
+    await executor.aclose()
+    assert (await get(app, "/nothing")).status == 404
+    assert executor.line.lanes[None].head() is None
+
+
+async def test_websockets_hold_no_place(events: list[Any]) -> None:
+    """A websocket holds no place with "arrived" either; its tasks line up when it has ended."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        BackgroundTasks().add_task(events.append, "websocket")
+        executor = executor_of(websocket)
+        await executor.submit_nowait(events.append, "meanwhile").wait()
+
+    app = Starlette(
+        routes=[WebSocketRoute("/", endpoint)],
+        middleware=[Middleware(OrderedBackgroundMiddleware, order="arrived", arrives=everything)],
+    )
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None: ...
+
+    scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b"", "subprotocols": []}
+    await app(scope, receive, send)
+    assert events == ["meanwhile", "websocket"]
+
+
+def test_arrives_without_arrived() -> None:
+    """`arrives` with another order is refused, and so is what is not a function."""
+    with pytest.raises(ValueError, match="arrives= is for order=\"arrived\", the order is 'added'"):
+        OrderedBackgroundMiddleware(Starlette(), arrives=everything)
+    for name in ("arrives", "lane"):
+        with pytest.raises(TypeError, match=f"{name}=1: give a function of the ASGI scope"):
+            OrderedBackgroundMiddleware(Starlette(), order="arrived", **{name: 1})  # type: ignore[arg-type]
