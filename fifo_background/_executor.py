@@ -287,7 +287,7 @@ class Executor:
         finally:
             if runner.watch is not None:
                 runner.watch.cancel()
-        if runner.lane is None:
+        if not runner.stopped:
             self.settle()
 
     def _work(self, runner: Runner) -> None:

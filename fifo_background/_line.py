@@ -368,9 +368,7 @@ class Line:
         """End a job that does not run."""
         queued = job.state is JobState.QUEUED
         job.move(state)
-        place = job.place
-        if place is None:  # of an object that nobody has awaited
-            return
+        place: Place = job.place  # type: ignore[assignment]
         lane: Lane = place.lane  # type: ignore[assignment]
         if queued:
             self.ready -= 1
@@ -420,9 +418,7 @@ class Line:
         stops, and lets go the requests that wait in it.
         """
         self.end(job, JobState.FAILED, error)
-        place = job.place
-        if place is None:
-            return []
+        place: Place = job.place  # type: ignore[assignment]
         skipped = [other for other in place.queued[place.next :] if other.state is JobState.QUEUED]
         if not place.skip_rest:
             skipped = []

@@ -93,8 +93,6 @@ class TrackedRequest:
         return request
 
     def __str__(self) -> str:
-        if self._send is None:
-            return "a task outside of any request"
         return f"{self.scope.get('method', self.scope['type'])} {self.scope.get('path', '')}"
 
     @property
@@ -304,8 +302,7 @@ class TrackedRequest:
             for place in self.places.values():
                 if place.arriving:
                     place.arriving = False
-                    if place.lane is not None:
-                        line.wants_turn(place.lane)
+                    line.wants_turn(place.lane)  # type: ignore[arg-type]
                 if not place.added:
                     continue
                 if self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error)):

@@ -52,10 +52,10 @@ def holds_back(party: Party, job: Job[Any]) -> bool:
     if place is None or job.state.ended:
         return False
     if isinstance(party, Job):
-        if party.place is None or party.state is not JobState.RUNNING:
+        if party.state is not JobState.RUNNING or party.place is None:
             return False
         if job.state is JobState.RUNNING:
-            return job.place is party.place  # it is the party, or runs inside it
+            return place is party.place  # it is the party, or runs inside it
         return place.lane is party.place.lane
     if job.state is JobState.RUNNING:
         return False

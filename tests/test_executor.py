@@ -452,3 +452,30 @@ def test_loop_ends_while_a_thread_runs(name: str, kind: str, events: list[Any], 
     assert [job.state for job in jobs] == [JobState.SUCCEEDED, JobState.DROPPED]
     assert len(log) == 1
     assert log[0].startswith("WARNING the event loop ended and did not run 1 task: Work.")
+
+
+async def test_one_timer(events: list[Any]) -> None:
+    """A lane that runs, or has a timer already, gets no timer."""
+    work = Work(events)
+    async with SerialExecutor() as executor:
+        executor.submit_nowait(work.gated, 0)
+        await wait_all_tasks_blocked()
+        lane = executor.line.lanes[None]
+        executor._look_again(lane, 1.0)
+        assert lane.timer is None
+        work.gate(0).set()
+
+
+async def test_cancelled_before_its_first_step(events: list[Any], log: Log) -> None:
+    """A runner whose task is cancelled natively at once takes its job along; the line moves."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        job = executor.submit_nowait(work.gated, 0)
+        executor.settle()
+        runner = executor.line.lanes[None].runner
+        assert runner is not None
+        assert runner.handle is not None
+        runner.handle.cancel()
+        assert await executor.submit_nowait(work.quick, 1).wait() == 1
+    assert job.state is JobState.CANCELLED
+    assert log == ["WARNING Work.gated was cancelled"]

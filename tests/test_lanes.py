@@ -222,8 +222,7 @@ async def test_unhashable_key(events: list[Any]) -> None:
                 lane(["a"])
 
     async def handler(request: Request) -> Response:
-        BackgroundTasks().add_task(print)
-        return Response()
+        return Response(background=BackgroundTasks().add_task(print))  # type: ignore[arg-type]
 
     exchange = await get(make_app(handler, lane=lambda scope: []), "/handler")
     assert isinstance(exchange.error, TypeError)

@@ -11,6 +11,7 @@ from fifo_background import ExecutorClosed, Job, JobState
 from fifo_background._lane import Place, PlaceState, Runner
 from fifo_background._line import Held, Line, Lost
 from fifo_background._settings import Settings
+from fifo_background._waits import holds_back
 
 
 class Model:
@@ -164,3 +165,60 @@ def test_closed_line_takes_no_place() -> None:
     assert model.line.close() == []
     with pytest.raises(ExecutorClosed):
         model.line.queue(place, job)
+
+
+def test_timer_of_an_idle_lane() -> None:
+    """A lane that becomes idle while its head is held leaves no timer behind."""
+    model = Model()
+    held = model.job("a", ready=False)
+    behind = model.job("a")
+    assert model.line.next_runner() is None
+    lane = model.line.lanes["a"]
+    cancelled: list[int] = []
+
+    class Timer:
+        def cancel(self) -> None:
+            cancelled.append(1)
+
+    lane.timer = Timer()
+    for job in (held, behind):
+        model.line.end_waiting(job, JobState.CANCELLED)
+    assert model.line.next_runner() is None
+    assert (cancelled, lane.timer, list(model.line.lanes)) == ([1], None, [None])
+
+
+def test_slot_that_came_in_time() -> None:
+    """Who was given a slot while being cancelled does not take another one."""
+    model = Model(max_lanes_running=1)
+    model.job("a")
+    runner = model.start()
+    model.line.lend(runner)
+    model.job("b")
+    model.start()
+    waiter: Any = object()
+    assert not model.line.take_back(runner, waiter)
+    model.line._free_slot()
+    assert model.line.woken == [waiter]
+    model.line.take_anyway(waiter)
+    assert model.line.slots == 0
+
+
+def test_waits() -> None:
+    """A job that has ended keeps nobody waiting, neither as what is waited for nor as who waits."""
+    model = Model()
+    jobs = [model.job(key) for key in "aab"]
+    waits = model.line.waits
+    runner = model.start()
+    model.start()
+    waits.add(jobs[0], jobs[2])
+    assert not waits.would_deadlock(jobs[0], jobs[2])
+    assert waits.would_deadlock(jobs[0], jobs[1])
+    assert model.end(runner) is jobs[1]
+    assert not holds_back(jobs[0], jobs[2])
+    assert not holds_back(jobs[1], jobs[0])
+    assert waits.would_deadlock(jobs[1], jobs[1])
+    assert not waits.would_deadlock(jobs[1], jobs[2])
+    waits.add(jobs[0], jobs[1])
+    waits.remove(jobs[0], jobs[2])
+    waits.remove(jobs[0], jobs[1])
+    assert waits._of == {}

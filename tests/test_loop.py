@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import runpy
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
-from fifo_background import SerialExecutor, _call, _loop, _threads
+from fifo_background import BackgroundTask, BackgroundTasks, SerialExecutor, _call, _loop, _threads
 from fifo_background._loop import AsyncioLoop, TrioLoop, face_of, running_loop
+from tests.asgi import get
+from tests.test_middleware import make_app
+
+
+@contextlib.contextmanager
+def asyncio_runner() -> Iterator[Callable[[Any], Any]]:
+    """Runs coroutines on a loop of its own, one after the other."""
+    loop = asyncio.new_event_loop()
+    try:
+        yield loop.run_until_complete
+    finally:
+        loop.close()
 
 
 def test_gone_asyncio_loop() -> None:
@@ -137,3 +153,18 @@ def test_wrapper_that_suspends() -> None:
 
     with pytest.raises(RuntimeError, match="awaited something in the task's thread"):
         _call.drive(waits())
+
+
+def test_object_of_another_loop() -> None:
+    """An object that was made in a request of one event loop cannot be awaited in another: that is said."""
+    kept: list[BackgroundTasks] = []
+
+    async def handler(request: Request) -> Response:
+        kept.append(BackgroundTasks([BackgroundTask(print)]))
+        return Response()
+
+    app = make_app(handler)
+    with asyncio_runner() as first, asyncio_runner() as second:
+        first(get(app, "/handler"))
+        with pytest.raises(RuntimeError, match="this executor belongs to another event loop"):
+            second(kept[0]())

@@ -100,7 +100,7 @@ async def test_default_for_fastapi() -> None:
 
 
 async def test_unrelated_classes_hold_a_place() -> None:
-    """A route that asks for two unrelated classes of ours arrives, and fails with its own error."""
+    """A route that asks for two unrelated classes arrives, and fails with its own error."""
 
     class One(BackgroundTasks): ...
 
@@ -118,7 +118,7 @@ async def test_unrelated_classes_hold_a_place() -> None:
 
 @pytest.mark.parametrize("limit", [1, 40])
 async def test_threads_cannot_reorder(limit: int, events: list[Any]) -> None:
-    """`def` endpoints run in threads, with a limiter of 1 last-in-first-out on anyio < 3.7: still in order."""
+    """`def` endpoints run in threads, which anyio < 3.7 wakes last in first out: still in order."""
     app = fastapi.FastAPI()
     app.add_middleware(OrderedBackgroundMiddleware, order="arrived")
 

@@ -87,6 +87,15 @@ async def test_sync_task(events: list[Any], log: Log) -> None:
 async def test_in_time(events: list[Any], log: Log) -> None:
     """Sync tasks that end in time leave no timer behind and say nothing."""
     work = Work(events)
+    async with SerialExecutor() as executor:
+        first = executor.options(timeout=0.02).submit_nowait(work.thread_gated, 100)
+        executor.submit_nowait(work.thread_gated, 101)
+        await anyio.sleep(0)
+        work.thread_gate(100).set()
+        await first.wait()
+        await anyio.sleep(0.03)  # the first one's time is over while the second one runs
+        work.thread_gate(101).set()
+    del events[:]
     async with SerialExecutor(timeout=60) as executor:
         for n in range(20):
             executor.submit_nowait(work.sync, n)
