@@ -76,14 +76,15 @@ class Executor:
                 raise RuntimeError("this executor belongs to another event loop")
             self._known_threads.mine = True
 
-    def stop(self, why: str) -> None:
-        """Drop what waits, cancel what runs, and say so."""
+    def stop(self, why: str) -> list[Runner]:
+        """Drop what waits, cancel what runs, and say so; returns whom it has cancelled."""
         line = self.line
         with line.lock:
             left = line.clear()
             runners = list(line.runners)
         if left:
             logger.warning("%s and did not run %s", why, names(left))
+        cancelled: list[Runner] = []
         for runner in runners:
             if runner.place is None:
                 logger.warning(
@@ -92,7 +93,9 @@ class Executor:
             else:
                 assert runner.handle is not None
                 runner.handle.cancel()
+                cancelled.append(runner)
         self.settle()
+        return cancelled
 
     # -- starting ---------------------------------------------------------------------------------------
 
@@ -162,7 +165,7 @@ class Executor:
         if ending and not runner.cancelled:
             self.stop("the event loop ended")
         line = self.line
-        if not self.started and line.drainers:
+        if line.drainers:
             with line.lock:
                 line.woken += line.drainers
                 line.drainers = []

@@ -162,6 +162,13 @@ class TrackedRequest:
                 place.arriving = True
                 line.take(place)
 
+    def _arrived(self) -> None:
+        """From here on the request holds places by its tasks alone."""
+        for place in self.places.values():
+            if place.arriving:
+                place.arriving = False
+                self.executor.line.wants_turn(place.lane)  # type: ignore[arg-type]
+
     def add(self, task: BackgroundTask, batch: Batch | None, entry: Entry | None) -> Job[Any]:
         """`add_task`: the request takes its place here, unless it has one or its settings say later.
 
@@ -239,6 +246,8 @@ class TrackedRequest:
                     place.release_all(jobs)
                 for job in jobs:
                     line.queue(job.place, job)  # type: ignore[arg-type]
+                if self.settings.order == "arrived":
+                    self._arrived()
                 runner = line.next_runner()
             else:
                 self.handed_over = batch
@@ -299,10 +308,8 @@ class TrackedRequest:
         with line.lock:  # a thread of the handler may still be adding
             interrupted = error is not None and self._started and self.stage is Stage.OPEN
             self.stage = Stage.ENDED
+            self._arrived()
             for place in self.places.values():
-                if place.arriving:
-                    place.arriving = False
-                    line.wants_turn(place.lane)  # type: ignore[arg-type]
                 if not place.added:
                     continue
                 if self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error)):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ("ExecutorLane", "SerialExecutor", "Submitter", "not_callable")
 
+# Seconds that the tasks which `aclose` cancels have to clean up.
+CLEAN_UP = 1.0
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -250,8 +253,9 @@ class SerialExecutor(Submitter, Executor):
     async def aclose(self) -> None:
         """Refuse new work, give up held places, run what is in line for at most `drain_timeout` seconds.
 
-        What stands behind a paused or stopped head is dropped; what is left after that time is cancelled
-        or dropped; both are logged by name. Raises `WouldDeadlock` inside a task of this executor.
+        What stands behind a paused or stopped head is dropped. What is left after that time is dropped, or
+        cancelled and given one second to clean up. All of this is logged by name. Raises `WouldDeadlock`
+        inside a task of this executor.
         """
         self.check_caller()
         line = self.line
@@ -269,13 +273,22 @@ class SerialExecutor(Submitter, Executor):
                 names(dropped),
             )
         self.settle()
-        with anyio.move_on_after(self.settings.drain_timeout, shield=True):
-            while line.ready or self.started:
+        await self._until(lambda: not line.ready and not self.started, self.settings.drain_timeout)
+        cancelled = self.stop("the executor was closed")
+        # before the app's own shutdown code closes what they clean up with
+        await self._until(lambda: all(runner.lane is None for runner in cancelled), CLEAN_UP)
+        left = [runner.job for runner in cancelled if runner.lane is not None]
+        if left:
+            logger.warning("the executor was closed and left behind, cancelled but not over, %s", names(left))
+
+    async def _until(self, holds: Callable[[], bool], limit: float) -> None:
+        """Wait until `holds`, which only a runner's end makes true, for at most `limit` seconds."""
+        with anyio.move_on_after(limit, shield=True):
+            while not holds():
                 waiter = self._loop.waiter()
-                with line.lock:
-                    line.drainers.append(waiter)
+                with self.line.lock:
+                    self.line.drainers.append(waiter)
                 await waiter
-        self.stop("the executor was closed")
 
     @property
     def is_open(self) -> bool:

@@ -479,3 +479,31 @@ async def test_cancelled_before_its_first_step(events: list[Any], log: Log) -> N
         assert await executor.submit_nowait(work.quick, 1).wait() == 1
     assert job.state is JobState.CANCELLED
     assert log == ["WARNING Work.gated was cancelled"]
+
+
+@pytest.mark.virtual_clock
+async def test_what_is_cancelled_cleans_up(events: list[Any], log: Log) -> None:
+    """Closing waits for the tasks that it cancels, for a second; one that goes on is named."""
+
+    async def task(seconds: float) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(seconds)
+            events.append(seconds)
+
+    executor = SerialExecutor(drain_timeout=2)
+    for seconds in (0.5, 3):
+        executor.lane(seconds).submit_nowait(task, seconds)
+    begin = anyio.current_time()
+    await executor.aclose()
+    events.append("closed")
+    assert anyio.current_time() - begin == pytest.approx(3)
+    assert log[0] == f"WARNING {task.__qualname__} was cancelled"
+    assert log[1:] == [
+        "WARNING the executor was closed and left behind, cancelled but not over, 1 task: "
+        "test_what_is_cancelled_cleans_up.<locals>.task"
+    ]
+    await anyio.sleep(5)
+    assert events == [0.5, "closed", 3]

@@ -1,0 +1,573 @@
+"""A model of the contract and the executor play the same random scripts and agree on every start and end.
+
+The model knows lanes as lists of places and nothing of how the executor works. Where the contract leaves a
+choice (which of several lanes that can start gets a free slot) it follows the executor, and checks that the
+choice was fair. `FIFO_EXAMPLES=5000` plays that many scripts, other ones each time.
+
+`scripts/mutations.py` breaks the package in each of the ways that it lists and sees this test fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+from anyio import wait_all_tasks_blocked
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fifo_background import (
+    BackgroundTasks,
+    ExecutorClosed,
+    Job,
+    JobState,
+    OrderedBackgroundMiddleware,
+    QueueFull,
+    SerialExecutor,
+    executor_of,
+)
+from tests.asgi import Exchange
+from tests.loops import VIRTUAL, run
+
+HOLD = 1000.0
+KEYS = (None, "a", "b")
+S = JobState
+
+
+class Boom(Exception):
+    pass
+
+
+# -- the model -----------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Place:
+    """Of one request or submission; `pending` and `ready` are numbers of tasks, in order."""
+
+    pending: list[int] = field(default_factory=list)
+    ready: list[int] = field(default_factory=list)
+    taken: float = 0.0
+    arriving: bool = False
+    rest_is_skipped: bool = True
+
+
+@dataclass(eq=False)
+class Lane:
+    line: list[Place] = field(default_factory=list)
+    running: int | None = None
+    running_place: Place | None = None
+    paused: bool = False
+    failed: int | None = None
+    failed_place: Place | None = None
+    overtaken_by: set[Any] = field(default_factory=set)  # who has started since this lane can start
+
+    def head(self) -> Place | None:
+        while self.line and not (self.line[0].pending or self.line[0].ready or self.line[0].arriving):
+            del self.line[0]
+        return self.line[0] if self.line else None
+
+    @property
+    def can_start(self) -> bool:
+        head = self.head()
+        free = self.running is None and not self.paused and self.failed is None
+        return free and head is not None and bool(head.ready)
+
+
+@dataclass(eq=False)
+class Ask:
+    """One request: the tasks it adds, as (key, number of the task), and its places."""
+
+    adds: list[tuple[Any, int]]
+    places: dict[Any, Place] = field(default_factory=dict)
+    added: list[tuple[Any, int]] = field(default_factory=list)
+    go: anyio.Event = field(default_factory=anyio.Event)
+    fails: bool = False
+    over: bool = False
+
+
+class Model:
+    def __init__(self, order: str, on_error: str, stop: bool, lanes: int, max_pending: int | None) -> None:
+        self.order, self.on_error, self.stop = order, on_error, stop
+        self.most = lanes
+        self.max_pending = max_pending
+        self.lanes = {key: Lane() for key in KEYS}
+        self.lane_of: dict[int, Any] = {}
+        self.state: dict[int, JobState] = {}
+        self.latest: set[int] = set()
+        self.wanted: list[tuple[Any, int]] = []  # submits that wait for room
+        self.now = 0.0
+
+    @property
+    def waiting(self) -> int:
+        return sum(state in (S.PENDING, S.QUEUED) for state in self.state.values())
+
+    @property
+    def full(self) -> bool:
+        return self.max_pending is not None and (bool(self.wanted) or self.waiting >= self.max_pending)
+
+    def submit(self, key: Any, n: int, *, latest: bool = False) -> None:
+        place = Place(taken=self.now)
+        self.lanes[key].line.append(place)
+        self.lane_of[n], self.state[n] = key, S.PENDING
+        if latest:
+            self.latest.add(n)
+        self.make_ready(key, place, n)
+
+    def make_ready(self, key: Any, place: Place, n: int) -> None:
+        place.ready.append(n)
+        self.state[n] = S.QUEUED
+        if n in self.latest:
+            for other in [m for p in self.lanes[key].line for m in p.ready if m in self.latest and m != n]:
+                self.take_out(other, S.SUPERSEDED)
+
+    def take_out(self, n: int, state: JobState) -> None:
+        """A task that waits will not run."""
+        self.state[n] = state
+        for place in [*self.lanes[self.lane_of[n]].line, *self.outside]:
+            for kept in (place.pending, place.ready):
+                if n in kept:
+                    kept.remove(n)
+        self.let_in()
+
+    outside: list[Place] = []  # noqa: RUF012 - replaced, never changed
+
+    def let_in(self) -> None:
+        while self.wanted and (self.max_pending is None or self.waiting < self.max_pending):
+            key, n = self.wanted.pop(0)
+            self.submit(key, n)
+
+    # -- requests -------------------------------------------------------------------------------------------
+
+    def arrive(self, ask: Ask) -> None:
+        if self.order == "arrived":
+            place = ask.places[None] = Place(taken=self.now, arriving=True)
+            self.lanes[None].line.append(place)
+
+    def add(self, ask: Ask, key: Any, n: int) -> None:
+        place = ask.places.get(key)
+        if place is None:
+            place = ask.places[key] = Place(taken=self.now)
+            if self.order == "responded":
+                self.outside = [*self.outside, place]
+            else:
+                self.lanes[key].line.append(place)
+        elif place not in self.lanes[key].line and place not in self.outside:
+            self.lanes[key].line.append(place)
+        place.rest_is_skipped = self.on_error == "skip_rest"
+        place.pending.append(n)
+        ask.added.append((key, n))
+        self.lane_of[n], self.state[n] = key, S.PENDING
+
+    def respond(self, ask: Ask) -> None:
+        ask.over = True
+        if self.order == "responded":
+            for key, place in ask.places.items():
+                self.take(key, place)
+        for key, n in ask.added:
+            if self.state[n] is S.PENDING:
+                self.take(key, ask.places[key])
+        for key, n in ask.added:
+            if self.state[n] is S.PENDING:
+                ask.places[key].pending.remove(n)
+                self.make_ready(key, ask.places[key], n)
+        for place in ask.places.values():
+            place.arriving = False
+
+    def take(self, key: Any, place: Place) -> None:
+        if place in self.outside:
+            self.outside = [other for other in self.outside if other is not place]
+            place.taken = self.now
+            self.lanes[key].line.append(place)
+
+    def fail(self, ask: Ask) -> None:
+        ask.over = True
+        for place in ask.places.values():
+            place.arriving = False
+        for _, n in ask.added:
+            if self.state[n] is S.PENDING:
+                self.take_out(n, S.DROPPED)
+
+    # -- what happens ---------------------------------------------------------------------------------------
+
+    def pass_time(self, now: float) -> None:
+        """Held heads lose their places where they keep something ready from starting."""
+        self.now = now
+        for lane in self.lanes.values():
+            while (head := lane.head()) is not None and not head.ready:
+                ready_behind = any(place.ready for place in lane.line)
+                slots = sum(other.running is not None for other in self.lanes.values())
+                closed = lane.running is not None or lane.paused or lane.failed is not None
+                if not ready_behind or closed or slots >= self.most or now - head.taken < HOLD:
+                    break
+                lane.line.remove(head)
+                self.outside = [*self.outside, head]
+
+    def started(self, n: int) -> None:
+        key = self.lane_of[n]
+        lane = self.lanes[key]
+        self.pass_time(self.now)
+        head = lane.head()
+        assert lane.can_start, f"{n} starts in a lane that is not free"
+        assert head is not None
+        assert head.ready[0] == n, f"{n} starts before {head.ready[0]}"
+        running = sum(other.running is not None for other in self.lanes.values())
+        assert running < self.most, "too many lanes run"
+        for other_key, other in self.lanes.items():
+            if other is not lane and other.can_start:
+                assert key not in other.overtaken_by, f"{key} overtook {other_key} twice"
+                other.overtaken_by.add(key)
+        lane.overtaken_by.clear()
+        head.ready.pop(0)
+        lane.running, lane.running_place = n, head
+        self.state[n] = S.RUNNING
+        self.let_in()
+
+    def ended(self, n: int, how: str) -> None:
+        lane = self.lanes[self.lane_of[n]]
+        assert lane.running == n, f"{n} ends and does not run"
+        place = lane.running_place
+        assert place is not None
+        lane.running = lane.running_place = None
+        self.state[n] = {"end": S.SUCCEEDED, "fail": S.FAILED, "cancelled": S.CANCELLED}[how]
+        if place.pending:
+            place.taken = self.now
+        if how == "fail":
+            if place.rest_is_skipped:
+                for rest in list(place.ready):
+                    self.take_out(rest, S.SKIPPED)
+            if self.stop:
+                lane.failed, lane.failed_place = n, place
+
+    def retry(self, key: Any, n: int) -> None:
+        lane = self.lanes[key]
+        assert lane.failed_place is not None
+        lane.failed = None
+        lane.line.insert(
+            0, Place(taken=self.now, ready=[n], rest_is_skipped=lane.failed_place.rest_is_skipped)
+        )
+        self.lane_of[n], self.state[n] = key, S.QUEUED
+
+    def peek(self, key: Any) -> int | None:
+        lane = self.lanes[key]
+        if lane.failed is not None:
+            return lane.failed
+        head = lane.head()
+        return None if head is None else next(iter([*head.ready, *head.pending]), None)
+
+    def clear(self, key: Any) -> None:
+        lane = self.lanes[key]
+        lane.failed = None
+        for place in list(lane.line):
+            for n in [*place.ready, *place.pending]:
+                self.take_out(n, S.CANCELLED)
+
+    def check_settled(self) -> None:
+        """Nothing that could start waits."""
+        running = sum(lane.running is not None for lane in self.lanes.values())
+        for lane in self.lanes.values():
+            if not lane.can_start:
+                lane.overtaken_by.clear()
+        if running < self.most:
+            self.pass_time(self.now)
+            assert not any(lane.can_start for lane in self.lanes.values()), "a lane is left behind"
+
+
+# -- the executor --------------------------------------------------------------------------------------------
+
+
+class Play:
+    """Does each step of a script with the executor and the model, and compares."""
+
+    def __init__(self, setup: dict[str, Any], group: anyio.abc.TaskGroup) -> None:
+        self.group = group
+        self.model = Model(**setup)
+        self.events: list[tuple[str, int]] = []
+        self.gates: dict[int, anyio.Event] = {}
+        self.failing: set[int] = set()
+        self.jobs: dict[int, Job[Any]] = {}
+        self.asks: list[Ask] = []
+        self.count = 0
+        self.app = Starlette()
+        self.app.add_route("/", self.handle)
+        self.app.add_middleware(
+            OrderedBackgroundMiddleware,
+            order=setup["order"],
+            arrives=(lambda scope: True) if setup["order"] == "arrived" else None,
+            on_error=setup["on_error"],
+            after_failure="stop" if setup["stop"] else "next",
+            max_lanes_running=setup["lanes"],
+            max_pending=setup["max_pending"],
+            hold=HOLD,
+        )
+
+    async def task(self, n: int) -> None:
+        self.events.append(("start", n))
+        try:
+            await self.gates[n].wait()
+        except BaseException:
+            self.events.append(("cancelled", n))
+            raise
+        self.events.append(("fail" if n in self.failing else "end", n))
+        if n in self.failing:
+            raise Boom
+
+    async def handle(self, request: Request) -> Response:
+        ask: Ask = request.scope["ask"]
+        tasks = BackgroundTasks()
+        for key, n in ask.adds:
+            self.jobs[n] = tasks.lane(key).add_task(self.task, n)
+        await ask.go.wait()
+        if ask.fails:
+            raise Boom
+        return Response(background=tasks)
+
+    @property
+    def executor(self) -> SerialExecutor:
+        return executor_of(self.app)
+
+    def new(self) -> int:
+        self.count += 1
+        self.gates[self.count] = anyio.Event()
+        return self.count
+
+    async def settle(self) -> None:
+        """Let everything happen that can, and tell the model what did."""
+        for _ in range(3):
+            await wait_all_tasks_blocked()
+        told, self.events = self.events, []
+        for kind, n in told:
+            if kind == "start":
+                self.model.started(n)
+            else:
+                self.model.ended(n, kind)
+        self.model.now = anyio.current_time()
+        self.model.check_settled()
+        model, statistics = self.model, self.executor.statistics()
+        assert {n: job.state for n, job in self.jobs.items()} == {n: model.state[n] for n in self.jobs}
+        assert statistics.waiting == model.waiting
+        assert statistics.running == sum(lane.running is not None for lane in model.lanes.values())
+        for key in KEYS:
+            head = self.executor.lane(key).peek()
+            expected = model.peek(key)
+            assert head is (None if expected is None else self.jobs[expected])
+
+    async def step(self, what: str, key: Any, number: int) -> None:
+        self.model.now = anyio.current_time()
+        getattr(self, f"do_{what}")(key, number)
+        if what == "wait":
+            await anyio.sleep((600.0, 1100.0)[number % 2])
+            self.model.pass_time(anyio.current_time())
+        await self.settle()
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def do_wait(self, key: Any, number: int) -> None:
+        """Time passes."""
+
+    def do_submit(self, key: Any, number: int, *, latest: bool = False) -> None:
+        n = self.new()
+        lane = self.executor.lane(key, keep="latest") if latest else self.executor.lane(key)
+        if self.model.full:
+            with pytest.raises(QueueFull):
+                lane.submit_nowait(self.task, n)
+        else:
+            self.jobs[n] = lane.submit_nowait(self.task, n)
+            self.model.submit(key, n, latest=latest)
+
+    def do_latest(self, key: Any, number: int) -> None:
+        self.do_submit(key, number, latest=True)
+
+    def do_submit_waiting(self, key: Any, number: int) -> None:
+        n = self.new()
+
+        async def submit() -> None:
+            with contextlib.suppress(ExecutorClosed):  # in the end
+                self.jobs[n] = await self.executor.lane(key).submit(self.task, n)
+
+        if self.model.full:
+            self.model.wanted.append((key, n))
+        else:
+            self.model.submit(key, n)
+        self.group.start_soon(submit)
+
+    def do_request(self, key: Any, number: int) -> None:
+        keys = [key, *(KEYS[(number >> shift) % 3] for shift in (0, 2)[: number % 3])]
+        ask = Ask([(k, self.new()) for k in keys])
+        self.model.arrive(ask)
+        for k, n in ask.adds:
+            if self.model.full:
+                self.model.fail(ask)
+                break
+            self.model.add(ask, k, n)
+        self.asks.append(ask)
+        self.group.start_soon(self.ask, ask)
+
+    async def ask(self, ask: Ask) -> None:
+        await Exchange(self.app, "/", ask=ask).run()
+
+    def open_ask(self, number: int) -> Ask | None:
+        asks = [ask for ask in self.asks if not ask.over]
+        return asks[number % len(asks)] if asks else None
+
+    def do_respond(self, key: Any, number: int) -> None:
+        ask = self.open_ask(number)
+        if ask is not None:
+            ask.go.set()
+            self.model.respond(ask)
+
+    def do_raise(self, key: Any, number: int) -> None:
+        ask = self.open_ask(number)
+        if ask is not None:
+            ask.fails = True
+            ask.go.set()
+            self.model.fail(ask)
+
+    def running(self) -> list[int]:
+        return [lane.running for lane in self.model.lanes.values() if lane.running is not None]
+
+    def do_end(self, key: Any, number: int) -> None:
+        running = self.running()
+        if running:
+            self.gates[running[number % len(running)]].set()
+
+    def do_fail(self, key: Any, number: int) -> None:
+        self.failing.update(self.running())
+        self.do_end(key, number)
+
+    def do_cancel(self, key: Any, number: int) -> None:
+        if self.jobs:
+            n = list(self.jobs)[number % len(self.jobs)]
+            state = self.model.state[n]
+            assert self.jobs[n].cancel() is not state.ended
+            if state in (S.PENDING, S.QUEUED):
+                self.model.take_out(n, S.CANCELLED)
+
+    def do_pause(self, key: Any, number: int) -> None:
+        self.executor.lane(key).pause()
+        self.model.lanes[key].paused = True
+        self.model.lanes[key].overtaken_by.clear()
+
+    def do_resume(self, key: Any, number: int) -> None:
+        self.executor.lane(key).resume()
+        self.model.lanes[key].paused = False
+
+    def do_skip(self, key: Any, number: int) -> None:
+        expected = self.model.peek(key)
+        skipped = self.executor.lane(key).skip_head()
+        assert skipped is (None if expected is None else self.jobs[expected])
+        if self.model.lanes[key].failed is not None:
+            self.model.lanes[key].failed = None
+        elif expected is not None:
+            self.model.take_out(expected, S.SKIPPED)
+
+    def do_retry(self, key: Any, number: int) -> None:
+        lane = self.model.lanes[key]
+        if lane.failed is None:
+            with pytest.raises(RuntimeError, match="has not stopped"):
+                self.executor.lane(key).retry_head()
+            return
+        n = lane.failed
+        self.gates[n] = anyio.Event()
+        self.failing.discard(n)
+        self.jobs[-n] = self.jobs[n]  # the failed handle stays as it is
+        self.model.state[-n] = S.FAILED
+        self.model.lane_of[-n] = key
+        self.jobs[n] = self.executor.lane(key).retry_head()
+        self.model.retry(key, n)
+
+    def do_clear(self, key: Any, number: int) -> None:
+        self.executor.lane(key).clear()
+        self.model.clear(key)
+
+    async def finish(self, close: bool) -> None:
+        """Everything ends, and nothing is left."""
+        for ask in self.asks:
+            ask.go.set()
+            if not ask.over:
+                self.model.respond(ask)
+                await self.settle()
+        if not close:
+            for key in KEYS:
+                for _ in range(2):
+                    self.do_skip(key, 0) if self.model.lanes[key].failed is not None else None
+                self.do_resume(key, 0)
+            await self.settle()
+            while self.running():
+                self.do_end(None, 0)
+                await self.settle()
+                for key in KEYS:
+                    if self.model.lanes[key].failed is not None:
+                        self.do_skip(key, 0)
+                await self.settle()
+            assert self.model.waiting == 0
+        for gate in self.gates.values():
+            gate.set()
+        executor = self.executor
+        await executor.aclose()
+        for _ in range(3):
+            await wait_all_tasks_blocked()
+        line = executor.line
+        assert all(job.state.ended for job in self.jobs.values())
+        assert (line.unfinished, line.ready, line.waiting) == (0, 0, 0)
+        assert list(line.lanes) == [None]
+        assert line.lanes[None].head() is None
+        assert (line.slots, line.waits._of) == (self.model.most, {})
+        assert (line.turns, line.woken, line.effects) == (type(line.turns)(), [], [])
+
+
+STEPS = [
+    *("submit", "submit", "submit_waiting", "latest", "request", "request", "request"),
+    *("respond", "respond", "respond", "raise", "end", "end", "end", "fail", "cancel", "wait"),
+    *("pause", "resume", "resume", "skip", "retry", "retry", "clear"),
+]
+scripts = st.lists(
+    st.tuples(st.sampled_from(STEPS), st.sampled_from(KEYS), st.integers(0, 30)), min_size=1, max_size=40
+)
+setups = st.fixed_dictionaries(
+    {
+        "order": st.sampled_from(["added", "arrived", "responded"]),
+        "on_error": st.sampled_from(["skip_rest", "run_all"]),
+        "stop": st.booleans(),
+        "lanes": st.integers(1, 3),
+        "max_pending": st.sampled_from([None, None, 2, 4]),
+    }
+)
+EXAMPLES = int(os.environ.get("FIFO_EXAMPLES", "0"))
+
+
+async def play(setup: dict[str, Any], script: list[tuple[str, Any, int]], close: bool) -> None:
+    async with anyio.create_task_group() as group:
+        game = Play(setup, group)
+        await Exchange(game.app, "/none").run()  # makes the executor
+        for step in script:
+            await game.step(*step)
+        await game.finish(close)
+
+
+@pytest.mark.parametrize("loop", VIRTUAL)
+def test_model(loop: str) -> None:
+    """The executor starts and ends what the model says, in the same order, whatever is done to it."""
+
+    @settings(
+        max_examples=EXAMPLES or 60,
+        deadline=None,
+        derandomize=not EXAMPLES,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    @given(setups, scripts, st.booleans())
+    def plays(setup: dict[str, Any], script: list[tuple[str, Any, int]], close: bool) -> None:
+        run(loop, partial(play, setup, script, close), virtual=True)
+
+    plays()
