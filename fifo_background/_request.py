@@ -262,22 +262,18 @@ class TrackedRequest:
 
         None if it was called off, or another one has taken over from it.
         """
-        kept: dict[str, Any] | None = getattr(task, "__dict__", None)  # None: something with slots
-        entry: Entry | None = None
-        if kept is not None:
-            job: Job[Any] | None = kept.get(JOB)
-            entry = kept.get(ENTRY)
-            if job is not None:
-                if job.state in CALLED_OFF and job.batch is None:
-                    return None
-                del kept[JOB]
-                if job.state is JobState.PENDING and job.batch is None:
-                    place = job.place
-                    if place is not None and place is self.places.get(place.key):
-                        return job
-                    if job.executor is None:
-                        return self._register(job, entry)
-        return self._register(Job(task, None, self.settings.options), entry)
+        job: Job[Any] | None = getattr(task, JOB, None)
+        if job is not None:
+            if job.state in CALLED_OFF and job.batch is None:
+                return None
+            delattr(task, JOB)
+            if job.state is JobState.PENDING and job.batch is None:
+                place = job.place
+                if place is not None and place is self.places.get(place.key):
+                    return job
+                if job.executor is None:
+                    return self._register(job, getattr(task, ENTRY, None))
+        return self._register(Job(task, None, self.settings.options), getattr(task, ENTRY, None))
 
     def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
         key = self._key if entry is None or entry.key is ... else entry.key
@@ -351,8 +347,10 @@ class TrackedRequest:
 
 def take_job(task: BackgroundTask) -> Job[Any] | None:
     """The job that `add_task` made for an entry of `.tasks`, once."""
-    kept: dict[str, Any] | None = getattr(task, "__dict__", None)  # None: something with slots
-    return None if kept is None else kept.pop(JOB, None)
+    job: Job[Any] | None = getattr(task, JOB, None)
+    if job is not None:
+        delattr(task, JOB)
+    return job
 
 
 def tracked_request() -> TrackedRequest | None:

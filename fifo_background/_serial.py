@@ -96,7 +96,9 @@ class Submitter:
         place = Place(self._key, None)
         place.context = copy_context()
         task = BackgroundTask(func)
-        vars(task).update(args=args, kwargs=kwargs)  # whatever their names, `func` included
+        # whatever their names, `func` included
+        task.args = args  # type: ignore[assignment]
+        task.kwargs = kwargs  # type: ignore[assignment]
         return Job(task, self._executor, self._options), place
 
 

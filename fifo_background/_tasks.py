@@ -135,9 +135,9 @@ class OrderedBackgroundTasks(BackgroundTasks):
             job: Job[Any] = Job(task, None, PLAIN)
         else:
             job = request.add(task, batch, entry)
-        task.__dict__[JOB] = job
+        setattr(task, JOB, job)
         if entry is not None:
-            task.__dict__[ENTRY] = entry
+            setattr(task, ENTRY, entry)
         self.tasks.append(task)
         return job
 
@@ -164,7 +164,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
                 continue
             if job is None or job.state is not JobState.PENDING or job.batch is not None:
                 job = Job(task, None, PLAIN)
-            entry: Entry | None = getattr(task, "__dict__", {}).get(ENTRY)
+            entry: Entry | None = getattr(task, ENTRY, None)
             job.options = PLAIN if entry is None else PLAIN.but(**entry.changes)
             job.around = around
             await executor.run_inline(job, outer)

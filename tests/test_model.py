@@ -199,23 +199,20 @@ class Model:
 
     # -- what happens ---------------------------------------------------------------------------------------
 
-    def pass_time(self, now: float) -> None:
-        """Held heads lose their places where they keep something ready from starting."""
-        self.now = now
-        for lane in self.lanes.values():
-            while (head := lane.head()) is not None and not head.ready:
-                ready_behind = any(place.ready for place in lane.line)
-                slots = sum(other.running is not None for other in self.lanes.values())
-                closed = lane.running is not None or lane.paused or lane.failed is not None
-                if not ready_behind or closed or slots >= self.most or now - head.taken < HOLD:
-                    break
-                lane.line.remove(head)
-                self.outside = [*self.outside, head]
+    def lose_held_heads(self, lane: Lane) -> None:
+        """Held heads lose their places where they are all that keeps something ready from starting."""
+        while (head := lane.head()) is not None and not head.ready:
+            ready_behind = any(place.ready for place in lane.line)
+            closed = lane.running is not None or lane.paused or lane.failed is not None
+            if not ready_behind or closed or self.now - head.taken < HOLD:
+                break
+            lane.line.remove(head)
+            self.outside = [*self.outside, head]
 
     def started(self, n: int) -> None:
         key = self.lane_of[n]
         lane = self.lanes[key]
-        self.pass_time(self.now)
+        self.lose_held_heads(lane)
         head = lane.head()
         assert lane.can_start, f"{n} starts in a lane that is not free"
         assert head is not None
@@ -278,7 +275,8 @@ class Model:
             if not lane.can_start:
                 lane.overtaken_by.clear()
         if running < self.most:
-            self.pass_time(self.now)
+            for lane in self.lanes.values():
+                self.lose_held_heads(lane)
             assert not any(lane.can_start for lane in self.lanes.values()), "a lane is left behind"
 
 
@@ -345,11 +343,17 @@ class Play:
         for _ in range(3):
             await wait_all_tasks_blocked()
         told, self.events = self.events, []
+        early: list[int] = []  # trio lets the tasks that were started together begin in any order
         for kind, n in told:
-            if kind == "start":
-                self.model.started(n)
-            else:
+            if kind != "start":
                 self.model.ended(n, kind)
+            elif n in self.model.lane_of:
+                self.model.started(n)
+                while early and early[0] in self.model.lane_of:
+                    self.model.started(early.pop(0))
+            else:
+                early.append(n)
+        assert not early
         self.model.now = anyio.current_time()
         self.model.check_settled()
         model, statistics = self.model, self.executor.statistics()
@@ -366,7 +370,7 @@ class Play:
         getattr(self, f"do_{what}")(key, number)
         if what == "wait":
             await anyio.sleep((600.0, 1100.0)[number % 2])
-            self.model.pass_time(anyio.current_time())
+            self.model.now = anyio.current_time()
         await self.settle()
 
     # -- steps ----------------------------------------------------------------------------------------------
