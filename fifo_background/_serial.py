@@ -151,7 +151,8 @@ class ExecutorLane(Submitter):
     def retry_head(self) -> Job[Any]:
         """Run the failed task of a stopped lane again, before all others; returns its new `Job`.
 
-        Raises RuntimeError if the lane has not stopped.
+        With `keep="latest"` it is superseded if a newer one waits. Raises RuntimeError if the lane has not
+        stopped.
         """
         executor, line = self._executor, self._executor.line
         executor.check_caller()

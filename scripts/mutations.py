@@ -1,0 +1,237 @@
+"""Breaks the package in one way after the other, and sees `tests/test_model.py` fail of each.
+
+    python scripts/mutations.py [NAME ...]
+
+Works on a copy. Exit code 1 if a mutation is not caught, 2 if the text that one replaces is not there any more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# name: (file, text, replacement)
+MUTATIONS: dict[str, tuple[str, str, str]] = {
+    "a lane may have two runners": (
+        "_line.py",
+        "        if lane.runner is None and not lane.in_turn:\n            lane.in_turn = True",
+        "        if not lane.in_turn:\n            lane.in_turn = True",
+    ),
+    "last in, first out": (
+        "_lane.py",
+        "        self.line.append(place)",
+        "        self.line.appendleft(place)",
+    ),
+    "a place runs its tasks backwards": (
+        "_line.py",
+        "        place.queued.append(job)",
+        "        place.queued.insert(place.next, job)",
+    ),
+    "the rest is not skipped": (
+        "_line.py",
+        "        if not place.skip_rest:\n            skipped = []",
+        "        skipped = []",
+    ),
+    "run_all skips": ("_line.py", "        if not place.skip_rest:\n            skipped = []\n", ""),
+    "stop does not stop": (
+        "_line.py",
+        'job.options.after_failure == "stop" and',
+        'job.options.after_failure == "never" and',
+    ),
+    "next stops": ("_line.py", 'job.options.after_failure == "stop" and', ""),
+    "a slot is not given back": (
+        "_line.py",
+        "        if not runner.lent:\n            self._free_slot()\n",
+        "",
+    ),
+    "slots are not counted": (
+        "_line.py",
+        "            lane.runner = runner\n            self.slots -= 1",
+        "            lane.runner = runner",
+    ),
+    "a lane keeps its slot": (
+        "_line.py",
+        "        if not (self.turns or runner.stopped or runner.lent) and lane.open:",
+        "        if not (runner.stopped or runner.lent) and lane.open:",
+    ),
+    "who has run goes first again": (
+        "_line.py",
+        "            self.turns.append(lane)",
+        "            self.turns.appendleft(lane)",
+    ),
+    "a paused lane starts": (
+        "_lane.py",
+        "        return not self.paused and self.failed is None",
+        "        return self.failed is None",
+    ),
+    "a stopped lane starts": (
+        "_lane.py",
+        "        return not self.paused and self.failed is None",
+        "        return not self.paused",
+    ),
+    "resume forgets to look": (
+        "_serial.py",
+        "                lane.paused = False\n                line.wants_turn(lane)",
+        "                lane.paused = False",
+    ),
+    "skip_head of a stopped lane forgets to look": (
+        "_line.py",
+        "            lane.failed = None\n            self.wants_turn(lane)\n        elif",
+        "            lane.failed = None\n        elif",
+    ),
+    "skip_head skips nothing": (
+        "_line.py",
+        "            self.end_waiting(job, JobState.SKIPPED)\n        return job",
+        "            pass\n        return job",
+    ),
+    "a retry goes to the tail": (
+        "_line.py",
+        "        lane.line.appendleft(place)",
+        "        lane.line.append(place)",
+    ),
+    "clear forgets what is not ready": (
+        "_line.py",
+        "        jobs = [job for place in lane.line for job in place.waiting()]",
+        "        jobs = [job for p in lane.line for job in p.waiting() if job.state is JobState.QUEUED]",
+    ),
+    "a cancelled task runs": (
+        "_executor.py",
+        "            line.end_waiting(job, JobState.CANCELLED)\n        self.settle_soon()\n        return True",
+        "        self.settle_soon()\n        return True",
+    ),
+    "a cancelled task is counted as waiting": (
+        "_line.py",
+        "        place.release(job)\n        lane.waiting -= 1\n        self.waiting -= 1\n",
+        "        place.release(job)\n        lane.waiting -= 1\n",
+    ),
+    "a running task is not cancelled": (
+        "_executor.py",
+        "            runner.handle.cancel()\n\n    # -- waiting",
+        "            pass\n\n    # -- waiting",
+    ),
+    "nobody is superseded": (
+        "_line.py",
+        "        if other is not None:\n            self.end_waiting(other, JobState.SUPERSEDED)",
+        "",
+    ),
+    "the newest is superseded": (
+        "_line.py",
+        "            self.end_waiting(other, JobState.SUPERSEDED)",
+        "            self.end_waiting(job, JobState.SUPERSEDED)",
+    ),
+    "held heads are never lost": (
+        "_line.py",
+        "            self.effects.append(Lost(lane.lose_head()))",
+        "            return None",
+    ),
+    "held heads are lost at once": ("_line.py", "            if wait > 0:", "            if wait > 1e9:"),
+    "held heads are lost although nothing waits": (
+        "_line.py",
+        "            if not lane.queued:\n                return None\n",
+        "",
+    ),
+    "nobody looks when hold is over": (
+        "_executor.py",
+        "                self.line.wants_turn(lane)\n            self.settle()",
+        "                pass\n            self.settle()",
+    ),
+    "a held head is run past": (
+        "_lane.py",
+        "            if (place.queued and place.first is not None) or place.added or place.arriving:",
+        "            if place.queued and place.first is not None:",
+    ),
+    "arrival holds nothing": (
+        "_lane.py",
+        "or place.added or place.arriving:",
+        "or place.added:",
+    ),
+    "responded takes its place when tasks are added": (
+        "_request.py",
+        'return self.settings.order != "responded" and',
+        "return",
+    ),
+    "one too many may wait": (
+        "_line.py",
+        "(bool(self.wanted) or self.waiting >= self._max_pending)",
+        "(bool(self.wanted) or self.waiting > self._max_pending)",
+    ),
+    "submit_nowait overtakes submit": (
+        "_line.py",
+        "        while self.wanted and (self.wanted[0].left or self.waiting < most):",
+        "        while self.wanted and (self.wanted[0].left or self.waiting < most - 1):",
+    ),
+    "submits are let in last come, first served": (
+        "_line.py",
+        "            wanted = self.wanted.popleft()",
+        "            wanted = self.wanted.pop()",
+    ),
+    "what a failed request added stays": (
+        "_request.py",
+        "                        line.end_waiting(job, JobState.DROPPED)\n",
+        "",
+    ),
+    "closing keeps held places": (
+        "_line.py",
+        "                for job in unclaimed:\n                    self.end_waiting(job, JobState.DROPPED)\n",
+        "",
+    ),
+    "closing does not cancel": (
+        "_executor.py",
+        "                runner.handle.cancel()\n                cancelled.append(runner)",
+        "                cancelled.append(runner)",
+    ),
+    "an idle lane stays": ("_line.py", "            del self.lanes[lane.key]\n", "            pass\n"),
+    "an end is not counted": (
+        "_line.py",
+        "        self.unfinished -= 1\n        place = job.place",
+        "        place = job.place",
+    ),
+}
+
+
+def caught(name: str) -> bool:
+    file, text, replacement = MUTATIONS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("fifo_background", "tests", "pyproject.toml"):
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, Path(folder) / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder)
+        broken = Path(folder) / "fifo_background" / file
+        before = broken.read_text()
+        if before.count(text) != 1:
+            print(f"{name}: its text is there {before.count(text)} times")
+            sys.exit(2)
+        broken.write_text(before.replace(text, replacement))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--show-capture=no", "tests/test_model.py"]
+        command += ["-o", "faulthandler_timeout=40", "-o", "faulthandler_exit_on_timeout=true"]
+        environment = {**os.environ, "PYTHONPATH": folder, "FIFO_NO_SHRINK": "1"}
+        try:
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, timeout=120, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return True  # it hangs
+        return done.returncode != 0
+
+
+def main() -> None:
+    missed = []
+    for name in sys.argv[1:] or MUTATIONS:
+        found = caught(name)
+        print(f"{'caught' if found else 'NOT CAUGHT':11} {name}", flush=True)
+        if not found:
+            missed.append(name)
+    print(f"{len(missed)} not caught")
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()
