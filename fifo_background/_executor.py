@@ -501,7 +501,7 @@ class Executor:
         return any(
             holds_back(request, job)
             for held in request.places.values()
-            for place in (held, *(held.lane.line if held.lane is not None else ()))
+            for place in (held, *(held.lane.places if held.lane is not None else ()))
             for job in place.waiting()
         )
 

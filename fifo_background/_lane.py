@@ -1,8 +1,8 @@
 """Who is next: the line of one lane. Pure data: no await, no clock, no lock, no event loop.
 
-The order is that of `Lane.line`, a place being appended once, at one named moment (`Lane.append`).
-What is given up stays where it is and is dropped when it reaches the head, so that no operation grows
-with the length of the line.
+The order is that of the places, each linked to the one behind it, and appended once, at one named moment
+(`Lane.append`). What is given up stays where it is and is dropped when it reaches the head: no operation
+grows with the length of the line, and a lane with one place costs nothing but the lane.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from fifo_background._loop import Handle, Waiter
     from fifo_background._request import TrackedRequest
 
-__all__ = ("Lane", "Place", "PlaceState", "Runner", "Wanted")
+__all__ = ("NOTHING", "Lane", "Place", "PlaceState", "Runner", "Wanted")
+
+
+# What a place without jobs has for a list, so that 100,000 waiting places need no lists for nothing. It is
+# replaced, and never changed.
+NOTHING: list[Job[Any]] = []
 
 
 class PlaceState(Enum):
@@ -37,6 +42,7 @@ class Place:
     __slots__ = (
         "added",
         "arriving",
+        "behind",
         "context",
         "key",
         "lane",
@@ -58,12 +64,27 @@ class Place:
         self.number: int = 0  # a place with a higher one was taken later
         self.taken: float = 0.0  # when, in the loop's seconds; `hold` counts from here
         self.context: Context | None = None
+        self.behind: Place | None = None  # the next one in line
         self.arriving: bool = False  # held by a request that may still add tasks (order="arrived")
         # added, but not ready to run: they hold the place
-        self.added: list[Job[Any]] = []
+        self.added: list[Job[Any]] = NOTHING
         # ready to run, in order; `next` is the index of the first that has not been started
-        self.queued: list[Job[Any]] = []
+        self.queued: list[Job[Any]] = NOTHING
         self.next: int = 0
+
+    def hold(self, job: Job[Any]) -> None:
+        """The job, which is not ready to run, holds the place."""
+        if self.added:
+            self.added.append(job)
+        else:
+            self.added = [job]
+
+    def queue(self, job: Job[Any]) -> None:
+        """The job is ready to run, after the others of the place that are."""
+        if self.queued:
+            self.queued.append(job)
+        else:
+            self.queued = [job]
 
     def release(self, job: Job[Any]) -> None:
         """The job does not hold the place any more, if it did."""
@@ -73,7 +94,7 @@ class Place:
     def release_all(self, jobs: list[Job[Any]]) -> None:
         """`release`, for all jobs of an awaited object."""
         if self.added == jobs:
-            self.added = []
+            self.added = NOTHING
         else:
             gone = set(jobs)
             self.added = [job for job in self.added if job not in gone]
@@ -100,7 +121,7 @@ class Place:
         """The list forgets its first job."""
         self.next += 1
         if self.next == len(self.queued):
-            self.queued = []
+            self.queued = NOTHING
             self.next = 0
         elif self.next == 512:  # a long list lets go of what has run
             del self.queued[:512]
@@ -154,10 +175,11 @@ class Lane:
 
     __slots__ = (
         "failed",
+        "first",
         "in_turn",
         "key",
+        "last",
         "latest",
-        "line",
         "paused",
         "queued",
         "runner",
@@ -168,7 +190,8 @@ class Lane:
 
     def __init__(self, key: Hashable) -> None:
         self.key: Hashable = key
-        self.line: deque[Place] = deque()
+        self.first: Place | None = None
+        self.last: Place | None = None
         self.queued: int = 0  # how many jobs, in all places of the line, are ready to run
         self.waiting: int = 0  # these, and those that are added and not ready
         self.runner: Runner | None = None  # who runs the lane's jobs now
@@ -184,23 +207,51 @@ class Lane:
         place.state = PlaceState.IN_LINE
         place.taken = now
         place.number = number
-        self.line.append(place)
+        if self.last is None:
+            self.first = place
+        else:
+            self.last.behind = place
+        self.last = place
+
+    def put_first(self, place: Place, now: float) -> None:
+        """Before everything in line: for a retry, which keeps the order that there was."""
+        place.state = PlaceState.IN_LINE
+        place.taken = now
+        place.behind = self.first
+        self.first = place
+        if self.last is None:
+            self.last = place
+
+    def _pop(self) -> Place:
+        """The first place leaves the line."""
+        place: Place = self.first  # type: ignore[assignment]
+        self.first = place.behind
+        place.behind = None
+        if self.first is None:
+            self.last = None
+        return place
+
+    @property
+    def places(self) -> Iterator[Place]:
+        """What is in line, in order."""
+        place = self.first
+        while place is not None:
+            yield place
+            place = place.behind
 
     def head(self) -> Place | None:
         """The place whose turn it is, if any: what was given up or is done leaves the line here."""
-        line = self.line
-        while line:
-            place = line[0]
+        while (place := self.first) is not None:
             if (place.queued and place.first is not None) or place.added or place.arriving:
                 return place
-            line.popleft()
+            self._pop()
             place.state = PlaceState.GONE
             place.context = place.owner = None
         return None
 
     def lose_head(self) -> Place:
         """The head, which holds back what is ready behind it, leaves the line and keeps its tasks."""
-        place = self.line.popleft()
+        place = self._pop()
         place.state = PlaceState.OUTSIDE
         return place
 
@@ -212,4 +263,4 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to remember about it."""
-        return not (self.line or self.waiting or self.runner or self.in_turn) and self.open
+        return not (self.first or self.waiting or self.runner or self.in_turn) and self.open

@@ -137,7 +137,7 @@ class Line:
         self.ready += 1
         if place.added:
             place.release(job)
-        place.queued.append(job)
+        place.queue(job)
         lane.queued += 1
         if job.options.keep == "latest":
             self._keep_latest(lane, place, job)
@@ -362,6 +362,9 @@ class Line:
         """Move a running job to its last state."""
         job.move(state, outcome)
         self.ready -= 1
+        place: Place = job.place  # type: ignore[assignment]
+        if place.added:  # it was not stalling: `hold` begins anew
+            place.taken = self.clock()
         self._ended(job)
 
     def end_waiting(self, job: Job[Any], state: JobState) -> None:
@@ -396,9 +399,6 @@ class Line:
 
     def _ended(self, job: Job[Any]) -> None:
         self.unfinished -= 1
-        place = job.place
-        if place is not None and place.added:  # it was not stalling: `hold` begins anew
-            place.taken = self.clock()
         if job.batch is not None and (waiter := job.batch.saw_end_of(job)) is not None:
             self.woken.append(waiter)
         for batch in job.watchers:
@@ -429,8 +429,8 @@ class Line:
             lane.failed = Place(lane.key, place.owner, place.skip_rest)
             lane.failed.context = place.context
             lane.failed.taken = place.taken
-            lane.failed.added.append(job)
-            for waiting in lane.line:
+            lane.failed.hold(job)
+            for waiting in lane.places:
                 for other in waiting.waiting():
                     self._let_go(lane, other)
         return skipped
@@ -472,16 +472,14 @@ class Line:
         job.around = failed.around
         self._count_in(job, place)
         self.waiting += 1
-        place.state = PlaceState.IN_LINE
-        place.taken = self.clock()
-        lane.line.appendleft(place)
+        lane.put_first(place, self.clock())
         self.queue(place, job)
         return job
 
     def clear_lane(self, lane: Lane, state: JobState) -> list[Job[Any]]:
         """End all jobs that wait in a lane; it goes on if it had stopped."""
         lane.failed = None
-        jobs = [job for place in lane.line for job in place.waiting()]
+        jobs = [job for place in lane.places for job in place.waiting()]
         for job in jobs:
             self.end_waiting(job, state)
         self.wants_turn(lane)
@@ -498,14 +496,14 @@ class Line:
         dropped: list[Job[Any]] = []
         for lane in list(self.lanes.values()):
             if lane.open:
-                unclaimed = [job for place in lane.line for job in place.added if job.batch is None]
+                unclaimed = [job for place in lane.places for job in place.added if job.batch is None]
                 for job in unclaimed:
                     self.end_waiting(job, JobState.DROPPED)
                 dropped += unclaimed
             else:
                 lane.paused = False
                 dropped += self.clear_lane(lane, JobState.DROPPED)
-            for place in lane.line:
+            for place in lane.places:
                 place.arriving = False
             self._refuse(lane.wanted or ())
             self.wants_turn(lane)
@@ -524,7 +522,7 @@ class Line:
         left = [
             job
             for lane in self.lanes.values()
-            for place in lane.line
+            for place in lane.places
             for job in place.waiting()
             if job.state is JobState.QUEUED
         ]

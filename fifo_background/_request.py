@@ -19,7 +19,7 @@ from fifo_background import _call
 from fifo_background._call import Around
 from fifo_background._executor import current
 from fifo_background._job import Batch, Job, JobState
-from fifo_background._lane import Place, PlaceState
+from fifo_background._lane import NOTHING, Place, PlaceState
 from fifo_background._line import LineState
 from fifo_background._log import logger, names
 from fifo_background._loop import running_loop
@@ -205,7 +205,7 @@ class TrackedRequest:
                     line.queue(place, job)
                     executor.settle_soon()
                     return job
-            place.added.append(job)
+            place.hold(job)
         return job
 
     def _takes_place(self) -> bool:
@@ -281,7 +281,7 @@ class TrackedRequest:
         place = self._place(key)
         self.executor.line.register(job, place, owed=True)
         job.executor = self.executor
-        place.added.append(job)
+        place.hold(job)
         if place.state is PlaceState.OUTSIDE and self._takes_place():
             self.executor.line.take(place)
         return job
@@ -311,7 +311,7 @@ class TrackedRequest:
                 if self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error)):
                     self._hand_over(place)
                 closed = place.state is not PlaceState.IN_LINE and line.state is not LineState.OPEN
-                added, place.added = place.added, []
+                added, place.added = place.added, NOTHING
                 for job in added:
                     if closed or job.batch is None:
                         dropped.append(job)

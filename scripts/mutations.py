@@ -2,7 +2,7 @@
 
     python scripts/mutations.py [NAME ...]
 
-Works on a copy. Exit code 1 if a mutation is not caught, 2 if the text that one replaces is not there any more.
+Works on a copy. Exit code 1 if a mutation is not caught, 2 if the text that one replaces is gone.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "        if not lane.in_turn:\n            lane.in_turn = True",
     ),
     "last in, first out": (
-        "_lane.py",
-        "        self.line.append(place)",
-        "        self.line.appendleft(place)",
+        "_line.py",
+        "        lane.append(place, self.clock(), self._number)",
+        "        lane.put_first(place, self.clock())",
     ),
     "a place runs its tasks backwards": (
         "_line.py",
-        "        place.queued.append(job)",
-        "        place.queued.insert(place.next, job)",
+        "        place.queue(job)",
+        "        place.queued = [job, *place.queued]",
     ),
     "the rest is not skipped": (
         "_line.py",
@@ -92,18 +92,18 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a retry goes to the tail": (
         "_line.py",
-        "        lane.line.appendleft(place)",
-        "        lane.line.append(place)",
+        "        lane.put_first(place, self.clock())",
+        "        lane.append(place, self.clock(), 0)",
     ),
     "clear forgets what is not ready": (
         "_line.py",
-        "        jobs = [job for place in lane.line for job in place.waiting()]",
-        "        jobs = [job for p in lane.line for job in p.waiting() if job.state is JobState.QUEUED]",
+        "        jobs = [job for place in lane.places for job in place.waiting()]",
+        "        jobs = [j for p in lane.places for j in p.waiting() if j.state is JobState.QUEUED]",
     ),
     "a cancelled task runs": (
         "_executor.py",
-        "            line.end_waiting(job, JobState.CANCELLED)\n        self.settle_soon()\n        return True",
-        "        self.settle_soon()\n        return True",
+        "            line.end_waiting(job, JobState.CANCELLED)\n        self.settle_soon()\n",
+        "        self.settle_soon()\n",
     ),
     "a cancelled task is counted as waiting": (
         "_line.py",
@@ -178,8 +178,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "closing keeps held places": (
         "_line.py",
-        "                for job in unclaimed:\n                    self.end_waiting(job, JobState.DROPPED)\n",
-        "",
+        "                for job in unclaimed:\n                    self.end_waiting(",
+        "                for job in ():\n                    self.end_waiting(",
     ),
     "closing does not cancel": (
         "_executor.py",
@@ -189,8 +189,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "an idle lane stays": ("_line.py", "            del self.lanes[lane.key]\n", "            pass\n"),
     "an end is not counted": (
         "_line.py",
-        "        self.unfinished -= 1\n        place = job.place",
-        "        place = job.place",
+        "        self.unfinished -= 1\n        if job.batch",
+        "        if job.batch",
     ),
 }
 

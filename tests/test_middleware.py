@@ -851,7 +851,7 @@ async def test_plain_tasks_stay_plain(events: list[Any]) -> None:
     app = make_app(handler)
     await get(app, "/handler")
     assert events == [1]
-    assert not executor_of(app).line.lanes[None].line
+    assert executor_of(app).line.lanes[None].first is None
 
 
 async def test_same_scope_twice(events: list[Any], log: Log) -> None:

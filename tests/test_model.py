@@ -271,6 +271,23 @@ class Model:
             for n in [*place.ready, *place.pending]:
                 self.take_out(n, S.CANCELLED)
 
+    def close(self) -> None:
+        """What is held, paused, stopped or waits for room is given up; the rest is still to run."""
+        self.wanted.clear()
+        for lane in self.lanes.values():
+            closed = lane.paused or lane.failed is not None
+            lane.paused, lane.failed, self.stop = False, None, False
+            for place in list(lane.line):
+                place.arriving = False
+                for n in [*(place.ready if closed else ()), *place.pending]:
+                    self.take_out(n, S.DROPPED)
+
+    def give_up(self) -> None:
+        """The time for that is over."""
+        for lane in self.lanes.values():
+            for n in [n for place in lane.line for n in place.ready]:
+                self.take_out(n, S.DROPPED)
+
     def check_settled(self) -> None:
         """Nothing that could start waits."""
         running = sum(lane.running is not None for lane in self.lanes.values())
@@ -298,6 +315,7 @@ class Play:
         self.jobs: dict[int, Job[Any]] = {}
         self.asks: list[Ask] = []
         self.count = 0
+        self.to_be_cancelled: int | None = None
         self.app = Starlette()
         self.app.add_route("/", self.handle)
         self.app.add_middleware(
@@ -357,6 +375,9 @@ class Play:
             else:
                 early.append(n)
         assert not early
+        if self.to_be_cancelled is not None:
+            assert self.model.state[self.to_be_cancelled] is S.CANCELLED
+            self.to_be_cancelled = None
         self.model.now = anyio.current_time()
         self.model.check_settled()
         model, statistics = self.model, self.executor.statistics()
@@ -456,6 +477,8 @@ class Play:
             n = list(self.jobs)[number % len(self.jobs)]
             state = self.model.state[n]
             assert self.jobs[n].cancel() is not state.ended
+            if state is S.RUNNING:
+                self.to_be_cancelled = n
             if state in (S.PENDING, S.QUEUED):
                 self.model.take_out(n, S.CANCELLED)
 
@@ -496,14 +519,36 @@ class Play:
         self.executor.lane(key).clear()
         self.model.clear(key)
 
-    async def finish(self, close: bool) -> None:
+    async def close(self, end: str) -> None:
+        """The executor is closed while requests are open and tasks wait and run."""
+        self.model.close()
+        self.group.start_soon(self.executor.aclose)
+        await self.settle()
+        while self.running():
+            self.do_end(None, 0)
+            await self.settle()
+            if end == "cancel":
+                cancelled = self.running()
+                await anyio.sleep(31)  # the drain timeout is 30 s
+                self.model.give_up()
+                await self.settle()
+                assert all(self.jobs[n].state is S.CANCELLED for n in cancelled)
+        for ask in self.asks:
+            ask.go.set()
+            if not ask.over:
+                self.model.fail(ask)  # what it has added does not run
+                await self.settle()
+
+    async def finish(self, end: str) -> None:
         """Everything ends, and nothing is left."""
+        if end != "join":
+            await self.close(end)
         for ask in self.asks:
             ask.go.set()
             if not ask.over:
                 self.model.respond(ask)
                 await self.settle()
-        if not close:
+        if end == "join":
             for key in KEYS:
                 for _ in range(2):
                     self.do_skip(key, 0) if self.model.lanes[key].failed is not None else None
@@ -552,13 +597,13 @@ setups = st.fixed_dictionaries(
 EXAMPLES = int(os.environ.get("FIFO_EXAMPLES", "0"))
 
 
-async def play(setup: dict[str, Any], script: list[tuple[str, Any, int]], close: bool) -> None:
+async def play(setup: dict[str, Any], script: list[tuple[str, Any, int]], end: str) -> None:
     async with anyio.create_task_group() as group:
         game = Play(setup, group)
         await Exchange(game.app, "/none").run()  # makes the executor
         for step in script:
             await game.step(*step)
-        await game.finish(close)
+        await game.finish(end)
 
 
 @pytest.mark.parametrize("loop", VIRTUAL)
@@ -575,8 +620,8 @@ def test_model(loop: str) -> None:
         phases=[Phase.generate] if "FIFO_NO_SHRINK" in os.environ else list(Phase),
         print_blob=False,
     )
-    @given(setups, scripts, st.booleans())
-    def plays(setup: dict[str, Any], script: list[tuple[str, Any, int]], close: bool) -> None:
-        run(loop, partial(play, setup, script, close), virtual=True)
+    @given(setups, scripts, st.sampled_from(["join", "join", "drain", "cancel"]))
+    def plays(setup: dict[str, Any], script: list[tuple[str, Any, int]], end: str) -> None:
+        run(loop, partial(play, setup, script, end), virtual=True)
 
     plays()

@@ -446,8 +446,8 @@ async def test_keep_latest_unhashable(events: list[Any]) -> None:
     async with SerialExecutor(drain_timeout=2) as executor:
         lane = executor.lane("a", keep="latest")
         lane.pause()
-        for function in (one, two, one):
-            lane.submit_nowait(function, len(executor.line.lanes["a"].line))
+        for n, function in enumerate((one, two, one)):
+            lane.submit_nowait(function, n)
         lane.resume()
     assert events == [(2, 1), (1, 2)]
 
