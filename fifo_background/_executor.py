@@ -92,6 +92,7 @@ class Executor:
                 )
             else:
                 assert runner.handle is not None
+                runner.cancelled = True
                 runner.handle.cancel()
                 cancelled.append(runner)
         self.settle()

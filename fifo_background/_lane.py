@@ -151,7 +151,7 @@ class Runner:
         self.handle: Handle | None = None
         self.watch: Handle | None = None  # rings when a job that cannot be stopped should have ended
         self.stopped: bool = False  # it starts no other job: somebody has cancelled it
-        self.cancelled: bool = False  # that was `Job.cancel`
+        self.cancelled: bool = False  # that was the executor
         self.lent: int = 0  # how often its job waits for another lane: its slot is free for others
 
 
