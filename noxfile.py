@@ -23,7 +23,7 @@ STACKS = {
     "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING]),
     "newest-3.13": ("3.13", ["fastapi", "starlette", "anyio", "uvloop"]),
 }
-TEST = ["pytest>=8", "coverage[toml]>=7.6", "trio", "httpx", "uvicorn", "hypothesis"]
+TEST = ["pytest>=8", "coverage[toml]>=7.6", "trio", "httpx", "uvicorn", "hypothesis", "stamina"]
 
 
 def _interpreter(version: str) -> str | None:
@@ -77,7 +77,16 @@ def starlette(session: nox.Session) -> None:
     """The tests without FastAPI."""
     _use(session, "3.12")
     _install(
-        session, "pytest>=8", "coverage[toml]>=7.6", "trio", "httpx", "hypothesis", "starlette", "-e", "."
+        session,
+        "pytest>=8",
+        "coverage[toml]>=7.6",
+        "trio",
+        "httpx",
+        "hypothesis",
+        "stamina",
+        "starlette",
+        "-e",
+        ".",
     )
     _python(session, "-c", "import importlib.util as u; assert u.find_spec('fastapi') is None")
     _python(session, "-m", "pytest", "-q", *session.posargs)

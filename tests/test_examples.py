@@ -16,8 +16,8 @@ pytest.importorskip("uvicorn")
 ROOT = Path(__file__).parent.parent
 
 
-def run(*args: str) -> list[str]:
-    """The lines that a Python command prints, run from the root of the checkout."""
+def run(*args: str, says: str = "") -> list[str]:
+    """The lines that a Python command prints, run from the root of the checkout; `says` is its stderr."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *args],
@@ -28,7 +28,7 @@ def run(*args: str) -> list[str]:
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, says)
     return done.stdout.splitlines()
 
 
@@ -67,6 +67,19 @@ def test_game_stats() -> None:
     assert plain.startswith("plain   stored ")
     assert not plain.endswith("; ann sees 6, bob sees 7")
     assert ordered == "ordered stored 0 1 2 3 4 5 6 7; ann sees 6, bob sees 7"
+
+
+def test_lanes() -> None:
+    """In one line bob waits for ann, with lanes he does not; each player's results stay in order."""
+    assert run("examples/lanes.py") == [
+        "one line  ann 1, bob 2, ann 3, bob 4",
+        "lanes     bob 2, bob 4, ann 1, ann 3",
+    ]
+
+
+def test_retries() -> None:
+    """A retry holds the lane: `0 0 1 2 3`."""
+    assert run("examples/retries.py", says="stamina.retry_scheduled\n") == ["0 0 1 2 3"]
 
 
 def test_demo() -> None:

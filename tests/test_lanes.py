@@ -302,13 +302,14 @@ async def test_idle_lanes_leave_nothing(sync: bool) -> None:
         await use(range(200))
         gc.collect()
         tracemalloc.start()
-        grown = []
-        for n in range(3):
+        for n in range(10):  # what others allocate, threads and tracers, settles
             before = tracemalloc.get_traced_memory()[0]
             await use(range(2000 * n, 2000 * n + 2000))
             gc.collect()
-            grown.append(tracemalloc.get_traced_memory()[0] - before)
+            grown = tracemalloc.get_traced_memory()[0] - before
+            if grown < 10_000:  # 5 bytes a lane
+                break
         tracemalloc.stop()
-    assert min(grown) < 10_000  # 5 bytes a lane
+    assert grown < 10_000
     assert repr(executor.lane("a")) == "<ExecutorLane 'a'>"
     assert executor.lane("a").key == "a"

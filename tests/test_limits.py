@@ -65,6 +65,25 @@ async def test_lane_limit(events: list[Any]) -> None:
     assert sorted(events[1:], key=str) == [1, 3, 4, "end 0"]
 
 
+async def test_limits_may_change(events: list[Any]) -> None:
+    """A lane's `max_pending` may change while it is busy: nothing stops, and nothing runs twice."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        executor.submit_nowait(work.gated, 0)
+        await wait_all_tasks_blocked()
+        async with anyio.create_task_group() as group:
+            executor.lane(None, max_pending=2).submit_nowait(work.quick, 1)
+            with pytest.raises(QueueFull):
+                executor.lane(None, max_pending=1).submit_nowait(work.quick, "full")
+            executor.lane(None, max_pending=2).submit_nowait(work.quick, 2)
+            group.start_soon(executor.lane(None, max_pending=1).submit, work.quick, 3)
+            await wait_all_tasks_blocked()
+            with pytest.raises(QueueFull):  # no late arrival overtakes who waits, whatever its limit
+                executor.lane(None, max_pending=100).submit_nowait(work.quick, "overtaken")
+            work.gate(0).set()
+    assert events == ["start 0", "end 0", 1, 2, 3]
+
+
 async def test_answered_with_503(events: list[Any], log: Log) -> None:
     """A `QueueFull` that nobody handles is answered with 503 and `Retry-After`."""
     work = Work(events)

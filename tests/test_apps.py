@@ -1,0 +1,90 @@
+"""What an app is made of around us: lifespans, mounted apps, other apps in the same process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.background import BackgroundTasks as StarletteTasks
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+
+from fifo_background import BackgroundTasks, ExecutorClosed, OrderedBackgroundMiddleware, executor_of
+from tests.loops import run
+
+
+def endpoint_of(tasks_class: Any, events: list[Any]) -> Any:
+    def endpoint(request: Request) -> Response:
+        tasks = tasks_class()
+        tasks.add_task(events.append, request.query_params["n"])
+        return Response(background=tasks)
+
+    return endpoint
+
+
+@pytest.mark.parametrize("with_lifespan", [True, False])
+@pytest.mark.parametrize("started", [True, False])
+def test_lifespans(with_lifespan: bool, started: bool, events: list[Any]) -> None:
+    """With `lifespan=` or without, started or not (no lifespan at all), tasks run, and the end drains."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        executor_of(app).submit_nowait(events.append, "startup")
+        yield
+        events.append("shutdown")
+        with pytest.raises(ExecutorClosed):
+            executor_of(app).submit_nowait(events.append, "too late")
+
+    app = Starlette(
+        routes=[Route("/", endpoint_of(BackgroundTasks, events))],
+        lifespan=lifespan if with_lifespan else None,
+    )
+    app.add_middleware(OrderedBackgroundMiddleware)
+    client = TestClient(app)
+    if started:
+        with client:
+            client.get("/?n=1")
+            client.get("/?n=2")
+    else:
+        client.get("/?n=1")
+        client.get("/?n=2")
+    expected = ["1", "2"]
+    assert events == (["startup", *expected, "shutdown"] if started and with_lifespan else expected)
+
+
+def test_mounted_app(events: list[Any]) -> None:
+    """A mounted app's middleware never sees a lifespan: its tasks run all the same, and nothing hangs."""
+    inner = Starlette(routes=[Route("/", endpoint_of(BackgroundTasks, events))])
+    inner.add_middleware(OrderedBackgroundMiddleware)
+    outer = Starlette(routes=[Mount("/inner", app=inner)])
+    with TestClient(outer) as client:
+        for n in range(3):
+            client.get(f"/inner/?n={n}")
+    assert events == ["0", "1", "2"]
+
+
+def test_two_apps(events: list[Any]) -> None:
+    """Two apps in one event loop: ours takes nothing of the other one's, and each has a line of its own."""
+    ours = Starlette(routes=[Route("/", endpoint_of(BackgroundTasks, events))])
+    ours.add_middleware(OrderedBackgroundMiddleware)
+    ours_too = Starlette(routes=[Route("/", endpoint_of(BackgroundTasks, events))])
+    ours_too.add_middleware(OrderedBackgroundMiddleware)
+    plain = Starlette(routes=[Route("/", endpoint_of(StarletteTasks, events))])
+    both = Starlette(routes=[Mount("/a", app=ours), Mount("/b", app=ours_too), Mount("/c", app=plain)])
+    with TestClient(both) as client:
+        for path in ("/a/?n=a", "/b/?n=b", "/c/?n=c"):
+            client.get(path)
+    assert events == ["a", "b", "c"]
+
+    async def compare() -> None:
+        assert executor_of(ours) is executor_of(ours)
+        assert executor_of(ours) is not executor_of(ours_too)
+        with pytest.raises(LookupError):
+            executor_of(plain)
+
+    run("asyncio", compare)
