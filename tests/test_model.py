@@ -264,6 +264,10 @@ class Model:
         head = lane.head()
         return None if head is None else next(iter([*head.ready, *head.pending]), None)
 
+    def head_age(self, key: Any) -> float | None:
+        head = self.lanes[key].head()
+        return None if head is None else self.now - head.taken
+
     def clear(self, key: Any) -> None:
         lane = self.lanes[key]
         lane.failed = None
@@ -385,6 +389,12 @@ class Play:
         assert statistics.waiting == model.waiting
         assert statistics.running == sum(lane.running is not None for lane in model.lanes.values())
         for key in KEYS:
+            seen = statistics.lanes.get(key)
+            if model.lanes[key].failed is None and seen is not None:
+                if told and seen.head_age != model.head_age(key):
+                    # a slot was free when the executor looked at this lane, and another lane has it now
+                    model.lose_held_heads(model.lanes[key])
+                assert seen.head_age == model.head_age(key)
             head = self.executor.lane(key).peek()
             expected = model.peek(key)
             assert head is (None if expected is None else self.jobs[expected])
