@@ -301,6 +301,7 @@ class Executor:
         while job is not None:
             assert job.place is not None
             assert job.place.context is not None
+            outcome = None
             try:
                 outcome = job.place.context.copy().run(_call_sync, job)
             except BaseException as error:
