@@ -15,7 +15,16 @@ from typing import Any, TypeVar
 import starlette.background
 from starlette.background import BackgroundTask, BackgroundTasks
 
-__all__ = ("Around", "around_here", "call", "drive", "is_starlettes", "run_here")
+__all__ = (
+    "STARLETTES_ADD",
+    "STARLETTES_CALL",
+    "Around",
+    "around_here",
+    "call",
+    "drive",
+    "is_starlettes",
+    "run_here",
+)
 
 T = TypeVar("T")
 RunSync = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -29,6 +38,11 @@ around_here: Callable[[], Around] = lambda: None  # noqa: E731
 def is_starlettes(function: Any) -> bool:
     """Whether this is the function that Starlette defines, not one that wraps or replaces it."""
     return type(function) is FunctionType and function.__globals__ is starlette.background.__dict__
+
+
+# Starlette's own, unless somebody has replaced it already: what `is` this needs no closer look.
+STARLETTES_CALL: Any = BackgroundTask.__call__ if is_starlettes(BackgroundTask.__call__) else None
+STARLETTES_ADD: Any = BackgroundTasks.add_task if is_starlettes(BackgroundTasks.add_task) else None
 
 
 async def call(task: BackgroundTask, run_sync: RunSync, around: Around) -> Any:

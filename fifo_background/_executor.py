@@ -249,13 +249,16 @@ class Executor:
                 with line.lock:
                     job = line.next_job(runner)
             else:
-                with line.lock:
+                line.lock.acquire()
+                try:
                     line.end(job, JobState.SUCCEEDED, outcome)
                     job = line.next_job(runner)
-            if job is not None and (line.woken or line.effects):
+                finally:
+                    line.lock.release()
+            if job is None:
+                _leave_context(runner)
+            if line.woken or line.effects or (job is None and line.turns):
                 self.settle()
-        _leave_context(runner)
-        self.settle()
 
     async def _call(self, job: Job[Any]) -> Any:
         """Call a task that something is around: a span, an instrumentation, its timeout."""
@@ -455,7 +458,7 @@ class Executor:
                 wanted = Wanted(job, place, self._loop.waiter())
                 line.want(wanted)
             else:
-                line.queue(place, job)
+                line.queue(place, [job])
                 return
         try:
             async with self._lent(party):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from starlette.background import BackgroundTask
 
-from fifo_background._call import Around, is_starlettes
+from fifo_background._call import STARLETTES_CALL, Around, is_starlettes
 from fifo_background._settings import Options
 from fifo_background.exceptions import JobDropped, JobNotEnded, LaneStopped
 
@@ -94,10 +94,12 @@ class Batch:
         self.stopped: LaneStopped | None = None
         self.waiter: Waiter | None = None
 
-    def claim(self, job: Job[Any]) -> None:
-        """The object that has the job in its list is awaited, and this is its batch."""
-        self.left += 1
-        job.batch = self
+    def claim(self, jobs: list[Job[Any]], around: Around) -> None:
+        """The object that has the jobs in its list is awaited, and this is its batch."""
+        self.left += len(jobs)
+        for job in jobs:
+            job.batch = self
+            job.around = around
 
     def watch(self, job: Job[Any]) -> None:
         self.left += 1
@@ -170,9 +172,11 @@ class Job(Generic[T]):
     def queue(self) -> None:
         """Be ready to run. From here on it is settled where the task runs, and whether straight."""
         self.move(JobState.QUEUED)
-        plain = is_starlettes(type(self.task).__call__)
-        self.on_loop = not plain or self.task.is_async
-        self.direct = plain and self.around is None and (self.options.timeout is None or not self.on_loop)
+        task = self.task
+        own_call = type(task).__call__
+        if own_call is STARLETTES_CALL or is_starlettes(own_call):
+            on_loop = self.on_loop = task.is_async
+            self.direct = self.around is None and (not on_loop or self.options.timeout is None)
 
     @property
     def stoppable(self) -> bool:

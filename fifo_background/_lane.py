@@ -79,25 +79,22 @@ class Place:
         else:
             self.added = [job]
 
-    def queue(self, job: Job[Any]) -> None:
-        """The job is ready to run, after the others of the place that are."""
+    def queue(self, jobs: list[Job[Any]]) -> None:
+        """The jobs are ready to run and do not hold the place. The list is the place's from here on."""
+        if self.added == jobs:
+            self.added = NOTHING
+        elif self.added:
+            gone = set(jobs)
+            self.added = [job for job in self.added if job not in gone]
         if self.queued:
-            self.queued.append(job)
+            self.queued += jobs
         else:
-            self.queued = [job]
+            self.queued = jobs
 
     def release(self, job: Job[Any]) -> None:
         """The job does not hold the place any more, if it did."""
         if job in self.added:
             self.added.remove(job)
-
-    def release_all(self, jobs: list[Job[Any]]) -> None:
-        """`release`, for all jobs of an awaited object."""
-        if self.added == jobs:
-            self.added = NOTHING
-        else:
-            gone = set(jobs)
-            self.added = [job for job in self.added if job not in gone]
 
     def hold_together(self, jobs: list[Job[Any]]) -> None:
         """Jobs of one awaited object stand in the order of its list, as one block if that was changed."""
@@ -138,13 +135,14 @@ class Place:
 class Runner:
     """Runs a lane's jobs: the consecutive async ones of `place`; without, all consecutive sync ones.
 
-    It is made with its first job started, and has left when `lane` is None.
+    It is made with its first job, and has left when `lane` is None.
     """
 
     __slots__ = ("cancelled", "handle", "job", "lane", "lent", "place", "since", "stopped", "watch")
 
-    def __init__(self, place: Place | None) -> None:
-        self.lane: Lane | None = None
+    def __init__(self, lane: Lane, place: Place | None) -> None:
+        lane.runner = self
+        self.lane: Lane | None = lane
         self.place: Place | None = place
         self.job: Job[Any] = None  # type: ignore[assignment]  # the latest that it has started
         self.since: float = 0.0  # when it was started, in the loop's seconds
@@ -239,15 +237,22 @@ class Lane:
             yield place
             place = place.behind
 
-    def head(self) -> Place | None:
-        """The place whose turn it is, if any: what was given up or is done leaves the line here."""
+    def next_job(self) -> Job[Any] | None:
+        """The first job of the head, if that is ready; what was given up or is done leaves the line here."""
         while (place := self.first) is not None:
-            if (place.queued and place.first is not None) or place.added or place.arriving:
-                return place
+            if place.queued and (job := place.first) is not None:
+                return job
+            if place.added or place.arriving:
+                return None
             self._pop()
             place.state = PlaceState.GONE
             place.context = place.owner = None
         return None
+
+    def head(self) -> Place | None:
+        """The place whose turn it is, if any."""
+        self.next_job()
+        return self.first
 
     def lose_head(self) -> Place:
         """The head, which holds back what is ready behind it, leaves the line and keeps its tasks."""

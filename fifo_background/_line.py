@@ -115,7 +115,10 @@ class Line:
 
     def take(self, place: Place) -> None:
         """Append a place to its lane: the moment that fixes the order."""
-        lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
+        lane = self.lanes.get(place.key)
+        if lane is None:
+            lane = self.lane(place.key)
+        place.lane = lane
         self._number += 1
         lane.append(place, self.clock(), self._number)
 
@@ -126,24 +129,28 @@ class Line:
                 raise ExecutorClosed(job.name)
             self.take(place)
 
-    def queue(self, place: Place, job: Job[Any]) -> None:
-        """Make a registered job of a place ready to run; the place is taken if it is not in line.
+    def queue(self, place: Place, jobs: list[Job[Any]]) -> None:
+        """Make registered jobs of a place ready to run; the place is taken if it is not in line.
 
-        Raises `ExecutorClosed` if it would have to be taken after the end.
+        The list is the place's from here on. Raises `ExecutorClosed` if the place would have to be taken
+        after the end.
         """
-        self.take_late(place, job)
+        if place.state is not PlaceState.IN_LINE:
+            self.take_late(place, jobs[0])
         lane: Lane = place.lane  # type: ignore[assignment]
-        job.queue()
-        self.ready += 1
-        if place.added:
-            place.release(job)
-        place.queue(job)
-        lane.queued += 1
-        if job.options.keep == "latest":
-            self._keep_latest(lane, place, job)
-        if lane.failed is not None:
-            self._let_go(lane, job)
-        self.wants_turn(lane)
+        for job in jobs:
+            job.queue()
+        self.ready += len(jobs)
+        lane.queued += len(jobs)
+        place.queue(jobs)
+        if lane.failed is not None or not all(job.options.plain for job in jobs):
+            for job in jobs.copy():
+                if job.options.keep == "latest":
+                    self._keep_latest(lane, place, job)
+                if lane.failed is not None:
+                    self._let_go(lane, job)
+        if lane.runner is None and not lane.in_turn:
+            self.wants_turn(lane)
 
     def _keep_latest(self, lane: Lane, place: Place, job: Job[Any]) -> None:
         """Of the waiting jobs of a function the latest in line stays: a newer one replaces an older one.
@@ -190,7 +197,7 @@ class Line:
         self.waiting += 1
         self.woken.append(wanted.waiter)
         try:
-            self.queue(wanted.place, wanted.job)
+            self.queue(wanted.place, [wanted.job])
         except ExecutorClosed as error:
             wanted.error = error
             self.end_waiting(wanted.job, JobState.DROPPED)
@@ -218,22 +225,26 @@ class Line:
         while self.turns and self.slots > 0:
             lane = self.turns.popleft()
             lane.in_turn = False
-            place = self._ready_head(lane)
-            if place is not None:
+            job = self._ready_job(lane)
+            if job is not None:
                 if lane.timer is not None:
                     lane.timer.cancel()
                     lane.timer = None
-                job: Job[Any] = place.first  # type: ignore[assignment]
-                runner = Runner(place if job.on_loop else None)
-                self._start(lane, runner, place, job)
+                runner = Runner(lane, job.place if job.on_loop else None)
+                self.slots -= 1
+                self._start(lane, runner, job)
                 return runner
         return None
 
-    def _ready_head(self, lane: Lane) -> Place | None:
-        """The head of a lane without a runner, if it can start."""
-        while lane.open and (place := lane.head()) is not None:
-            if place.queued:
-                return place
+    def _ready_job(self, lane: Lane) -> Job[Any] | None:
+        """The next job of a lane without a runner, if it can start."""
+        while not lane.paused and lane.failed is None:
+            job = lane.next_job()
+            if job is not None:
+                return job
+            place = lane.first
+            if place is None:
+                break
             if not lane.queued:
                 return None
             wait = place.taken + self._hold - self.clock()
@@ -256,12 +267,9 @@ class Line:
             if len(self.lanes) == 1:
                 self.lanes = dict(self.lanes)  # a dict keeps the room that it needed for many keys
 
-    def _start(self, lane: Lane, runner: Runner, place: Place, job: Job[Any]) -> None:
-        if runner.lane is None:
-            runner.lane = lane
-            lane.runner = runner
-            self.slots -= 1
-        place.pop()
+    def _start(self, lane: Lane, runner: Runner, job: Job[Any]) -> None:
+        """The runner, which is the lane's, starts the first job of the lane."""
+        lane.first.pop()  # type: ignore[union-attr]
         lane.queued -= 1
         lane.waiting -= 1
         self.waiting -= 1
@@ -284,35 +292,35 @@ class Line:
         lane = runner.lane
         if lane is None:
             return None
-        if not (self.turns or runner.stopped or runner.lent) and lane.open:
-            place = lane.head()
-            job = None if place is None else place.first
-            if place is not None and job is not None and runner.place is (place if job.on_loop else None):
-                self._start(lane, runner, place, job)
-                return job
+        job = lane.next_job()
+        stays = not (self.turns or runner.stopped or runner.lent or lane.paused or lane.failed)
+        if stays and job is not None and runner.place is (job.place if job.on_loop else None):
+            self._start(lane, runner, job)
+            return job
         self.leave(runner)
         if self.turns and runner.place is None and not runner.stopped and not runner.lent and self.slots > 0:
             lane = self.turns[0]
-            place = lane.head() if lane.open and lane.timer is None else None
-            job = None if place is None else place.first
-            if place is not None and job is not None and not job.on_loop:
+            job = lane.next_job() if lane.open and lane.timer is None else None
+            if job is not None and not job.on_loop:
                 self.turns.popleft()
                 lane.in_turn = False
-                self._start(lane, runner, place, job)
+                lane.runner = runner
+                runner.lane = lane
+                self.slots -= 1
+                self._start(lane, runner, job)
                 return job
         return None
 
     def leave(self, runner: Runner) -> None:
         """The runner runs no more jobs of its lane."""
-        lane = runner.lane
-        assert lane is not None
+        lane: Lane = runner.lane  # type: ignore[assignment]
         runner.lane = None
         lane.runner = None
         if not runner.lent:
             self._free_slot()
-        if lane.head() is not None:
+        if lane.first is not None:
             self.wants_turn(lane)
-        elif lane.idle:
+        elif lane.key is not None and lane.idle:
             self._retire(lane)
 
     def start_inline(self, job: Job[Any], outer: Job[Any]) -> None:
@@ -399,7 +407,8 @@ class Line:
 
     def _ended(self, job: Job[Any]) -> None:
         self.unfinished -= 1
-        if job.batch is not None and (waiter := job.batch.saw_end_of(job)) is not None:
+        batch = job.batch
+        if batch is not None and (waiter := batch.saw_end_of(job)) is not None:
             self.woken.append(waiter)
         for batch in job.watchers:
             if (waiter := batch.saw_end_of(job)) is not None:
@@ -473,7 +482,7 @@ class Line:
         self._count_in(job, place)
         self.waiting += 1
         lane.put_first(place, self.clock())
-        self.queue(place, job)
+        self.queue(place, [job])
         return job
 
     def clear_lane(self, lane: Lane, state: JobState) -> list[Job[Any]]:

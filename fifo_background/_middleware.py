@@ -148,7 +148,10 @@ class OrderedBackgroundMiddleware:
             )
             await self.app(scope, receive, send)
             return
-        request = scope[_KEY] = TrackedRequest(self._executor_here(), self.settings, scope, send)
+        executor = self._latest
+        if executor is None or not executor.is_current():
+            executor = self._executor_here()
+        request = scope[_KEY] = TrackedRequest(executor, self.settings, scope, send)
         if self._arrives is not None and kind == "http" and self._arrives(scope):
             request.arrive()
         token = current.set(request)

@@ -62,7 +62,7 @@ class Submitter:
         line = executor.line
         with line.lock:
             line.register(job, place)
-            line.queue(place, job)
+            line.queue(place, [job])
         executor.settle_soon()
         return job
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from starlette.types import Scope
@@ -60,19 +59,17 @@ class Options:
     after_failure: AfterFailure = "next"
     keep: Keep = "all"
     max_pending: int | None = None  # in its lane
+    plain: bool = field(init=False, repr=False, compare=False)
+    """Whether there is nothing to do about them when a task starts."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", self.timeout is None and self.keep == "all")
         if self.timeout is not None:
             _check_seconds("timeout", self.timeout)
         _check_choice("after_failure", self.after_failure, AfterFailure)
         _check_choice("keep", self.keep, Keep)
         if self.max_pending is not None:
             _check_count("max_pending", self.max_pending)
-
-    @cached_property
-    def plain(self) -> bool:
-        """Whether there is nothing to do about them when a task starts."""
-        return self.timeout is None and self.keep == "all"
 
     def but(self, **changes: Any) -> Options:
         """With those changes that are not None."""
@@ -94,6 +91,8 @@ class Settings:
     max_pending: int | None = None
     timeout: float | None = None
     drain_timeout: float = 30.0
+    options: Options = field(init=False, repr=False)
+    """The options of a task that has none of its own."""
 
     def __post_init__(self) -> None:
         _check_choice("order", self.order, Order)
@@ -111,9 +110,5 @@ class Settings:
             _check_function("arrives", self.arrives)
             if self.order != "arrived":
                 raise ValueError(f'arrives= is for order="arrived", the order is {self.order!r}')
-        self.options.plain  # noqa: B018 - checks what tasks may have as well
-
-    @cached_property
-    def options(self) -> Options:
-        """The options of a task that has none of its own."""
-        return Options(timeout=self.timeout, after_failure=self.after_failure)
+        options = Options(timeout=self.timeout, after_failure=self.after_failure)
+        object.__setattr__(self, "options", options)

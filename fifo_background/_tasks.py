@@ -123,7 +123,8 @@ class OrderedBackgroundTasks(BackgroundTasks):
     def _add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
         if not callable(func):
             raise not_callable("add_task", func)
-        if _call.is_starlettes(BackgroundTasks.add_task):
+        add_task = BackgroundTasks.add_task
+        if add_task is _call.STARLETTES_ADD or _call.is_starlettes(add_task):
             task = BackgroundTask(func, *args, **kwargs)
         else:  # an instrumentation has wrapped `add_task`: let it have its say
             collected = BackgroundTasks()

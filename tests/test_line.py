@@ -28,7 +28,7 @@ class Model:
         job: Job[Any] = Job(BackgroundTask(print), None, self.settings.options.but(**options))
         self.line.register(job, place)
         if ready:
-            self.line.queue(place, job)
+            self.line.queue(place, [job])
         else:
             self.line.take(place)
             place.hold(job)
@@ -164,7 +164,7 @@ def test_closed_line_takes_no_place() -> None:
     model.line.register(job, place)
     assert model.line.close() == []
     with pytest.raises(ExecutorClosed):
-        model.line.queue(place, job)
+        model.line.queue(place, [job])
 
 
 def test_timer_of_an_idle_lane() -> None:
