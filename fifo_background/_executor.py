@@ -107,15 +107,10 @@ class Executor:
             if not self._loop.soon(self.settle):
                 self._asked = False
 
-    def settle(self, runner: Runner | None = None) -> None:
-        """Do what the line's last moves ask for: start runners, wake who waits, log. On the loop only.
-
-        `runner` is the first one to start, if the caller has asked the line for it already.
-        """
+    def settle(self) -> None:
+        """Do what the line's last moves ask for: start runners, wake who waits, log. On the loop only."""
         line = self.line
         self._asked = False
-        if runner is not None:
-            self._start(runner)
         if self._starting:  # a runner ends while it is being started below, and the loop there goes on
             return
         self._starting = True
@@ -126,7 +121,7 @@ class Executor:
                 runner = line.next_runner()
             if runner is None:
                 break
-            self._start(runner)
+            self.start(runner)
         else:
             self.settle_soon()
         self._starting = False
@@ -146,7 +141,8 @@ class Executor:
                 else:
                     self._watch(effect.runner, effect.job)
 
-    def _start(self, runner: Runner) -> None:
+    def start(self, runner: Runner) -> None:
+        """Let a runner that the line has just made run its jobs. On the loop only."""
         if runner.place is None:
             run, context = self._run_sync_jobs(runner), Context()
         else:
@@ -255,7 +251,7 @@ class Executor:
                     job = line.next_job(runner)
                 finally:
                     line.lock.release()
-            if job is None:
+            if job is None and runner.place.state is PlaceState.IN_LINE:  # type: ignore[union-attr]
                 _leave_context(runner)
             if line.woken or line.effects or (job is None and line.turns):
                 self.settle()

@@ -138,19 +138,19 @@ class Runner:
     It is made with its first job, and has left when `lane` is None.
     """
 
-    __slots__ = ("cancelled", "handle", "job", "lane", "lent", "place", "since", "stopped", "watch")
+    job: Job[Any]  # the latest that it has started
+    since: float  # when it was started, in the loop's seconds
+    # on the class, because most runners change none of these
+    handle: Handle | None = None
+    watch: Handle | None = None  # rings when a job that cannot be stopped should have ended
+    stopped: bool = False  # it starts no other job: somebody has cancelled it
+    cancelled: bool = False  # that was the executor
+    lent: int = 0  # how often its job waits for another lane: its slot is free for others
 
     def __init__(self, lane: Lane, place: Place | None) -> None:
         lane.runner = self
         self.lane: Lane | None = lane
         self.place: Place | None = place
-        self.job: Job[Any] = None  # type: ignore[assignment]  # the latest that it has started
-        self.since: float = 0.0  # when it was started, in the loop's seconds
-        self.handle: Handle | None = None
-        self.watch: Handle | None = None  # rings when a job that cannot be stopped should have ended
-        self.stopped: bool = False  # it starts no other job: somebody has cancelled it
-        self.cancelled: bool = False  # that was the executor
-        self.lent: int = 0  # how often its job waits for another lane: its slot is free for others
 
 
 class Wanted:
@@ -240,8 +240,12 @@ class Lane:
     def next_job(self) -> Job[Any] | None:
         """The first job of the head, if that is ready; what was given up or is done leaves the line here."""
         while (place := self.first) is not None:
-            if place.queued and (job := place.first) is not None:
-                return job
+            if place.queued:
+                job = place.queued[place.next]
+                if job.state is JobState.QUEUED:
+                    return job
+                if (other := place.first) is not None:
+                    return other
             if place.added or place.arriving:
                 return None
             self._pop()

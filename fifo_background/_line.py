@@ -105,20 +105,14 @@ class Line:
         return self._max_pending is not None and (bool(self.wanted) or self.waiting >= self._max_pending)
 
     def _count_in(self, job: Job[Any], place: Place) -> None:
-        lane = self.lanes.get(place.key)
-        if lane is None:
-            lane = self.lane(place.key)
         job.place = place
-        place.lane = lane
+        lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
         lane.waiting += 1
         self.unfinished += 1
 
     def take(self, place: Place) -> None:
         """Append a place to its lane: the moment that fixes the order."""
-        lane = self.lanes.get(place.key)
-        if lane is None:
-            lane = self.lane(place.key)
-        place.lane = lane
+        lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
         self._number += 1
         lane.append(place, self.clock(), self._number)
 
@@ -138,12 +132,15 @@ class Line:
         if place.state is not PlaceState.IN_LINE:
             self.take_late(place, jobs[0])
         lane: Lane = place.lane  # type: ignore[assignment]
+        plain = lane.failed is None
         for job in jobs:
             job.queue()
+            if not job.options.plain:
+                plain = False
         self.ready += len(jobs)
         lane.queued += len(jobs)
         place.queue(jobs)
-        if lane.failed is not None or not all(job.options.plain for job in jobs):
+        if not plain:
             for job in jobs.copy():
                 if job.options.keep == "latest":
                     self._keep_latest(lane, place, job)
@@ -317,7 +314,10 @@ class Line:
         runner.lane = None
         lane.runner = None
         if not runner.lent:
-            self._free_slot()
+            if self.returning:
+                self._free_slot()
+            else:
+                self.slots += 1
         if lane.first is not None:
             self.wants_turn(lane)
         elif lane.key is not None and lane.idle:

@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 import weakref
+from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
@@ -168,8 +169,7 @@ class AsyncioLoop:
         return lambda: self._loop().time()
 
     def is_current(self) -> bool:
-        running = asyncio._get_running_loop()
-        return running is not None and running is self._ref()
+        return _get_running_loop() is (self._ref() or self)
 
     def is_(self, native: object) -> bool:
         return native is self._ref()

@@ -157,7 +157,7 @@ class TrackedRequest:
         key, line = self.key(), self.executor.line
         with line.lock:
             if line.state is LineState.OPEN:
-                place = self.places[key] = Place(key, self, self.settings.on_error == "skip_rest")
+                place = self._new_place(key)
                 place.arriving = True
                 line.take(place)
 
@@ -193,7 +193,9 @@ class TrackedRequest:
                     f"{job.name} was added after the tasks of {self} had ended, and would never run: "
                     "use `executor_of(request).submit_nowait(func, ...)` for it"
                 )
-            place = self._place(key)
+            place = self.places.get(key)
+            if place is None or place.state is PlaceState.GONE:
+                place = self._new_place(key)
             line.register(job, place)
             if place.state is PlaceState.OUTSIDE and self._takes_place():
                 line.take(place)
@@ -254,8 +256,10 @@ class TrackedRequest:
                     place.hold_together(its_jobs)
         finally:
             line.lock.release()
-        if ready:
-            executor.settle(runner)
+        if runner is not None:
+            executor.start(runner)
+        if line.turns or line.woken or line.effects:
+            executor.settle()
         return batch
 
     def _job_of(self, task: BackgroundTask) -> Job[Any] | None:
@@ -265,21 +269,24 @@ class TrackedRequest:
         """
         job: Job[Any] | None = getattr(task, JOB, None)
         if job is not None:
-            if job.state in CALLED_OFF and job.batch is None:
-                return None
-            delattr(task, JOB)
-            if job.state is JobState.PENDING and job.batch is None:
-                place = job.place
-                if place is not None and place is self.places.get(place.key):
-                    return job
-                if job.executor is None:
-                    return self._register(job, getattr(task, ENTRY, None))
+            if job.batch is None:
+                if job.state is JobState.PENDING:
+                    delattr(task, JOB)
+                    place = job.place
+                    if place is not None and place is self.places.get(place.key):
+                        return job
+                    if job.executor is None:
+                        return self._register(job, getattr(task, ENTRY, None))
+                elif job.state in CALLED_OFF:
+                    return None
         return self._register(Job(task, None, self.settings.options), getattr(task, ENTRY, None))
 
     def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
         key = self._key if entry is None or entry.key is ... else entry.key
         job.options = self.settings.options if entry is None else self.settings.options.but(**entry.changes)
-        place = self._place(key)
+        place = self.places.get(key)
+        if place is None or place.state is PlaceState.GONE:
+            place = self._new_place(key)
         self.executor.line.register(job, place, owed=True)
         job.executor = self.executor
         place.hold(job)
@@ -287,10 +294,8 @@ class TrackedRequest:
             self.executor.line.take(place)
         return job
 
-    def _place(self, key: Hashable) -> Place:
-        place = self.places.get(key)
-        if place is None or place.state is PlaceState.GONE:
-            place = self.places[key] = Place(key, self, self.settings.on_error == "skip_rest")
+    def _new_place(self, key: Hashable) -> Place:
+        place = self.places[key] = Place(key, self, self.settings.on_error == "skip_rest")
         return place
 
     # -- the end ----------------------------------------------------------------------------------------
@@ -305,26 +310,34 @@ class TrackedRequest:
         with line.lock:  # a thread of the handler may still be adding
             interrupted = error is not None and self._started and self.stage is Stage.OPEN
             self.stage = Stage.ENDED
-            self._arrived()
             for place in self.places.values():
-                if not place.added:
-                    continue
-                if self.scope["type"] == "websocket" and (error is None or self.owes_websocket_tasks(error)):
-                    self._hand_over(place)
-                closed = place.state is not PlaceState.IN_LINE and line.state is not LineState.OPEN
-                added, place.added = place.added, NOTHING
-                for job in added:
-                    if closed or job.batch is None:
-                        dropped.append(job)
-                        line.end_waiting(job, JobState.DROPPED)
-                    else:
-                        line.queue(place, [job])
+                if place.arriving:
+                    self._arrived()
+                if place.added:
+                    if self.scope["type"] == "websocket" and (
+                        error is None or self.owes_websocket_tasks(error)
+                    ):
+                        self._hand_over(place)
+                    dropped += self._owe_or_drop(place)
         if line.turns or line.woken:
             executor.settle()
         if dropped:
             logger.warning(
                 "%s ended without running %s: %s", self, names(dropped), self._why(error, interrupted)
             )
+
+    def _owe_or_drop(self, place: Place) -> list[Job[Any]]:
+        """What was awaited is ready now; what was not is dropped, and returned."""
+        line = self.executor.line
+        closed = place.state is not PlaceState.IN_LINE and line.state is not LineState.OPEN
+        added, place.added = place.added, NOTHING
+        dropped = [job for job in added if closed or job.batch is None]
+        for job in dropped:
+            line.end_waiting(job, JobState.DROPPED)
+        owed = [job for job in added if job.state is JobState.PENDING]
+        if owed:
+            line.queue(place, owed)
+        return dropped
 
     def _hand_over(self, place: Place) -> None:
         """What nobody has awaited is awaited by the middleware."""

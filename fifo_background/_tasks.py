@@ -72,7 +72,9 @@ class OrderedBackgroundTasks(BackgroundTasks):
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         super().__init__(tasks)
-        self._request = tracked_request()
+        here = current.get()
+        if isinstance(here, TrackedRequest):
+            self._request = here
 
     @property
     def func(self) -> Callable[[], Awaitable[None]]:  # type: ignore[override]
