@@ -72,13 +72,6 @@ class Place:
         self.queued: list[Job[Any]] = NOTHING
         self.next: int = 0
 
-    def hold(self, job: Job[Any]) -> None:
-        """The job, which is not ready to run, holds the place."""
-        if self.added:
-            self.added.append(job)
-        else:
-            self.added = [job]
-
     def queue(self, jobs: list[Job[Any]]) -> None:
         """The jobs are ready to run and do not hold the place. The list is the place's from here on."""
         if self.added == jobs:
@@ -138,19 +131,18 @@ class Runner:
     It is made with its first job, and has left when `lane` is None.
     """
 
-    job: Job[Any]  # the latest that it has started
-    since: float  # when it was started, in the loop's seconds
-    # on the class, because most runners change none of these
-    handle: Handle | None = None
-    watch: Handle | None = None  # rings when a job that cannot be stopped should have ended
-    stopped: bool = False  # it starts no other job: somebody has cancelled it
-    cancelled: bool = False  # that was the executor
-    lent: int = 0  # how often its job waits for another lane: its slot is free for others
+    __slots__ = ("cancelled", "handle", "job", "lane", "lent", "place", "since", "stopped", "watch")
 
-    def __init__(self, lane: Lane, place: Place | None) -> None:
-        lane.runner = self
+    def __init__(self, lane: Lane, place: Place | None, job: Job[Any]) -> None:
         self.lane: Lane | None = lane
         self.place: Place | None = place
+        self.job: Job[Any] = job  # the latest that it has started
+        self.since: float = 0.0  # when it was started, in the loop's seconds
+        self.handle: Handle | None = None
+        self.watch: Handle | None = None  # rings when a job that cannot be stopped should have ended
+        self.stopped: bool = False  # it starts no other job: somebody has cancelled it
+        self.cancelled: bool = False  # that was the executor
+        self.lent: int = 0  # how often its job waits for another lane: its slot is free for others
 
 
 class Wanted:

@@ -91,15 +91,27 @@ class Line:
         """
         if self.state is not LineState.OPEN:
             raise ExecutorClosed(job.name)
-        limit = job.options.max_pending
-        if (limit is not None or self._max_pending is not None) and not owed:
-            lane = self.lanes.get(place.key)
-            if lane is not None and limit is not None and (lane.wanted or lane.waiting >= limit):
-                raise QueueFull(job.name, lane.waiting)
-            if self._full():
-                raise QueueFull(job.name, self.waiting)
+        if (self._max_pending is not None or job.options.max_pending is not None) and not owed:
+            self._check_room(job, place)
         self._count_in(job, place)
         self.waiting += 1
+
+    def add(self, job: Job[Any], place: Place, *, take: bool, owed: bool = False) -> None:
+        """`register` a job that holds its place, which is taken now if that is wanted."""
+        self.register(job, place, owed=owed)
+        if take and place.state is PlaceState.OUTSIDE:
+            self.take(place)
+        if place.added:
+            place.added.append(job)
+        else:
+            place.added = [job]
+
+    def _check_room(self, job: Job[Any], place: Place) -> None:
+        lane, limit = self.lanes.get(place.key), job.options.max_pending
+        if lane is not None and limit is not None and (lane.wanted or lane.waiting >= limit):
+            raise QueueFull(job.name, lane.waiting)
+        if self._full():
+            raise QueueFull(job.name, self.waiting)
 
     def _full(self) -> bool:
         return self._max_pending is not None and (bool(self.wanted) or self.waiting >= self._max_pending)
@@ -227,7 +239,7 @@ class Line:
                 if lane.timer is not None:
                     lane.timer.cancel()
                     lane.timer = None
-                runner = Runner(lane, job.place if job.on_loop else None)
+                runner = lane.runner = Runner(lane, job.place if job.on_loop else None, job)
                 self.slots -= 1
                 self._start(lane, runner, job)
                 return runner
@@ -438,7 +450,7 @@ class Line:
             lane.failed = Place(lane.key, place.owner, place.skip_rest)
             lane.failed.context = place.context
             lane.failed.taken = place.taken
-            lane.failed.hold(job)
+            lane.failed.added = [job]
             for waiting in lane.places:
                 for other in waiting.waiting():
                     self._let_go(lane, other)

@@ -6,7 +6,7 @@ Decides when tasks are ready: their object has been awaited and the response has
 from __future__ import annotations
 
 import weakref
-from collections.abc import Awaitable, Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Sequence
 from contextvars import copy_context
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -70,20 +70,34 @@ class Stage(Enum):
 class TrackedRequest:
     """A request, a websocket connection, or what is neither (no middleware: `outside`)."""
 
-    # how a request begins; on the class, because most requests end without changing most of them
-    stage: Stage = Stage.OPEN
-    handed_over: Batch | None = None  # awaited before the response had ended: the middleware waits for it
-    _started: bool = False  # the response, or trying to send it
-    _trailers: bool = False
-    _key: Hashable = None
-    _keyed: bool = False
+    __slots__ = (
+        "__weakref__",
+        "_key",
+        "_keyed",
+        "_send",
+        "_started",
+        "_trailers",
+        "executor",
+        "handed_over",
+        "places",
+        "scope",
+        "settings",
+        "stage",
+    )
 
     def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send | None) -> None:
         self.executor: SerialExecutor = executor
         self.settings: Settings = settings
         self.scope: Scope = scope
+        self.stage: Stage = Stage.OPEN
         self.places: dict[Hashable, Place] = {}
+        # awaited before the response had ended: the middleware waits for it
+        self.handed_over: Batch | None = None
         self._send = send
+        self._started: bool = False  # the response, or trying to send it
+        self._trailers: bool = False
+        self._key: Hashable = None
+        self._keyed: bool = False
 
     @classmethod
     def outside(cls, executor: SerialExecutor, settings: Settings) -> TrackedRequest:
@@ -196,26 +210,22 @@ class TrackedRequest:
             place = self.places.get(key)
             if place is None or place.state is PlaceState.GONE:
                 place = self._new_place(key)
-            line.register(job, place)
-            if place.state is PlaceState.OUTSIDE and self._takes_place():
-                line.take(place)
+            line.add(job, place, take=self._takes_place())
             if batch is not None:
                 batch.claim([job], _call.around_here())
                 if batch is not self.handed_over or self.stage is Stage.ENDED:
                     place.context = place.context or copy_context()
                     line.queue(place, [job])
                     executor.settle_soon()
-                    return job
-            place.hold(job)
         finally:
             line.lock.release()
         return job
 
     def _takes_place(self) -> bool:
         """Whether the place of a task that is added now is taken now."""
-        if self.stage is not Stage.OPEN:
-            return True
-        return self.settings.order != "responded" and self.scope["type"] != "websocket"
+        return self.stage is not Stage.OPEN or (
+            self.settings.order != "responded" and self.scope["type"] != "websocket"
+        )
 
     def line_up(
         self, tasks: Sequence[BackgroundTask], around: Around, owner: OrderedBackgroundTasks
@@ -234,26 +244,20 @@ class TrackedRequest:
         try:
             jobs = [job for task in tasks if (job := self._job_of(task)) is not None]
             batch.claim(jobs, around)
-            by_place: dict[Place, list[Job[Any]]] = {}
-            for job in jobs:
-                place: Place = job.place  # type: ignore[assignment]
-                if place in by_place:
-                    by_place[place].append(job)
-                else:
-                    by_place[place] = [job]
-                    # one for each lane: two could not run in one context side by side
-                    place.context = copy_context()
             owner._awaited = self, batch
-            if ready:
-                for place, its_jobs in by_place.items():
+            for place, its_jobs in _by_place(jobs):
+                # one for each lane: two could not run in one context side by side
+                place.context = copy_context()
+                if ready:
                     line.queue(place, its_jobs)
+                else:
+                    place.hold_together(its_jobs)
+            if not ready:
+                self.handed_over = batch
+            else:
                 if self.settings.order == "arrived":
                     self._arrived()
                 runner = line.next_runner()
-            else:
-                self.handed_over = batch
-                for place, its_jobs in by_place.items():
-                    place.hold_together(its_jobs)
         finally:
             line.lock.release()
         if runner is not None:
@@ -268,17 +272,16 @@ class TrackedRequest:
         None if it was called off, or another one has taken over from it.
         """
         job: Job[Any] | None = getattr(task, JOB, None)
-        if job is not None:
-            if job.batch is None:
-                if job.state is JobState.PENDING:
-                    delattr(task, JOB)
-                    place = job.place
-                    if place is not None and place is self.places.get(place.key):
-                        return job
-                    if job.executor is None:
-                        return self._register(job, getattr(task, ENTRY, None))
-                elif job.state in CALLED_OFF:
-                    return None
+        if job is not None and job.batch is None:
+            if job.state is JobState.PENDING:
+                delattr(task, JOB)
+                place = job.place
+                if place is not None and place is self.places.get(place.key):
+                    return job
+                if job.executor is None:
+                    return self._register(job, getattr(task, ENTRY, None))
+            elif job.state in CALLED_OFF:
+                return None
         return self._register(Job(task, None, self.settings.options), getattr(task, ENTRY, None))
 
     def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
@@ -287,11 +290,8 @@ class TrackedRequest:
         place = self.places.get(key)
         if place is None or place.state is PlaceState.GONE:
             place = self._new_place(key)
-        self.executor.line.register(job, place, owed=True)
+        self.executor.line.add(job, place, take=self._takes_place(), owed=True)
         job.executor = self.executor
-        place.hold(job)
-        if place.state is PlaceState.OUTSIDE and self._takes_place():
-            self.executor.line.take(place)
         return job
 
     def _new_place(self, key: Hashable) -> Place:
@@ -357,6 +357,15 @@ class TrackedRequest:
         if error is not None:
             return f"it raised {error!r}"
         return "its response did not carry them (it had a background of its own, or none was attached)"
+
+
+def _by_place(jobs: list[Job[Any]]) -> Iterable[tuple[Place, list[Job[Any]]]]:
+    if len(jobs) == 1:  # as almost always
+        return ((jobs[0].place, jobs),)  # type: ignore[return-value]
+    by_place: dict[Place, list[Job[Any]]] = {}
+    for job in jobs:
+        by_place.setdefault(job.place, []).append(job)  # type: ignore[arg-type]
+    return by_place.items()
 
 
 def take_job(task: BackgroundTask) -> Job[Any] | None:

@@ -31,7 +31,7 @@ class Model:
             self.line.queue(place, [job])
         else:
             self.line.take(place)
-            place.hold(job)
+            place.added = [job]
         return job
 
     def start(self) -> Runner:
@@ -101,7 +101,7 @@ def test_hold_begins_anew() -> None:
     assert place is not None
     held: Job[Any] = Job(BackgroundTask(print), None, model.settings.options)
     model.line.register(held, place)
-    place.hold(held)
+    place.added = [held]
     behind = model.job("a")
     runner = model.start()
     assert runner.job is job
