@@ -310,10 +310,13 @@ class Executor:
                 ended = False
             if self._loop.is_ending_seen_from_thread():
                 runner.stopped = True
-            with line.lock:
+            line.lock.acquire()
+            try:
                 if not ended:
                     line.end(job, JobState.SUCCEEDED, outcome)
                 job = line.next_job(runner)
+            finally:
+                line.lock.release()
             # if this was the last job, the end of the stay in the thread has the loop settle anyway
             if job is not None and (line.woken or line.effects or (line.turns and line.slots > 0)):
                 self.settle_soon()

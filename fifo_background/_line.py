@@ -93,8 +93,11 @@ class Line:
             raise ExecutorClosed(job.name)
         if (self._max_pending is not None or job.options.max_pending is not None) and not owed:
             self._check_room(job, place)
-        self._count_in(job, place)
+        job.place = place
+        lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
+        lane.waiting += 1
         self.waiting += 1
+        self.unfinished += 1
 
     def add(self, job: Job[Any], place: Place, *, take: bool, owed: bool = False) -> None:
         """`register` a job that holds its place, which is taken now if that is wanted."""

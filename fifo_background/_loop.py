@@ -187,23 +187,16 @@ class AsyncioLoop:
     def is_ending_seen_from_thread(self) -> bool:
         return False  # whoever waits for the thread is cancelled, and tells it
 
-    if sys.version_info >= (3, 12):
-
-        def _task(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
-            loop = asyncio.get_running_loop()
-            if loop.get_task_factory() is not None:
-                return loop.create_task(run, context=context)
-            return asyncio.Task(run, loop=loop, context=context, eager_start=True)
-
-    else:
-
-        def _task(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
-            return context.run(asyncio.get_running_loop().create_task, run)
-
     def start(
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
-        task = self._task(run, context)
+        loop = asyncio.get_running_loop()
+        if sys.version_info < (3, 12):
+            task = context.run(loop.create_task, run)
+        elif loop.get_task_factory() is not None:
+            task = loop.create_task(run, context=context)
+        else:
+            task = asyncio.Task(run, loop=loop, context=context, eager_start=True)
         if task.done():
             return None
         self._tasks.add(task)

@@ -147,17 +147,16 @@ class TrackedRequest:
         assert self._send is not None
         await self._send(message)
         if self.stage is Stage.OPEN:
-            self.responded()
+            self.stage = Stage.RESPONDED
+            if self.settings.order == "responded" and self.places:
+                self._take_places()
 
-    def responded(self) -> None:
-        """The response has ended."""
-        self.stage = Stage.RESPONDED
-        if self.settings.order == "responded" and self.places:
-            line = self.executor.line
-            with line.lock:
-                for place in self.places.values():
-                    if place.state is PlaceState.OUTSIDE and line.state is LineState.OPEN:
-                        line.take(place)
+    def _take_places(self) -> None:
+        line = self.executor.line
+        with line.lock:
+            for place in self.places.values():
+                if place.state is PlaceState.OUTSIDE and line.state is LineState.OPEN:
+                    line.take(place)
 
     @property
     def unanswered(self) -> bool:
@@ -307,7 +306,8 @@ class TrackedRequest:
         """
         executor, line = self.executor, self.executor.line
         dropped: list[Job[Any]] = []
-        with line.lock:  # a thread of the handler may still be adding
+        line.lock.acquire()  # a thread of the handler may still be adding
+        try:
             interrupted = error is not None and self._started and self.stage is Stage.OPEN
             self.stage = Stage.ENDED
             for place in self.places.values():
@@ -319,6 +319,8 @@ class TrackedRequest:
                     ):
                         self._hand_over(place)
                     dropped += self._owe_or_drop(place)
+        finally:
+            line.lock.release()
         if line.turns or line.woken:
             executor.settle()
         if dropped:

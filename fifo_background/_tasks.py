@@ -157,7 +157,8 @@ class OrderedBackgroundTasks(BackgroundTasks):
         if batch is not request.handed_over and request.settings.wait:
             if batch.left:
                 await request.executor.wait(batch)
-            batch.raise_first()
+            if batch.error is not None or batch.stopped is not None:
+                batch.raise_first()
 
     async def _run_inline(self, outer: Job[Any], executor: Executor, around: _call.Around) -> None:
         """The running task `outer` awaits this object: its tasks are part of that task."""
