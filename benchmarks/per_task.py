@@ -1,147 +1,226 @@
-"""Cost per request of one task that does nothing: Starlette's BackgroundTasks against ours, in the same run.
+"""Cost of a request with one task that does next to nothing: Starlette's BackgroundTasks, others, and ours.
 
-Both sides are the same app, with Starlette's own `Response`; ours comes from `fifo_background`, wrapped
-by its middleware, with every guarantee on. Pairs are interleaved, a ratio is the median over pairs.
+Every side is the same ASGI app with Starlette's own `Response`. A round is over when all its requests are
+answered and all their tasks have run. "faster" is Starlette's time over the side's.
 
     python benchmarks/per_task.py [--quick] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import gc
-import json
-import platform
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
+import anyio
+import anyio.to_thread
+import sniffio
+from common import Report, Side, interleave, loops, options, ratio
+from floor import Floor
 from starlette.background import BackgroundTasks as StarletteTasks
 from starlette.responses import Response
 
 from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware
 
-# Starlette's time over ours has to be at least this (an async request may take twice as long).
+# "faster" that is aimed at, with 100 requests in flight, for "ours"
 GOALS = {
-    ("sync", "asyncio"): 5.0,
-    ("sync", "uvloop"): 10.0,
-    ("async", "asyncio"): 0.5,
-    ("async", "uvloop"): 0.5,
+    ("asyncio", "sync"): 5.0,
+    ("uvloop", "sync"): 10.0,
+    ("asyncio", "async"): 0.5,
+    ("uvloop", "async"): 0.5,
 }
 
 
-async def async_task() -> None: ...
+class Countdown:
+    """The tasks, which count themselves, and the end of a round."""
+
+    def __init__(self) -> None:
+        self.tasks = 0
+        self.run: list[None] = []
+
+    def begin(self, tasks: int) -> None:
+        self.tasks = tasks
+        self.run.clear()
+        self.over = anyio.Event()
+        if sniffio.current_async_library() == "asyncio":
+            self.soon: Any = asyncio.get_running_loop().call_soon_threadsafe
+        else:
+            import trio
+
+            self.soon = trio.lowlevel.current_trio_token().run_sync_soon
+
+    async def async_task(self) -> None:
+        self.run.append(None)
+        if len(self.run) == self.tasks:
+            self.over.set()
+
+    def sync_task(self) -> None:
+        self.run.append(None)  # Starlette's run side by side: this is atomic
+        if len(self.run) == self.tasks:
+            self.soon(self.over.set)
 
 
-def sync_task() -> None: ...
-
-
-def make_app(tasks_class: Any, func: Callable[[], Any]) -> Any:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        tasks = tasks_class()
-        tasks.add_task(func)
-        await Response(b"", background=tasks)(scope, receive, send)
-
-    return app
+async def send(message: Any) -> None: ...
 
 
 async def receive() -> Any:
     return {"type": "http.request"}
 
 
-async def send(message: Any) -> None: ...
+def app_of(make: Callable[[], Any], task: Callable[[], Any]) -> Any:
+    """An app whose requests add `task` to what `make()` returns, and answer with it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tasks = make()
+        tasks.add_task(task)
+        await Response(b"", background=tasks)(scope, receive, send)
+
+    return app
 
 
-async def per_request(app: Any, in_flight: int, rounds: int) -> float:
+def ours(task: Any, **settings: Any) -> Any:
+    return OrderedBackgroundMiddleware(app_of(BackgroundTasks, task), **settings)
+
+
+def floor(task: Any) -> Any:
+    bare = Floor()
+    return bare.middleware(app_of(bare.tasks_class, task))
+
+
+@contextlib.asynccontextmanager
+async def queue_worker(task: Any) -> AsyncIterator[Any]:
+    """An asyncio.Queue and one worker."""
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def work() -> None:
+        while True:
+            function = await queue.get()
+            if asyncio.iscoroutinefunction(function):
+                await function()
+            else:
+                await anyio.to_thread.run_sync(function)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        queue.put_nowait(task)
+        await Response(b"")(scope, receive, send)
+
+    worker = asyncio.create_task(work())
+    yield app
+    worker.cancel()
+
+
+@contextlib.asynccontextmanager
+async def aiojobs_scheduler(task: Any) -> AsyncIterator[Any]:
+    """aiojobs with limit=1."""
+    import aiojobs
+
+    scheduler = aiojobs.Scheduler(limit=1, pending_limit=0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        is_async = asyncio.iscoroutinefunction(task)
+        await scheduler.spawn(task() if is_async else anyio.to_thread.run_sync(task))
+        await Response(b"")(scope, receive, send)
+
+    yield app
+    await scheduler.close()
+
+
+@contextlib.asynccontextmanager
+async def taskflow(task: Any) -> AsyncIterator[Any]:
+    """fastapi-taskflow with one named queue, concurrency=1."""
+    import fastapi
+    from fastapi_taskflow import QueueConfig, TaskManager
+
+    manager = TaskManager(queues={"default": QueueConfig(concurrency=1)})
+    await manager.startup()
+    yield app_of(lambda: manager.get_tasks(fastapi.BackgroundTasks()), task)
+    await manager.shutdown()
+
+
+async def one_round(app: Any, countdown: Countdown, in_flight: int, rounds: int) -> float:
     """Microseconds per request, with `in_flight` of them at once."""
+    on_asyncio = sniffio.current_async_library() == "asyncio"
     begin = time.perf_counter()
     for _ in range(rounds):
+        countdown.begin(in_flight)
         scopes = [
             {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
             for _ in range(in_flight)
         ]
-        await asyncio.gather(*(app(scope, receive, send) for scope in scopes))
+        if on_asyncio:
+            await asyncio.gather(*(app(scope, receive, send) for scope in scopes))
+        else:
+            async with anyio.create_task_group() as group:
+                for scope in scopes:
+                    group.start_soon(app, scope, receive, send)
+        with anyio.fail_after(60):
+            await countdown.over.wait()
     return (time.perf_counter() - begin) / (in_flight * rounds) * 1e6
 
 
-async def compare(kind: str, in_flight: int, pairs: int, requests: int) -> tuple[float, float, float]:
-    """Starlette's and our microseconds per request, and the median of the pairs' ratios."""
-    func = sync_task if kind == "sync" else async_task
+Measured = dict[str, list[float]]
+
+
+async def compare(kind: str, in_flight: int, repetitions: int, requests: int, others: bool) -> Measured:
+    """Microseconds per request, of each side, repetition by repetition."""
+    countdown = Countdown()
+    task: Any = countdown.sync_task if kind == "sync" else countdown.async_task
+    on_asyncio = sniffio.current_async_library() == "asyncio"
     rounds = max(1, requests // in_flight)
-    apps = make_app(StarletteTasks, func), OrderedBackgroundMiddleware(make_app(BackgroundTasks, func))
-    for app in apps:
-        await per_request(app, in_flight, rounds)
-    seen = []
-    for n in range(pairs):
-        gc.collect()
-        order = apps if n % 2 == 0 else apps[::-1]
-        times = [await per_request(app, in_flight, rounds) for app in order]
-        seen.append(tuple(times if n % 2 == 0 else times[::-1]))
-    theirs, ours = (statistics.median(pair[side] for pair in seen) for side in (0, 1))
-    return theirs, ours, statistics.median(pair[0] / pair[1] for pair in seen)
 
+    def side(app: Any) -> Side:
+        return partial(one_round, app, countdown, in_flight, rounds)
 
-def versions() -> str:
-    def of(name: str) -> str:
-        try:
-            return f"{name} {version(name)}"
-        except PackageNotFoundError:
-            return f"no {name}"
-
-    return ", ".join(
-        [
-            f"Python {platform.python_version()}",
-            *map(of, ("starlette", "anyio", "fastapi", "uvloop")),
-            platform.machine(),
-        ]
-    )
+    sides: dict[str, Callable[..., Awaitable[float]]] = {
+        "Starlette": side(app_of(StarletteTasks, task)),
+        "ours": side(ours(task)),
+    }
+    if on_asyncio:
+        sides["floor"] = side(floor(task))
+    async with contextlib.AsyncExitStack() as stack:
+        if others:
+            sides["ours, detached"] = side(ours(task, wait=False))
+            sides["ours, no middleware"] = side(app_of(BackgroundTasks, task))
+            for name, package in (
+                ("queue worker", queue_worker),
+                ("aiojobs", aiojobs_scheduler),
+                ("taskflow", taskflow),
+            ):
+                if on_asyncio:
+                    with contextlib.suppress(ImportError):
+                        sides[name] = side(await stack.enter_async_context(package(task)))
+        return await interleave(sides, repetitions)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer requests and pairs")
-    parser.add_argument("--json", help="write the rows to this file too")
-    options = parser.parse_args()
-    pairs, requests = (5, 300) if options.quick else (15, 2000)
-
-    runners: dict[str, Callable[..., Any]] = {"asyncio": asyncio.run}
-    try:
-        import uvloop
-
-        runners["uvloop"] = uvloop.run
-    except ImportError:
-        print("uvloop is not installed: asyncio only")
-    print(versions())
-    print(f"{'loop':8} {'task':6} {'in flight':>9} {'Starlette':>13} {'ours':>9} {'faster':>13} {'goal':>5}")
-    rows = []
-    for loop, run in runners.items():
+    chosen = options(__doc__)
+    repetitions, requests = (5, 300) if chosen.quick else (11, 2000)
+    columns = {
+        "loop": "8",
+        "task": "6",
+        "in flight": "9",
+        "side": "20",
+        "us": ".1f",
+        "faster": ".2f",
+        "goal": "",
+    }
+    report = Report("Microseconds per request with one task", columns, chosen.json)
+    for loop, run in loops().items():
         for kind in ("sync", "async"):
-            for in_flight in (1, 100, 1000):
-                theirs, ours, ratio = run(compare(kind, in_flight, pairs, requests))
-                goal = GOALS[kind, loop] if in_flight == 100 else None
-                print(
-                    f"{loop:8} {kind:6} {in_flight:9} {theirs:13.1f} {ours:9.1f} {ratio:13.2f} "
-                    f"{'' if goal is None else goal:>5}"
-                )
-                rows.append(
-                    {
-                        "loop": loop,
-                        "task": kind,
-                        "in_flight": in_flight,
-                        "starlette_us": theirs,
-                        "ours_us": ours,
-                        "ratio": ratio,
-                        "goal": goal,
-                    }
-                )
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"versions": versions(), "rows": rows}, file, indent=1)
+            for in_flight in (100,) if chosen.quick else (1, 100, 1000):
+                seen = run(compare, kind, in_flight, repetitions, requests, not chosen.quick)
+                for side, times in seen.items():
+                    goal = GOALS.get((loop, kind)) if side == "ours" and in_flight == 100 else None
+                    faster = ratio(seen["Starlette"], times)
+                    report.add(
+                        **{"loop": loop, "task": kind, "in flight": in_flight, "side": side},
+                        **{"us": statistics.median(times), "faster": faster, "goal": goal},
+                    )
+    report.save()
 
 
 if __name__ == "__main__":
