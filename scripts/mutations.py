@@ -30,8 +30,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a place runs its tasks backwards": (
         "_line.py",
-        "        place.queue(job)",
-        "        place.queued = [job, *place.queued]",
+        "        place.queue(jobs)",
+        "        place.queue(jobs[::-1])",
     ),
     "the rest is not skipped": (
         "_line.py",
@@ -47,18 +47,18 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "next stops": ("_line.py", 'job.options.after_failure == "stop" and', ""),
     "a slot is not given back": (
         "_line.py",
-        "        if not runner.lent:\n            self._free_slot()\n",
-        "",
+        "            else:\n                self.slots += 1\n        if lane.first",
+        "        if lane.first",
     ),
     "slots are not counted": (
         "_line.py",
-        "            lane.runner = runner\n            self.slots -= 1",
-        "            lane.runner = runner",
+        "job)\n                self.slots -= 1",
+        "job)",
     ),
     "a lane keeps its slot": (
         "_line.py",
-        "        if not (self.turns or runner.stopped or runner.lent) and lane.open:",
-        "        if not (runner.stopped or runner.lent) and lane.open:",
+        "        stays = not (self.turns or runner.stopped",
+        "        stays = not (runner.stopped",
     ),
     "who has run goes first again": (
         "_line.py",
@@ -143,18 +143,18 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a held head is run past": (
         "_lane.py",
-        "            if (place.queued and place.first is not None) or place.added or place.arriving:",
-        "            if place.queued and place.first is not None:",
+        "            if place.added or place.arriving:",
+        "            if False:",
     ),
     "arrival holds nothing": (
         "_lane.py",
-        "or place.added or place.arriving:",
-        "or place.added:",
+        "            if place.added or place.arriving:",
+        "            if place.added:",
     ),
     "responded takes its place when tasks are added": (
         "_request.py",
-        'return self.settings.order != "responded" and',
-        "return",
+        'self.settings.order != "responded" and ',
+        "",
     ),
     "one too many may wait": (
         "_line.py",
@@ -173,7 +173,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "what a failed request added stays": (
         "_request.py",
-        "                        line.end_waiting(job, JobState.DROPPED)\n",
+        "        for job in dropped:\n            line.end_waiting(job, JobState.DROPPED)\n",
         "",
     ),
     "closing keeps held places": (
@@ -189,8 +189,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "an idle lane stays": ("_line.py", "            del self.lanes[lane.key]\n", "            pass\n"),
     "an end is not counted": (
         "_line.py",
-        "        self.unfinished -= 1\n        if job.batch",
-        "        if job.batch",
+        "        self.unfinished -= 1\n        batch",
+        "        batch",
     ),
 }
 
