@@ -150,6 +150,7 @@ def lint(session: nox.Session) -> None:
             "tests",
             "examples",
             "benchmarks",
+            "scripts",
             "noxfile.py",
         )
     _python(session, "-m", "mypy")
@@ -165,6 +166,28 @@ def lint(session: nox.Session) -> None:
         env={"PATH": path},
         external=True,
     )
+
+
+@nox.session(venv_backend="none")
+def benchmarks_check(session: nox.Session) -> None:
+    """The key figures, measured quickly: fails when one is worse than half of what is published."""
+    _use(session, "3.12")
+    _install(session, "fastapi", "uvloop", "trio", "-e", ".")
+    _python(session, "benchmarks/check.py")
+
+
+@nox.session(venv_backend="none")
+def benchmarks(session: nox.Session) -> None:
+    """All benchmarks, and docs/benchmarks.md from them. Needs wrk and valgrind, and a quiet machine."""
+    for version in ("3.10", "3.11", "3.13"):
+        _use(session, version)
+        _install(session, "fastapi", "uvloop", "trio", "-e", ".")
+        where = f"benchmarks/results/per_task-{version}.json"
+        _python(session, "benchmarks/per_task.py", "--quick", "--json", where)
+    _use(session, "3.12")
+    others = ["aiojobs", "fastapi-taskflow", "matplotlib"]
+    _install(session, "fastapi", "uvicorn", "uvloop", "httptools", "trio", *others, "-e", ".")
+    _python(session, "benchmarks/all.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")

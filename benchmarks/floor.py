@@ -95,6 +95,9 @@ class Floor:
 
     def middleware(self, app: Any) -> Any:
         async def watched(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
             request = Request(send)
             token = current.set(request)
             try:

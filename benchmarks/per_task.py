@@ -198,7 +198,7 @@ async def compare(kind: str, in_flight: int, repetitions: int, requests: int, ot
 
 def main() -> None:
     chosen = options(__doc__)
-    repetitions, requests = (5, 300) if chosen.quick else (11, 2000)
+    repetitions, requests = (7, 1000) if chosen.quick else (11, 2000)
     columns = {
         "loop": "8",
         "task": "6",

@@ -1,7 +1,7 @@
 """The app that the benchmarks of whole requests serve, and a uvicorn process that serves it.
 
 `uvicorn served:plain` has FastAPI's own BackgroundTasks, `uvicorn served:ordered` ours: the import and
-the one line of middleware are all that differs.
+the one line of middleware are all that differs. `uvicorn --factory served:floor` has the code of `floor.py`.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ from typing import Any
 from urllib.request import urlopen
 
 import fastapi
+import fastapi.dependencies.utils
+from floor import Floor
 
 import fifo_background
 
@@ -63,6 +65,13 @@ plain = make_app(fastapi.BackgroundTasks)
 ordered = make_app(fifo_background.BackgroundTasks)
 
 
+def floor() -> Any:
+    """The barest code that keeps the guarantees for `/sync` and `/async`, for a process of its own."""
+    bare = Floor()
+    fastapi.dependencies.utils.BackgroundTasks = bare.tasks_class  # type: ignore[misc]
+    return bare.middleware(make_app(fastapi.BackgroundTasks))
+
+
 @contextlib.contextmanager
 def server(name: str) -> Iterator[str]:
     """The URL of `served:<name>` in a process of its own, on uvloop and httptools."""
@@ -71,7 +80,7 @@ def server(name: str) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", f"served:{name}", "--port", str(port)]
     command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error"]
-    command += ["--timeout-graceful-shutdown", "1"]
+    command += ["--timeout-graceful-shutdown", "1", *(["--factory"] if name == "floor" else [])]
     process = subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
