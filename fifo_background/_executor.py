@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar, copy_context
@@ -310,7 +311,10 @@ class Executor:
                 ended = False
             if self._loop.is_ending_seen_from_thread():
                 runner.stopped = True
-            line.lock.acquire()
+            # Who blocks in `acquire` gets the lock without the GIL, so that the next one blocks as well, and
+            # so on: with a thread for each of many lanes, that costs more than all the rest.
+            while not line.lock.acquire(blocking=False):
+                time.sleep(0)  # lets the thread run that has the lock
             try:
                 if not ended:
                     line.end(job, JobState.SUCCEEDED, outcome)
