@@ -37,8 +37,8 @@ machine with the servers. "Faster" is Starlette's time divided by the side's, or
 by plain FastAPI's.
 
 "Ours" has every guarantee on: contexts, `Job`s, attached waiting and the middleware. **The floor** is
-[benchmarks/floor.py](../benchmarks/floor.py): the barest
-Python that keeps the guarantees for this one case, without lanes, limits, cancels, failures, logs or a shutdown.
+[benchmarks/floor.py](../benchmarks/floor.py): the barest Python that keeps the guarantees for this one case, without
+lanes, limits, cancels, failures, logs or a shutdown. An aim beyond the floor cannot be reached in Python.
 
 {machine}.
 
@@ -57,6 +57,10 @@ An ASGI app with Starlette's `Response`, called in process, {per_task_note}
 ![Microseconds per request](benchmarks/per_task.svg)
 
 {per_task}
+
+With a sync task ours is ahead of everything else that keeps an order, and of plain `BackgroundTasks`. With an async
+task a request costs about 13 microseconds more than Starlette's, of which the floor needs 6. What is left is spread
+over some fifty calls, none of which stands out.
 
 A request that comes alone pays for the line and gains nothing. When requests come together, one stay in a thread runs
 the sync tasks of all of them, where Starlette sends each through a thread of its own.
@@ -177,7 +181,7 @@ def short() -> str:
             for side in ("ours", "floor")
         ]
         lines.append(
-            f"| whole HTTP request with a {kind} task: faster by | {values[0]:.2f} | {aim} | {values[1]:.2f} |"
+            f"| whole HTTP request, {kind} task: faster than FastAPI by | {values[0]:.2f} | {aim} | {values[1]:.2f} |"
         )
     worst = max(row["ratio"] for row in load("growth")["rows"])
     lines.append(f"| time per task, 100,000 against 1,000, at worst | {worst:.2f} | 1.5 at most | |")

@@ -246,12 +246,9 @@ class Executor:
                 with line.lock:
                     job = line.next_job(runner)
             else:
-                line.lock.acquire()
-                try:
+                with line.lock:
                     line.end(job, JobState.SUCCEEDED, outcome)
                     job = line.next_job(runner)
-                finally:
-                    line.lock.release()
             if job is None and runner.place.state is PlaceState.IN_LINE:  # type: ignore[union-attr]
                 _leave_context(runner)
             if line.woken or line.effects or (job is None and line.turns):

@@ -198,8 +198,7 @@ class TrackedRequest:
         else:
             key = self.key() if entry.key is ... else entry.key
             job = Job(task, executor, self.settings.options.but(**entry.changes))
-        line.lock.acquire()  # here and where a task runs without `with`, which costs three times as much
-        try:
+        with line.lock:
             ended = self.stage is Stage.ENDED if batch is None else not batch.left
             if ended:
                 raise RuntimeError(
@@ -216,8 +215,6 @@ class TrackedRequest:
                     place.context = place.context or copy_context()
                     line.queue(place, [job])
                     executor.settle_soon()
-        finally:
-            line.lock.release()
         return job
 
     def _takes_place(self) -> bool:
@@ -239,8 +236,7 @@ class TrackedRequest:
         ready = self.stage is not Stage.OPEN
         batch = Batch(self.settings.wait) if ready or self.handed_over is None else self.handed_over
         runner = None
-        line.lock.acquire()
-        try:
+        with line.lock:
             jobs = [job for task in tasks if (job := self._job_of(task)) is not None]
             batch.claim(jobs, around)
             owner._awaited = self, batch
@@ -257,8 +253,6 @@ class TrackedRequest:
                 if self.settings.order == "arrived":
                     self._arrived()
                 runner = line.next_runner()
-        finally:
-            line.lock.release()
         if runner is not None:
             executor.start(runner)
         if line.turns or line.woken or line.effects:
@@ -306,8 +300,7 @@ class TrackedRequest:
         """
         executor, line = self.executor, self.executor.line
         dropped: list[Job[Any]] = []
-        line.lock.acquire()  # a thread of the handler may still be adding
-        try:
+        with line.lock:  # a thread of the handler may still be adding
             interrupted = error is not None and self._started and self.stage is Stage.OPEN
             self.stage = Stage.ENDED
             for place in self.places.values():
@@ -319,8 +312,6 @@ class TrackedRequest:
                     ):
                         self._hand_over(place)
                     dropped += self._owe_or_drop(place)
-        finally:
-            line.lock.release()
         if line.turns or line.woken:
             executor.settle()
         if dropped:
