@@ -62,7 +62,7 @@ class Line:
         self.unfinished: int = 0  # jobs that are owed an end
         self.ready: int = 0  # those of them that are queued or run
         self.waiting: int = 0  # those of them that do not run
-        self.waits = Waits()
+        self.waits: Waits = Waits()
         # for the executor to do
         self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
         self.woken: list[Waiter] = []
@@ -131,13 +131,6 @@ class Line:
         self._number += 1
         lane.append(place, self.clock(), self._number)
 
-    def take_late(self, place: Place, job: Job[Any]) -> None:
-        """Take the place, if it is not in line, because `job` is ready. Raises `ExecutorClosed`."""
-        if place.state is not PlaceState.IN_LINE:
-            if self.state is not LineState.OPEN:
-                raise ExecutorClosed(job.name)
-            self.take(place)
-
     def queue(self, place: Place, jobs: list[Job[Any]]) -> None:
         """Make registered jobs of a place ready to run; the place is taken if it is not in line.
 
@@ -145,7 +138,9 @@ class Line:
         after the end.
         """
         if place.state is not PlaceState.IN_LINE:
-            self.take_late(place, jobs[0])
+            if self.state is not LineState.OPEN:
+                raise ExecutorClosed(jobs[0].name)
+            self.take(place)
         lane: Lane = place.lane  # type: ignore[assignment]
         plain = lane.failed is None
         for job in jobs:

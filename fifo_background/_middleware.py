@@ -159,8 +159,9 @@ class OrderedBackgroundMiddleware:
             await self.app(scope, receive, request.send)
         except BaseException as error:
             request.end(error)
-            if isinstance(error, QueueFull) and request.unanswered:
-                await _refuse(error, scope, receive, send)
+            refusal = _refusal(error)
+            if refusal is not None and request.unanswered:
+                await _refuse(refusal, scope, receive, send)
                 return
             if request.owes_websocket_tasks(error):
                 await self._finish(request)
@@ -206,6 +207,15 @@ class OrderedBackgroundMiddleware:
         if of not in self._warned:
             self._warned.add(of)
             logger.warning(text)
+
+
+def _refusal(error: BaseException) -> QueueFull | None:
+    """The `QueueFull` that a request failed of. The task group of a middleware inside ours may wrap it."""
+    parts: Any = getattr(error, "exceptions", None)
+    while isinstance(parts, tuple) and len(parts) == 1:
+        error = parts[0]
+        parts = getattr(error, "exceptions", None)
+    return error if isinstance(error, QueueFull) else None
 
 
 async def _refuse(error: QueueFull, scope: Scope, receive: Receive, send: Send) -> None:

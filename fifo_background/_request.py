@@ -336,9 +336,8 @@ class TrackedRequest:
         """What nobody has awaited is awaited by the middleware."""
         place.context = place.context or copy_context()
         unclaimed = [job for job in place.added if job.batch is None]
-        if unclaimed:
-            self.handed_over = self.handed_over or Batch(self.settings.wait)
-            self.handed_over.claim(unclaimed, _call.around_here())
+        self.handed_over = self.handed_over or Batch(self.settings.wait)
+        self.handed_over.claim(unclaimed, _call.around_here())
 
     def owes_websocket_tasks(self, error: BaseException) -> bool:
         """Whether `error` is a normal end, after which the request waits for its tasks."""

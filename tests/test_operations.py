@@ -240,6 +240,32 @@ async def test_cancel_waiting(events: list[Any], log: Log) -> None:
     assert log == []
 
 
+async def test_cancel_first_of_request(events: list[Any]) -> None:
+    """A cancelled task leaves the rest of its request in their place, before the next request's."""
+    work = Work(events)
+    jobs: list[Job[Any]] = []
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        first = int(request.query_params["first"])
+        jobs.extend(tasks.add_task(work.quick, n) for n in range(first, first + 3))
+        return Response(background=tasks)
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        await client.start("/handler", query_string=b"first=1")
+        del events[:]
+        executor_of(app).submit_nowait(work.gated, 0)
+        await wait_all_tasks_blocked()
+        for first in (b"first=4", b"first=7"):
+            await client.start("/handler", query_string=first)
+        assert jobs[3].cancel()
+        assert jobs[7].cancel()
+        work.gate(0).set()
+    assert events == ["start 0", "end 0", 5, 6, 7, 9]
+
+
 async def test_cancel_running(events: list[Any], log: Log) -> None:
     """A running async task is cancelled; the next one of the same request runs, in the same context."""
     work = Work(events)

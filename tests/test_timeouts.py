@@ -89,12 +89,17 @@ async def test_in_time(events: list[Any], log: Log) -> None:
     work = Work(events)
     async with SerialExecutor() as executor:
         first = executor.options(timeout=0.02).submit_nowait(work.thread_gated, 100)
-        executor.submit_nowait(work.thread_gated, 101)
+        second = executor.submit_nowait(work.thread_gated, 101)
+        third = executor.options(timeout=60).submit_nowait(work.thread_gated, 102)
         await anyio.sleep(0)
         work.thread_gate(100).set()
         await first.wait()
         await anyio.sleep(0.03)  # the first one's time is over while the second one runs
         work.thread_gate(101).set()
+        await second.wait()
+        await anyio.sleep(0.01)  # the loop watches the third one
+        work.thread_gate(102).set()
+        await third.wait()
     del events[:]
     async with SerialExecutor(timeout=60) as executor:
         for n in range(20):
