@@ -4,7 +4,8 @@ The model knows lanes as lists of places and nothing of how the executor works. 
 choice (which of several lanes that can start gets a free slot) it follows the executor, and checks that the
 choice was fair. `FIFO_EXAMPLES=5000` plays that many scripts, other ones each time.
 
-`scripts/mutations.py` breaks the package in each of the ways that docs/testing.md lists, and sees this test fail.
+`scripts/mutations.py` breaks the package in each of the ways that docs/testing.md lists, and sees this test
+fail.
 """
 
 from __future__ import annotations
