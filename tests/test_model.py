@@ -198,9 +198,12 @@ class Model:
 
     # -- what happens ---------------------------------------------------------------------------------------
 
-    def lose_held_heads(self, lane: Lane) -> None:
-        """Held heads lose their places where they are all that keeps something ready from starting."""
-        while (head := lane.head()) is not None and not head.ready:
+    def lose_held_heads(self, lane: Lane, age: float | None = None) -> None:
+        """Held heads lose their places where they are all that keeps something ready from starting.
+
+        `age`: that of the head at which the executor stopped, for lack of a slot.
+        """
+        while (head := lane.head()) is not None and not head.ready and self.now - head.taken != age:
             ready_behind = any(place.ready for place in lane.line)
             closed = lane.running is not None or lane.paused or lane.failed is not None
             if not ready_behind or closed or self.now - head.taken < HOLD:
@@ -389,7 +392,7 @@ class Play:
             if model.lanes[key].failed is None and seen is not None:
                 if told and seen.head_age != model.head_age(key):
                     # a slot was free when the executor looked at this lane, and another lane has it now
-                    model.lose_held_heads(model.lanes[key])
+                    model.lose_held_heads(model.lanes[key], seen.head_age)
                 assert seen.head_age == model.head_age(key)
             head = self.executor.lane(key).peek()
             expected = model.peek(key)
