@@ -449,7 +449,7 @@ class Executor:
         party = self._party()
         with line.lock:
             try:
-                line.register(job, place)
+                line.add(job, place, take=True)
             except QueueFull:
                 if party is not None and not self._room_may_come(party, job, place):
                     raise WouldDeadlock(
@@ -507,7 +507,7 @@ class Executor:
             holds_back(request, job)
             for held in request.places.values()
             for place in (held, *(held.lane.places if held.lane is not None else ()))
-            for job in place.waiting()
+            for job in place.waiting
         )
 
     def statistics(self) -> ExecutorStatistics:

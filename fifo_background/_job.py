@@ -140,6 +140,7 @@ class Job(Generic[T]):
         "__weakref__",
         "around",
         "batch",
+        "behind",
         "direct",
         "executor",
         "on_loop",
@@ -156,6 +157,7 @@ class Job(Generic[T]):
         self.executor: Executor | None = executor
         self.options: Options = options
         self.place: Place | None = None
+        self.behind: Job[Any] | None = None  # the next one that is ready in its place
         self.around: Around = None
         self.on_loop: bool = True  # not in a thread
         self.direct: bool = False  # nothing is around the function

@@ -1,8 +1,8 @@
 """Who is next: the line of one lane. Pure data: no await, no clock, no lock, no event loop.
 
 The order is that of the places, each linked to the one behind it, and appended once, at one named moment
-(`Lane.append`). What is given up stays where it is and is dropped when it reaches the head: no operation
-grows with the length of the line, and a lane with one place costs nothing but the lane.
+(`Lane.append`); in a place, that of its jobs, linked alike. What is given up stays where it is and is dropped
+when it reaches the head: no operation grows with the length of the line.
 """
 
 from __future__ import annotations
@@ -44,21 +44,19 @@ class Place:
         "arriving",
         "behind",
         "context",
+        "first",
         "key",
         "lane",
-        "next",
+        "last",
         "number",
         "owner",
-        "queued",
-        "skip_rest",
         "state",
         "taken",
     )
 
-    def __init__(self, key: Hashable, owner: TrackedRequest | None, skip_rest: bool = True) -> None:
+    def __init__(self, key: Hashable, owner: TrackedRequest | None) -> None:
         self.key: Hashable = key
         self.owner: TrackedRequest | None = owner
-        self.skip_rest: bool = skip_rest
         self.lane: Lane | None = None
         self.state: PlaceState = PlaceState.OUTSIDE
         self.number: int = 0  # a place with a higher one was taken later
@@ -68,21 +66,24 @@ class Place:
         self.arriving: bool = False  # held by a request that may still add tasks (order="arrived")
         # added, but not ready to run: they hold the place
         self.added: list[Job[Any]] = NOTHING
-        # ready to run, in order; `next` is the index of the first that has not been started
-        self.queued: list[Job[Any]] = NOTHING
-        self.next: int = 0
+        # ready to run, and not started
+        self.first: Job[Any] | None = None
+        self.last: Job[Any] | None = None
 
     def queue(self, jobs: list[Job[Any]]) -> None:
-        """The jobs are ready to run and do not hold the place. The list is the place's from here on."""
+        """The jobs are ready to run, in this order, and do not hold the place."""
+        for job in jobs:
+            job.queue()
+            if self.last is None:
+                self.first = job
+            else:
+                self.last.behind = job
+            self.last = job
         if self.added == jobs:
             self.added = NOTHING
         elif self.added:
-            gone = set(jobs)
-            self.added = [job for job in self.added if job not in gone]
-        if self.queued:
-            self.queued += jobs
-        else:
-            self.queued = jobs
+            ready = set(jobs)
+            self.added = [job for job in self.added if job not in ready]
 
     def release(self, job: Job[Any]) -> None:
         """The job does not hold the place any more, if it did."""
@@ -95,34 +96,34 @@ class Place:
         if [job for job in self.added if job in awaited] != jobs:
             self.added = [job for job in self.added if job not in awaited] + jobs
 
+    def pop(self, job: Job[Any]) -> Job[Any] | None:
+        """The first job, which this is, leaves; returns the one behind it."""
+        behind = self.first = job.behind
+        if behind is None:
+            self.last = None
+        else:
+            job.behind = None  # whoever keeps the handle of a job keeps no other one by it
+        return behind
+
     @property
-    def first(self) -> Job[Any] | None:
-        """The next job to run, if the place is ready; what ended while it waited is left out here."""
-        queued = self.queued
-        while self.next < len(queued):
-            job = queued[self.next]
-            if job.state is JobState.QUEUED:
-                return job
-            self.pop()
-            queued = self.queued
-        return None
-
-    def pop(self) -> None:
-        """The list forgets its first job."""
-        self.next += 1
-        if self.next == len(self.queued):
-            self.queued = NOTHING
-            self.next = 0
-        elif self.next == 512:  # a long list lets go of what has run
-            del self.queued[:512]
-            self.next = 0
-
-    def waiting(self) -> Iterator[Job[Any]]:
-        """What has not been started, in order."""
-        for job in self.queued[self.next :]:
+    def queued(self) -> Iterator[Job[Any]]:
+        """What is ready to run, in order."""
+        job = self.first
+        while job is not None:
+            behind = job.behind
             if job.state is JobState.QUEUED:
                 yield job
-        yield from list(self.added)
+            job = behind
+
+    @property
+    def waiting(self) -> list[Job[Any]]:
+        """What has not been started, in order."""
+        return [*self.queued, *self.added]
+
+    @property
+    def skip_rest(self) -> bool:
+        """Whether a failed job skips those behind it in the place."""
+        return self.owner is not None and self.owner.settings.on_error == "skip_rest"
 
 
 class Runner:
@@ -170,6 +171,7 @@ class Lane:
         "key",
         "last",
         "latest",
+        "number",
         "paused",
         "queued",
         "runner",
@@ -182,6 +184,7 @@ class Lane:
         self.key: Hashable = key
         self.first: Place | None = None
         self.last: Place | None = None
+        self.number: int = 0  # of the latest place
         self.queued: int = 0  # how many jobs, in all places of the line, are ready to run
         self.waiting: int = 0  # these, and those that are added and not ready
         self.runner: Runner | None = None  # who runs the lane's jobs now
@@ -192,11 +195,11 @@ class Lane:
         self.latest: dict[Any, Job[Any]] | None = None  # of each function, with keep="latest"
         self.wanted: deque[Wanted] | None = None  # wait for room in this lane
 
-    def append(self, place: Place, now: float, number: int) -> None:
+    def append(self, place: Place, now: float) -> None:
         """The named moment: `place` is behind everything that is in line."""
         place.state = PlaceState.IN_LINE
         place.taken = now
-        place.number = number
+        place.number = self.number = self.number + 1
         if self.last is None:
             self.first = place
         else:
@@ -212,14 +215,13 @@ class Lane:
         if self.last is None:
             self.last = place
 
-    def _pop(self) -> Place:
-        """The first place leaves the line."""
-        place: Place = self.first  # type: ignore[assignment]
+    def _pop(self, place: Place) -> None:
+        """The first place, which this is, leaves the line."""
         self.first = place.behind
-        place.behind = None
         if self.first is None:
             self.last = None
-        return place
+        else:
+            place.behind = None
 
     @property
     def places(self) -> Iterator[Place]:
@@ -232,15 +234,14 @@ class Lane:
     def next_job(self) -> Job[Any] | None:
         """The first job of the head, if that is ready; what was given up or is done leaves the line here."""
         while (place := self.first) is not None:
-            if place.queued:
-                job = place.queued[place.next]
+            job = place.first
+            while job is not None:
                 if job.state is JobState.QUEUED:
                     return job
-                if (other := place.first) is not None:
-                    return other
+                job = place.pop(job)
             if place.added or place.arriving:
                 return None
-            self._pop()
+            self._pop(place)
             place.state = PlaceState.GONE
             place.context = place.owner = None
         return None
@@ -250,11 +251,10 @@ class Lane:
         self.next_job()
         return self.first
 
-    def lose_head(self) -> Place:
-        """The head, which holds back what is ready behind it, leaves the line and keeps its tasks."""
-        place = self._pop()
+    def lose(self, place: Place) -> None:
+        """The head, which this is and holds back what is ready behind it, leaves and keeps its tasks."""
+        self._pop(place)
         place.state = PlaceState.OUTSIDE
-        return place
 
     @property
     def open(self) -> bool:

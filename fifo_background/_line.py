@@ -74,7 +74,6 @@ class Line:
         self.wanted: deque[Wanted] = deque()  # for room
         self._hold = settings.hold
         self._max_pending = settings.max_pending
-        self._number = 0  # of the latest place
 
     # -- adding -----------------------------------------------------------------------------------------
 
@@ -84,10 +83,11 @@ class Line:
             lane = self.lanes[key] = Lane(key)
         return lane
 
-    def register(self, job: Job[Any], place: Place, *, owed: bool = False) -> None:
-        """Count a job in: from here on it is owed an end. Raises `ExecutorClosed` and `QueueFull`.
+    def add(self, job: Job[Any], place: Place, *, take: bool, owed: bool = False) -> None:
+        """Count a job in: from here on it is owed an end, and holds its place until it is queued.
 
-        `owed`: it did not come through `add_task`, which could have refused it; there is always room.
+        `take`: the place is taken now, if it is not in line. `owed`: it did not come through `add_task`,
+        which could have refused it; there is always room. Raises `ExecutorClosed` and `QueueFull`.
         """
         if self.state is not LineState.OPEN:
             raise ExecutorClosed(job.name)
@@ -98,12 +98,8 @@ class Line:
         lane.waiting += 1
         self.waiting += 1
         self.unfinished += 1
-
-    def add(self, job: Job[Any], place: Place, *, take: bool, owed: bool = False) -> None:
-        """`register` a job that holds its place, which is taken now if that is wanted."""
-        self.register(job, place, owed=owed)
         if take and place.state is PlaceState.OUTSIDE:
-            self.take(place)
+            lane.append(place, self.clock())
         if place.added:
             place.added.append(job)
         else:
@@ -127,37 +123,31 @@ class Line:
 
     def take(self, place: Place) -> None:
         """Append a place to its lane: the moment that fixes the order."""
-        lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
-        self._number += 1
-        lane.append(place, self.clock(), self._number)
+        lane = place.lane = self.lane(place.key)
+        lane.append(place, self.clock())
 
     def queue(self, place: Place, jobs: list[Job[Any]]) -> None:
-        """Make registered jobs of a place ready to run; the place is taken if it is not in line.
+        """Make jobs of a place ready to run; it is taken if it is not in line.
 
-        The list is the place's from here on. Raises `ExecutorClosed` if the place would have to be taken
-        after the end.
+        Raises `ExecutorClosed` if the place would have to be taken after the end.
         """
         if place.state is not PlaceState.IN_LINE:
             if self.state is not LineState.OPEN:
                 raise ExecutorClosed(jobs[0].name)
             self.take(place)
         lane: Lane = place.lane  # type: ignore[assignment]
-        plain = lane.failed is None
-        for job in jobs:
-            job.queue()
-            if not job.options.plain:
-                plain = False
+        place.queue(jobs)
         self.ready += len(jobs)
         lane.queued += len(jobs)
-        place.queue(jobs)
-        if not plain:
-            for job in jobs.copy():
-                if job.options.keep == "latest":
-                    self._keep_latest(lane, place, job)
-                if lane.failed is not None:
-                    self._let_go(lane, job)
+        for job in jobs:
+            if job.options.keep == "latest":
+                self._keep_latest(lane, place, job)
+        if lane.failed is not None:
+            for job in jobs:
+                self._let_go(lane, job)
         if lane.runner is None and not lane.in_turn:
-            self.wants_turn(lane)
+            lane.in_turn = True
+            self.turns.append(lane)
 
     def _keep_latest(self, lane: Lane, place: Place, job: Job[Any]) -> None:
         """Of the waiting jobs of a function the latest in line stays: a newer one replaces an older one.
@@ -259,7 +249,8 @@ class Line:
                 if lane.timer is None:
                     self.effects.append(Held(lane, wait))
                 return None
-            self.effects.append(Lost(lane.lose_head()))
+            lane.lose(place)
+            self.effects.append(Lost(place))
         if lane.idle:
             self._retire(lane)
         return None
@@ -276,18 +267,17 @@ class Line:
 
     def _start(self, lane: Lane, runner: Runner, job: Job[Any]) -> None:
         """The runner, which is the lane's, starts the first job of the lane."""
-        lane.first.pop()  # type: ignore[union-attr]
+        job.place.pop(job)  # type: ignore[union-attr]
         lane.queued -= 1
         lane.waiting -= 1
         self.waiting -= 1
         job.move(JobState.RUNNING)
         runner.job = job
         runner.since = self.clock()
-        if not job.options.plain:
-            if job.options.keep == "latest":
-                self._forget_latest(lane, job)
-            if job.options.timeout is not None and not job.stoppable:
-                self.effects.append(Overdue(runner, job))
+        if lane.latest is not None:
+            self._forget_latest(lane, job)
+        if job.options.timeout is not None and not job.stoppable:
+            self.effects.append(Overdue(runner, job))
         if self.wanted or lane.wanted:
             self._room(lane)
 
@@ -300,8 +290,11 @@ class Line:
         if lane is None:
             return None
         job = lane.next_job()
-        stays = not (self.turns or runner.stopped or runner.lent or lane.paused or lane.failed)
-        if stays and job is not None and runner.place is (job.place if job.on_loop else None):
+        if (
+            job is not None
+            and runner.place is (job.place if job.on_loop else None)
+            and not (self.turns or runner.stopped or runner.lent or lane.paused or lane.failed)
+        ):
             self._start(lane, runner, job)
             return job
         self.leave(runner)
@@ -404,7 +397,7 @@ class Line:
         place.release(job)
         lane.waiting -= 1
         self.waiting -= 1
-        if job.options.keep == "latest":
+        if lane.latest is not None:
             self._forget_latest(lane, job)
         self.wants_turn(lane)
         if self.wanted or lane.wanted:
@@ -438,19 +431,17 @@ class Line:
         """
         self.end(job, JobState.FAILED, error)
         place: Place = job.place  # type: ignore[assignment]
-        skipped = [other for other in place.queued[place.next :] if other.state is JobState.QUEUED]
-        if not place.skip_rest:
-            skipped = []
+        skipped = list(place.queued) if place.skip_rest else []
         for other in skipped:
             self.end_waiting(other, JobState.SKIPPED)
         lane = place.lane
         if job.options.after_failure == "stop" and lane is not None and self.state is LineState.OPEN:
-            lane.failed = Place(lane.key, place.owner, place.skip_rest)
+            lane.failed = Place(lane.key, place.owner)
             lane.failed.context = place.context
             lane.failed.taken = place.taken
             lane.failed.added = [job]
             for waiting in lane.places:
-                for other in waiting.waiting():
+                for other in waiting.waiting:
                     self._let_go(lane, other)
         return skipped
 
@@ -469,7 +460,7 @@ class Line:
         if lane.failed is not None:
             return lane.failed.added[0]
         place = lane.head()
-        return None if place is None else next(place.waiting(), None)
+        return None if place is None else next(iter(place.waiting), None)
 
     def skip_head(self, lane: Lane) -> Job[Any] | None:
         job = self.peek(lane)
@@ -498,7 +489,7 @@ class Line:
     def clear_lane(self, lane: Lane, state: JobState) -> list[Job[Any]]:
         """End all jobs that wait in a lane; it goes on if it had stopped."""
         lane.failed = None
-        jobs = [job for place in lane.places for job in place.waiting()]
+        jobs = [job for place in lane.places for job in place.waiting]
         for job in jobs:
             self.end_waiting(job, state)
         self.wants_turn(lane)
@@ -538,13 +529,7 @@ class Line:
     def clear(self) -> list[Job[Any]]:
         """The end: drop what is ready to run; returns it."""
         self.state = LineState.CLOSED
-        left = [
-            job
-            for lane in self.lanes.values()
-            for place in lane.places
-            for job in place.waiting()
-            if job.state is JobState.QUEUED
-        ]
+        left = [job for lane in self.lanes.values() for place in lane.places for job in place.queued]
         for job in left:
             self.end_waiting(job, JobState.DROPPED)
         return left

@@ -170,7 +170,7 @@ class TrackedRequest:
         key, line = self.key(), self.executor.line
         with line.lock:
             if line.state is LineState.OPEN:
-                place = self._new_place(key)
+                place = self.places[key] = Place(key, self)
                 place.arriving = True
                 line.take(place)
 
@@ -205,10 +205,7 @@ class TrackedRequest:
                     f"{job.name} was added after the tasks of {self} had ended, and would never run: "
                     "use `executor_of(request).submit_nowait(func, ...)` for it"
                 )
-            place = self.places.get(key)
-            if place is None or place.state is PlaceState.GONE:
-                place = self._new_place(key)
-            line.add(job, place, take=self._takes_place())
+            place = self._place(job, key)
             if batch is not None:
                 batch.claim([job], _call.around_here())
                 if batch is not self.handed_over or self.stage is Stage.ENDED:
@@ -217,11 +214,16 @@ class TrackedRequest:
                     executor.settle_soon()
         return job
 
-    def _takes_place(self) -> bool:
-        """Whether the place of a task that is added now is taken now."""
-        return self.stage is not Stage.OPEN or (
+    def _place(self, job: Job[Any], key: Hashable, *, owed: bool = False) -> Place:
+        """Give a job its place, which the request has or takes now, unless its settings say later."""
+        place = self.places.get(key)
+        if place is None or place.state is PlaceState.GONE:
+            place = self.places[key] = Place(key, self)
+        take = self.stage is not Stage.OPEN or (
             self.settings.order != "responded" and self.scope["type"] != "websocket"
         )
+        self.executor.line.add(job, place, take=take, owed=owed)
+        return place
 
     def line_up(
         self, tasks: Sequence[BackgroundTask], around: Around, owner: OrderedBackgroundTasks
@@ -280,16 +282,9 @@ class TrackedRequest:
     def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
         key = self._key if entry is None or entry.key is ... else entry.key
         job.options = self.settings.options if entry is None else self.settings.options.but(**entry.changes)
-        place = self.places.get(key)
-        if place is None or place.state is PlaceState.GONE:
-            place = self._new_place(key)
-        self.executor.line.add(job, place, take=self._takes_place(), owed=True)
+        self._place(job, key, owed=True)
         job.executor = self.executor
         return job
-
-    def _new_place(self, key: Hashable) -> Place:
-        place = self.places[key] = Place(key, self, self.settings.on_error == "skip_rest")
-        return place
 
     # -- the end ----------------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ class Submitter:
         job, place = self._prepare(func, args, kwargs)
         line = executor.line
         with line.lock:
-            line.register(job, place)
+            line.add(job, place, take=True)
             line.queue(place, [job])
         executor.settle_soon()
         return job

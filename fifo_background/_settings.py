@@ -59,11 +59,8 @@ class Options:
     after_failure: AfterFailure = "next"
     keep: Keep = "all"
     max_pending: int | None = None  # in its lane
-    plain: bool = field(init=False, repr=False, compare=False)
-    """Whether there is nothing to do about them when a task starts."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plain", self.timeout is None and self.keep == "all")
         if self.timeout is not None:
             _check_seconds("timeout", self.timeout)
         _check_choice("after_failure", self.after_failure, AfterFailure)

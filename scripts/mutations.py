@@ -20,13 +20,16 @@ ROOT = Path(__file__).parent.parent
 MUTATIONS: dict[str, tuple[str, str, str]] = {
     "a lane may have two runners": (
         "_line.py",
-        "        if lane.runner is None and not lane.in_turn:\n            lane.in_turn = True",
-        "        if not lane.in_turn:\n            lane.in_turn = True",
+        "        if lane.runner is None and not lane.in_turn:\n            lane.in_turn = True\n"
+        "            self.turns.append(lane)\n\n    def _keep_latest",
+        "        if not lane.in_turn:\n            lane.in_turn = True\n"
+        "            self.turns.append(lane)\n\n    def _keep_latest",
     ),
     "last in, first out": (
-        "_line.py",
-        "        lane.append(place, self.clock(), self._number)",
-        "        lane.put_first(place, self.clock())",
+        "_lane.py",
+        "        else:\n            self.last.behind = place\n        self.last = place",
+        "        else:\n            place.behind = self.first\n            self.first = place\n"
+        "            return\n        self.last = place",
     ),
     "a place runs its tasks backwards": (
         "_line.py",
@@ -35,10 +38,10 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "the rest is not skipped": (
         "_line.py",
-        "        if not place.skip_rest:\n            skipped = []",
-        "        skipped = []",
+        "list(place.queued) if place.skip_rest else []",
+        "[]",
     ),
-    "run_all skips": ("_line.py", "        if not place.skip_rest:\n            skipped = []\n", ""),
+    "run_all skips": ("_line.py", "list(place.queued) if place.skip_rest else []", "list(place.queued)"),
     "stop does not stop": (
         "_line.py",
         'job.options.after_failure == "stop" and',
@@ -57,13 +60,13 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a lane keeps its slot": (
         "_line.py",
-        "        stays = not (self.turns or runner.stopped",
-        "        stays = not (runner.stopped",
+        "            and not (self.turns or runner.stopped",
+        "            and not (runner.stopped",
     ),
     "who has run goes first again": (
         "_line.py",
-        "            self.turns.append(lane)",
-        "            self.turns.appendleft(lane)",
+        "            self.turns.append(lane)\n\n    def next_runner",
+        "            self.turns.appendleft(lane)\n\n    def next_runner",
     ),
     "a paused lane starts": (
         "_lane.py",
@@ -93,12 +96,12 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "a retry goes to the tail": (
         "_line.py",
         "        lane.put_first(place, self.clock())",
-        "        lane.append(place, self.clock(), 0)",
+        "        lane.append(place, self.clock())",
     ),
     "clear forgets what is not ready": (
         "_line.py",
-        "        jobs = [job for place in lane.places for job in place.waiting()]",
-        "        jobs = [j for p in lane.places for j in p.waiting() if j.state is JobState.QUEUED]",
+        "        jobs = [job for place in lane.places for job in place.waiting]",
+        "        jobs = [job for place in lane.places for job in place.queued]",
     ),
     "a cancelled task runs": (
         "_executor.py",
@@ -127,7 +130,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "held heads are never lost": (
         "_line.py",
-        "            self.effects.append(Lost(lane.lose_head()))",
+        "            lane.lose(place)\n            self.effects.append(Lost(place))",
         "            return None",
     ),
     "held heads are lost at once": ("_line.py", "            if wait > 0:", "            if wait > 1e9:"),

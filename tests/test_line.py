@@ -26,12 +26,9 @@ class Model:
     def job(self, key: Any, *, ready: bool = True, **options: Any) -> Job[Any]:
         place = Place(key, None)
         job: Job[Any] = Job(BackgroundTask(print), None, self.settings.options.but(**options))
-        self.line.register(job, place)
+        self.line.add(job, place, take=True)
         if ready:
             self.line.queue(place, [job])
-        else:
-            self.line.take(place)
-            place.added = [job]
         return job
 
     def start(self) -> Runner:
@@ -100,8 +97,7 @@ def test_hold_begins_anew() -> None:
     place = job.place
     assert place is not None
     held: Job[Any] = Job(BackgroundTask(print), None, model.settings.options)
-    model.line.register(held, place)
-    place.added = [held]
+    model.line.add(held, place, take=True)
     behind = model.job("a")
     runner = model.start()
     assert runner.job is job
@@ -161,7 +157,7 @@ def test_closed_line_takes_no_place() -> None:
     model = Model()
     place = Place(None, None)
     job: Job[Any] = Job(BackgroundTask(print), None, model.settings.options)
-    model.line.register(job, place)
+    model.line.add(job, place, take=False)
     assert model.line.close() == []
     with pytest.raises(ExecutorClosed):
         model.line.queue(place, [job])
