@@ -7,6 +7,7 @@ Both servers run all the time; wrk asks them in turn. The client shares the mach
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 
 from common import Report, options, ratio
@@ -27,8 +28,9 @@ def main() -> None:
         "goal": "",
     }
     report = Report("Whole HTTP requests per second", columns, chosen.json)
-    with server("plain") as plain, server("ordered") as ordered, server("floor") as floor:
-        sides = {"plain": plain, "ours": ordered, "floor": floor}
+    names = {"plain": "plain", "ours": "ordered", "full floor": "full_floor", "floor": "floor"}
+    with contextlib.ExitStack() as servers:
+        sides = {side: servers.enter_context(server(name)) for side, name in names.items()}
         for task in ("sync", "async", "without"):
             for connections in (64,) if chosen.quick else (1, 64):
                 seen: dict[str, list[float]] = {side: [] for side in sides}
