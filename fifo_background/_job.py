@@ -16,9 +16,9 @@ from fifo_background._settings import Options
 from fifo_background.exceptions import JobDropped, JobNotEnded, LaneStopped
 
 if TYPE_CHECKING:
-    from fifo_background._executor import Executor
     from fifo_background._lane import Place
     from fifo_background._loop import Waiter
+    from fifo_background._waiting import WaitingExecutor
 
 __all__ = ("Batch", "Job", "JobState", "name_of")
 
@@ -152,9 +152,9 @@ class Job(Generic[T]):
         "watchers",
     )
 
-    def __init__(self, task: BackgroundTask, executor: Executor | None, options: Options) -> None:
+    def __init__(self, task: BackgroundTask, executor: WaitingExecutor | None, options: Options) -> None:
         self.task: BackgroundTask = task
-        self.executor: Executor | None = executor
+        self.executor: WaitingExecutor | None = executor
         self.options: Options = options
         self.place: Place | None = None
         self.behind: Job[Any] | None = None  # the next one that is ready in its place

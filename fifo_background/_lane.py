@@ -251,6 +251,11 @@ class Lane:
         self.next_job()
         return self.first
 
+    def peek(self) -> Job[Any] | None:
+        """The failed job of a stopped lane, else the one that is next."""
+        place = self.failed or self.head()
+        return None if place is None else next(iter(place.waiting), None)
+
     def lose(self, place: Place) -> None:
         """The head, which this is and holds back what is ready behind it, leaves and keeps its tasks."""
         self._pop(place)

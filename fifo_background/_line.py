@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -115,7 +115,7 @@ class Line:
     def _full(self) -> bool:
         return self._max_pending is not None and (bool(self.wanted) or self.waiting >= self._max_pending)
 
-    def _count_in(self, job: Job[Any], place: Place) -> None:
+    def count_in(self, job: Job[Any], place: Place) -> None:
         job.place = place
         lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
         lane.waiting += 1
@@ -174,7 +174,7 @@ class Line:
             lane.wanted = lane.wanted or deque()
             lane.wanted.append(wanted)
         else:
-            self._count_in(wanted.job, wanted.place)
+            self.count_in(wanted.job, wanted.place)
             self.wanted.append(wanted)
 
     def _room(self, lane: Lane) -> None:
@@ -182,7 +182,7 @@ class Line:
         while lane.wanted and (lane.wanted[0].left or lane.waiting < lane.wanted[0].limit):
             wanted = lane.wanted.popleft()
             if not wanted.left:
-                self._count_in(wanted.job, wanted.place)
+                self.count_in(wanted.job, wanted.place)
                 self.wanted.append(wanted)
         most = math.inf if self._max_pending is None else self._max_pending
         while self.wanted and (self.wanted[0].left or self.waiting < most):
@@ -452,87 +452,6 @@ class Line:
             batch.stopped = LaneStopped(lane.key, lane.failed.added[0].name)
             if batch.waiter is not None:
                 self.woken.append(batch.waiter)
-
-    # -- operations on a lane ---------------------------------------------------------------------------
-
-    def peek(self, lane: Lane) -> Job[Any] | None:
-        """The failed job of a stopped lane, else the one that is next."""
-        if lane.failed is not None:
-            return lane.failed.added[0]
-        place = lane.head()
-        return None if place is None else next(iter(place.waiting), None)
-
-    def skip_head(self, lane: Lane) -> Job[Any] | None:
-        job = self.peek(lane)
-        if lane.failed is not None:
-            lane.failed = None
-            self.wants_turn(lane)
-        elif job is not None:
-            self.end_waiting(job, JobState.SKIPPED)
-        return job
-
-    def retry_head(self, lane: Lane) -> Job[Any] | None:
-        """Put the failed task of a stopped lane in line again, as its head; None if it has not stopped."""
-        place = lane.failed
-        if place is None:
-            return None
-        failed = place.added.pop()
-        lane.failed = None
-        job: Job[Any] = Job(failed.task, failed.executor, failed.options)
-        job.around = failed.around
-        self._count_in(job, place)
-        self.waiting += 1
-        lane.put_first(place, self.clock())
-        self.queue(place, [job])
-        return job
-
-    def clear_lane(self, lane: Lane, state: JobState) -> list[Job[Any]]:
-        """End all jobs that wait in a lane; it goes on if it had stopped."""
-        lane.failed = None
-        jobs = [job for place in lane.places for job in place.waiting]
-        for job in jobs:
-            self.end_waiting(job, state)
-        self.wants_turn(lane)
-        return jobs
-
-    # -- closing ----------------------------------------------------------------------------------------
-
-    def close(self) -> list[Job[Any]]:
-        """Take no new work; returns what is dropped for it.
-
-        These are the jobs that nobody has awaited, and those behind a paused or stopped head.
-        """
-        self.state = LineState.CLOSING
-        dropped: list[Job[Any]] = []
-        for lane in list(self.lanes.values()):
-            if lane.open:
-                unclaimed = [job for place in lane.places for job in place.added if job.batch is None]
-                for job in unclaimed:
-                    self.end_waiting(job, JobState.DROPPED)
-                dropped += unclaimed
-            else:
-                lane.paused = False
-                dropped += self.clear_lane(lane, JobState.DROPPED)
-            for place in lane.places:
-                place.arriving = False
-            self._refuse(lane.wanted or ())
-            self.wants_turn(lane)
-        self._refuse(self.wanted)
-        return dropped
-
-    def _refuse(self, wanted: Iterable[Wanted]) -> None:
-        for one in wanted:
-            if one.error is None and not one.left:
-                one.error = ExecutorClosed(one.job.name)
-                self.woken.append(one.waiter)
-
-    def clear(self) -> list[Job[Any]]:
-        """The end: drop what is ready to run; returns it."""
-        self.state = LineState.CLOSED
-        left = [job for lane in self.lanes.values() for place in lane.places for job in place.queued]
-        for job in left:
-            self.end_waiting(job, JobState.DROPPED)
-        return left
 
     @property
     def runners(self) -> Iterator[Runner]:

@@ -11,12 +11,13 @@ import anyio
 import anyio.lowlevel
 from starlette.background import BackgroundTask
 
-from fifo_background._executor import Executor
 from fifo_background._job import Job, JobState
 from fifo_background._lane import Place
 from fifo_background._line import LineState
 from fifo_background._log import logger, names
+from fifo_background._operations import clear_lane, close, retry_head, skip_head
 from fifo_background._settings import AfterFailure, Keep, Options, Settings, check_key
+from fifo_background._waiting import WaitingExecutor
 from fifo_background.exceptions import WouldDeadlock, lane_name
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class ExecutorLane(Submitter):
         executor.check_caller()
         with line.lock:
             lane = line.lanes.get(self._key)
-            return None if lane is None else line.peek(lane)
+            return None if lane is None else lane.peek()
 
     def skip_head(self) -> Job[Any] | None:
         """Leave out, and return, what `peek` returns: it ends `SKIPPED`, or the stopped lane goes on."""
@@ -144,7 +145,7 @@ class ExecutorLane(Submitter):
         executor.check_caller()
         with line.lock:
             lane = line.lanes.get(self._key)
-            job = None if lane is None else line.skip_head(lane)
+            job = None if lane is None else skip_head(line, lane)
         executor.settle_soon()
         return job
 
@@ -158,7 +159,7 @@ class ExecutorLane(Submitter):
         executor.check_caller()
         with line.lock:
             lane = line.lanes.get(self._key)
-            job = None if lane is None else line.retry_head(lane)
+            job = None if lane is None else retry_head(line, lane)
         if job is None:
             raise RuntimeError(
                 f"{lane_name(self._key)} has not stopped, there is nothing to retry: `retry_head` is for "
@@ -173,7 +174,7 @@ class ExecutorLane(Submitter):
         executor.check_caller()
         with line.lock:
             lane = line.lanes.get(self._key)
-            jobs = [] if lane is None else line.clear_lane(lane, JobState.CANCELLED)
+            jobs = [] if lane is None else clear_lane(line, lane, JobState.CANCELLED)
         executor.settle_soon()
         if jobs:
             logger.warning("%s was cleared: cancelled %s", lane_name(self._key), names(jobs))
@@ -183,7 +184,7 @@ class ExecutorLane(Submitter):
         return f"<ExecutorLane {self._key!r}>"
 
 
-class SerialExecutor(Submitter, Executor):
+class SerialExecutor(Submitter, WaitingExecutor):
     """Runs tasks one after the other, first in, first out, in one event loop.
 
     `async with SerialExecutor() as executor:` drains it at the end of the block.
@@ -219,7 +220,7 @@ class SerialExecutor(Submitter, Executor):
             after_failure=after_failure,
             drain_timeout=drain_timeout,
         )
-        Executor.__init__(self, settings)
+        WaitingExecutor.__init__(self, settings)
         Submitter.__init__(self, self, None, settings.options)
 
     def lane(
@@ -268,7 +269,7 @@ class SerialExecutor(Submitter, Executor):
         if line.state is not LineState.OPEN:
             return
         with line.lock:
-            dropped = line.close()
+            dropped = close(line)
         if dropped:
             logger.warning(
                 "the executor was closed, requests gave up their places, paused and stopped lanes what they "

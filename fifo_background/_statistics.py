@@ -78,7 +78,7 @@ def snapshot(line: Line) -> ExecutorStatistics:
 def _of_lane(line: Line, lane: Lane, now: float) -> LaneStatistics:
     runner = lane.runner
     place = lane.failed or lane.head()
-    job = line.peek(lane)
+    job = lane.peek()
     held = place is not None and lane.failed is None and place.first is None
     return LaneStatistics(
         key=lane.key,

@@ -84,24 +84,24 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "                lane.paused = False",
     ),
     "skip_head of a stopped lane forgets to look": (
-        "_line.py",
-        "            lane.failed = None\n            self.wants_turn(lane)\n        elif",
-        "            lane.failed = None\n        elif",
+        "_operations.py",
+        "        lane.failed = None\n        line.wants_turn(lane)\n    elif",
+        "        lane.failed = None\n    elif",
     ),
     "skip_head skips nothing": (
-        "_line.py",
-        "            self.end_waiting(job, JobState.SKIPPED)\n        return job",
-        "            pass\n        return job",
+        "_operations.py",
+        "        line.end_waiting(job, JobState.SKIPPED)\n    return job",
+        "        pass\n    return job",
     ),
     "a retry goes to the tail": (
-        "_line.py",
-        "        lane.put_first(place, self.clock())",
-        "        lane.append(place, self.clock())",
+        "_operations.py",
+        "    lane.put_first(place, line.clock())",
+        "    lane.append(place, line.clock())",
     ),
     "clear forgets what is not ready": (
-        "_line.py",
-        "        jobs = [job for place in lane.places for job in place.waiting]",
-        "        jobs = [job for place in lane.places for job in place.queued]",
+        "_operations.py",
+        "    jobs = [job for place in lane.places for job in place.waiting]",
+        "    jobs = [job for place in lane.places for job in place.queued]",
     ),
     "a cancelled task runs": (
         "_executor.py",
@@ -115,8 +115,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a running task is not cancelled": (
         "_executor.py",
-        "            runner.handle.cancel()\n\n    # -- waiting",
-        "            pass\n\n    # -- waiting",
+        "            runner.handle.cancel()\n\n\ndef",
+        "            pass\n\n\ndef",
     ),
     "nobody is superseded": (
         "_line.py",
@@ -180,9 +180,9 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "closing keeps held places": (
-        "_line.py",
-        "                for job in unclaimed:\n                    self.end_waiting(",
-        "                for job in ():\n                    self.end_waiting(",
+        "_operations.py",
+        "            for job in unclaimed:\n                line.end_waiting(",
+        "            for job in ():\n                line.end_waiting(",
     ),
     "closing does not cancel": (
         "_executor.py",

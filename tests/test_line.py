@@ -10,6 +10,7 @@ from starlette.background import BackgroundTask
 from fifo_background import ExecutorClosed, Job, JobState
 from fifo_background._lane import Place, PlaceState, Runner
 from fifo_background._line import Held, Line, Lost
+from fifo_background._operations import close
 from fifo_background._settings import Settings
 from fifo_background._waits import holds_back
 
@@ -158,7 +159,7 @@ def test_closed_line_takes_no_place() -> None:
     place = Place(None, None)
     job: Job[Any] = Job(BackgroundTask(print), None, model.settings.options)
     model.line.add(job, place, take=False)
-    assert model.line.close() == []
+    assert close(model.line) == []
     with pytest.raises(ExecutorClosed):
         model.line.queue(place, [job])
 

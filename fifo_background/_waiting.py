@@ -1,0 +1,167 @@
+"""What others wait for at an executor: a job, room, its being idle. Runs nothing.
+
+Each wait looks first whether it could end (`_waits`), and a job that waits lends the slot of its lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fifo_background._executor import Executor, current
+from fifo_background._job import Batch, Job, JobState
+from fifo_background._lane import Place, Wanted
+from fifo_background._statistics import ExecutorStatistics, snapshot
+from fifo_background._waits import holds_back
+from fifo_background.exceptions import QueueFull, WouldDeadlock
+
+if TYPE_CHECKING:
+    from fifo_background._request import TrackedRequest
+
+__all__ = ("WaitingExecutor",)
+
+
+class WaitingExecutor(Executor):
+    """An executor that tasks, requests and others can wait for."""
+
+    async def wait(self, batch: Batch) -> None:
+        """Wait for the jobs of a batch; a cancelled wait leaves them as they are."""
+        with self.line.lock:
+            if not batch.left or batch.stopped is not None:
+                return
+            batch.waiter = self._loop.waiter()
+        await batch.waiter
+
+    async def wait_for(self, job: Job[Any]) -> None:
+        """Wait until `job` has ended, however it ends. Raises WouldDeadlock."""
+        self.check_caller()
+        batch = Batch()
+        party = self._party()
+        line = self.line
+        with line.lock:
+            if job.state.ended:
+                return
+            if party is not None and line.waits.would_deadlock(party, job):
+                raise WouldDeadlock(_name(party), f"{job.name} cannot end before it does")
+            batch.watch(job)
+            if party is not None:
+                line.waits.add(party, job)
+        try:
+            async with self._lent(party):
+                await self.wait(batch)
+        finally:
+            with line.lock:
+                job.watchers = tuple(watcher for watcher in job.watchers if watcher is not batch)
+                if party is not None:
+                    line.waits.remove(party, job)
+
+    def _party(self) -> TrackedRequest | Job[Any] | None:
+        """The caller, if others may have to wait for it: a running job, or a request."""
+        here = current.get()
+        if isinstance(here, Job):
+            return here if here.executor is self and here.state is JobState.RUNNING else None
+        return here if here is not None and here.executor is self else None
+
+    @asynccontextmanager
+    async def _lent(self, party: TrackedRequest | Job[Any] | None) -> AsyncIterator[None]:
+        """A job lends the slot of its lane while it waits."""
+        line = self.line
+        lane = party.place.lane if isinstance(party, Job) and party.place is not None else None
+        runner = None if lane is None else lane.runner
+        if runner is None:
+            yield
+            return
+        with line.lock:
+            line.lend(runner)
+        self.settle()
+        try:
+            yield
+        finally:
+            waiter = self._loop.waiter()
+            with line.lock:
+                there = line.take_back(runner, waiter)
+            if not there:
+                try:
+                    await waiter
+                except BaseException:
+                    with line.lock:
+                        line.take_anyway(waiter)
+                    raise
+
+    async def wait_for_room(self, job: Job[Any], place: Place) -> None:
+        """Put a job in line as soon as there is room for it, in turn. Raises WouldDeadlock."""
+        line = self.line
+        party = self._party()
+        with line.lock:
+            try:
+                line.add(job, place, take=True)
+            except QueueFull:
+                if party is not None and not self._room_may_come(party, job, place):
+                    raise WouldDeadlock(
+                        _name(party), f"there is no room for {job.name} before it ends"
+                    ) from None
+                wanted = Wanted(job, place, self._loop.waiter())
+                line.want(wanted)
+            else:
+                line.queue(place, [job])
+                return
+        try:
+            async with self._lent(party):
+                await wanted.waiter
+            if wanted.error is not None:
+                raise wanted.error
+        except BaseException:
+            with line.lock:
+                line.withdraw(wanted)
+            self.settle()
+            raise
+
+    def _room_may_come(self, party: TrackedRequest | Job[Any], job: Job[Any], place: Place) -> bool:
+        """Whether a job whose start makes room can start before `party` ends."""
+        line = self.line
+        lane = line.lanes.get(place.key)
+        limit = job.options.max_pending
+        full = lane is not None and limit is not None and lane.waiting >= limit
+        lanes = [lane] if full and lane is not None else list(line.lanes.values())
+        heads = (lane.peek() for lane in lanes if lane.waiting)
+        return any(head is not None and not line.waits.would_deadlock(party, head) for head in heads)
+
+    async def join(self) -> None:
+        """Wait until every task that was added or submitted has ended.
+
+        Tasks that requests have added count from `add_task` on. Raises `WouldDeadlock` inside a task, and
+        in a request whose tasks, or those behind them, are among these.
+        """
+        self.check_caller()
+        party = self._party()
+        line = self.line
+        if isinstance(party, Job):
+            raise WouldDeadlock(_name(party), "it is one of the tasks that `join` waits for")
+        while line.unfinished:
+            waiter = self._loop.waiter()
+            with line.lock:
+                if party is not None and self._holds_back_any(party):
+                    raise WouldDeadlock(
+                        _name(party), "its own place keeps tasks waiting that `join` waits for"
+                    )
+                line.joiners.append(waiter)
+            await waiter
+
+    def _holds_back_any(self, request: TrackedRequest) -> bool:
+        return any(
+            holds_back(request, job)
+            for held in request.places.values()
+            for place in (held, *(held.lane.places if held.lane is not None else ()))
+            for job in place.waiting
+        )
+
+    def statistics(self) -> ExecutorStatistics:
+        """A frozen picture of the lanes at this moment."""
+        self.check_caller()
+        with self.line.lock:
+            return snapshot(self.line)
+
+
+def _name(party: TrackedRequest | Job[Any]) -> str:
+    return party.name if isinstance(party, Job) else str(party)
