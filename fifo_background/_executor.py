@@ -57,7 +57,7 @@ class Executor:
         self._threads = Threads()
         self._asked = False  # the loop is to settle in its next turn
         self._starting = False  # runners are being started
-        self.started: int = 0  # how many runners' tasks are not over
+        self.tasks_alive: int = 0  # how many runners' tasks are not over
 
     # -- the loop it belongs to ---------------------------------------------------------------------------
 
@@ -113,17 +113,19 @@ class Executor:
         if self._starting:  # a runner ends while it is being started below, and the loop there goes on
             return
         self._starting = True
-        for _ in range(BURST):
-            if not line.turns:
-                break
-            with line.lock:
-                runner = line.next_runner()
-            if runner is None:
-                break
-            self.start(runner)
-        else:
-            self.settle_soon()
-        self._starting = False
+        try:
+            for _ in range(BURST):
+                if not line.turns:
+                    break
+                with line.lock:
+                    runner = line.next_runner()
+                if runner is None:
+                    break
+                self.start(runner)
+            else:
+                self.settle_soon()
+        finally:
+            self._starting = False
         if line.woken:
             with line.lock:
                 woken, line.woken = line.woken, []
@@ -148,13 +150,13 @@ class Executor:
             run, context = self._run_async_jobs(runner), runner.place.context or copy_context()
         handle = runner.handle = self._loop.start(run, context, self._left, runner)
         if handle is not None:
-            self.started += 1
+            self.tasks_alive += 1
         elif runner.lane is not None:
             self._cut_off(runner)
 
     def _left(self, runner: Runner) -> None:
         """The runner's task is over: it had nothing more to run, or somebody cancelled it."""
-        self.started -= 1
+        self.tasks_alive -= 1
         if runner.lane is not None:
             self._cut_off(runner)
         ending = self._loop.is_ending()

@@ -85,6 +85,11 @@ class Place:
             ready = set(jobs)
             self.added = [job for job in self.added if job not in ready]
 
+    @property
+    def held(self) -> bool:
+        """Whether it may keep back what is behind it."""
+        return self.arriving or bool(self.added)
+
     def release(self, job: Job[Any]) -> None:
         """The job does not hold the place any more, if it did."""
         if job in self.added:
@@ -114,6 +119,10 @@ class Place:
             if job.state is JobState.QUEUED:
                 yield job
             job = behind
+
+    def peek(self) -> Job[Any] | None:
+        """The first of what has not been started."""
+        return next(self.queued, None) or next(iter(self.added), None)
 
     @property
     def waiting(self) -> list[Job[Any]]:
@@ -149,7 +158,7 @@ class Runner:
 class Wanted:
     """A `submit` that waits for room."""
 
-    __slots__ = ("error", "job", "left", "limit", "place", "waiter")
+    __slots__ = ("error", "gave_up", "job", "limit", "place", "waiter")
 
     def __init__(self, job: Job[Any], place: Place, waiter: Waiter) -> None:
         self.job: Job[Any] = job
@@ -158,7 +167,7 @@ class Wanted:
         self.limit: float = math.inf if job.options.max_pending is None else job.options.max_pending
         self.waiter: Waiter = waiter
         self.error: Exception | None = None
-        self.left: bool = False  # nobody waits any more
+        self.gave_up: bool = False
 
 
 class Lane:
@@ -254,7 +263,7 @@ class Lane:
     def peek(self) -> Job[Any] | None:
         """The failed job of a stopped lane, else the one that is next."""
         place = self.failed or self.head()
-        return None if place is None else next(iter(place.waiting), None)
+        return None if place is None else place.peek()
 
     def lose(self, place: Place) -> None:
         """The head, which this is and holds back what is ready behind it, leaves and keeps its tasks."""

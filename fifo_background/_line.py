@@ -117,7 +117,7 @@ class Line:
 
     def count_in(self, job: Job[Any], place: Place) -> None:
         job.place = place
-        lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
+        place.lane = lane = self.lane(place.key)
         lane.waiting += 1
         self.unfinished += 1
 
@@ -179,15 +179,15 @@ class Line:
 
     def _room(self, lane: Lane) -> None:
         """A job of the lane does not wait any more: let in who waited for that, first come, first served."""
-        while lane.wanted and (lane.wanted[0].left or lane.waiting < lane.wanted[0].limit):
+        while lane.wanted and (lane.wanted[0].gave_up or lane.waiting < lane.wanted[0].limit):
             wanted = lane.wanted.popleft()
-            if not wanted.left:
+            if not wanted.gave_up:
                 self.count_in(wanted.job, wanted.place)
                 self.wanted.append(wanted)
         most = math.inf if self._max_pending is None else self._max_pending
-        while self.wanted and (self.wanted[0].left or self.waiting < most):
+        while self.wanted and (self.wanted[0].gave_up or self.waiting < most):
             wanted = self.wanted.popleft()
-            if not wanted.left:
+            if not wanted.gave_up:
                 self._let_in(wanted)
 
     def _let_in(self, wanted: Wanted) -> None:
@@ -202,7 +202,7 @@ class Line:
     def withdraw(self, wanted: Wanted) -> None:
         """Nobody waits for room for this job any more: it does not run, unless it runs already."""
         job = wanted.job
-        wanted.left = True
+        wanted.gave_up = True
         if job.state is JobState.QUEUED:
             self.end_waiting(job, JobState.CANCELLED)
         elif job.state is JobState.PENDING and wanted in self.wanted:

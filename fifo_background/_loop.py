@@ -150,7 +150,7 @@ class AsyncioLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._ref = weakref.ref(loop)
-        # asyncio keeps only weak references to tasks
+        # `is_ending` asks whether all others are being cancelled; and asyncio keeps only weak references
         self._tasks: set[asyncio.Task[None]] = set()
         self._was_cancelled = False  # one of them, since `is_ending` has looked
 

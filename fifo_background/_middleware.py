@@ -117,15 +117,7 @@ class OrderedBackgroundMiddleware:
         loop = running_loop()
         executor = self._executors.get(loop)
         if executor is None:
-            settings = self.settings
-            executor = SerialExecutor(
-                hold=settings.hold,
-                max_lanes_running=settings.max_lanes_running,
-                max_pending=settings.max_pending,
-                timeout=settings.timeout,
-                after_failure=settings.after_failure,
-                drain_timeout=settings.drain_timeout,
-            )
+            executor = SerialExecutor.of_app(self.settings)
             executor.check_caller()
             self._executors[loop] = executor
         self._latest = executor
@@ -172,9 +164,10 @@ class OrderedBackgroundMiddleware:
         if request.handed_over is not None and request.stage is Stage.RESPONDED:
             self._warn_once(
                 "response held back",
-                f"{request}: something inside OrderedBackgroundMiddleware holds back the end of the response "
-                "until the tasks have run (BaseHTTPMiddleware before Starlette 1.7 does): they run after "
-                "the response all the same, but dependencies with yield may close before them",
+                f"{request}: its tasks were awaited before its response had ended, by the handler itself or "
+                "because something inside OrderedBackgroundMiddleware holds back the end of the response "
+                "(BaseHTTPMiddleware before Starlette 1.7 does): they run after the response all the same, "
+                "but dependencies with yield may close before them",
             )
         request.end(None)
         if request.handed_over is not None:
@@ -247,6 +240,11 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
     for layer in _layers(app_or_connection):
         if isinstance(layer, OrderedBackgroundMiddleware):
             return layer.executor
+    added: Any = getattr(app_or_connection, "user_middleware", ())
+    if any(getattr(one, "cls", None) is OrderedBackgroundMiddleware for one in added):
+        raise LookupError(
+            f"{app_or_connection!r} has not been started yet: call `executor_of` in its lifespan, or later"
+        )
     raise LookupError(
         f"no OrderedBackgroundMiddleware found in {app_or_connection!r}: "
         "add `app.add_middleware(OrderedBackgroundMiddleware)` before the app starts"

@@ -189,7 +189,6 @@ class SerialExecutor(Submitter, WaitingExecutor):
 
     `async with SerialExecutor() as executor:` drains it at the end of the block.
 
-    `hold` (seconds, default 5.0): how long a request that does not respond may keep back ready tasks.
     `max_lanes_running` (default 16): how many lanes have a running task at once, at most; they take turns.
     `max_pending` (default None, no limit): how many tasks may wait, in all lanes together.
     `timeout` (seconds, default None): after it an async task is cancelled and fails with TimeoutError, and
@@ -205,23 +204,32 @@ class SerialExecutor(Submitter, WaitingExecutor):
     def __init__(
         self,
         *,
-        hold: float = 5.0,
         max_lanes_running: int = 16,
         max_pending: int | None = None,
         timeout: float | None = None,
         after_failure: AfterFailure = "next",
         drain_timeout: float = 30.0,
     ) -> None:
-        settings = Settings(
-            hold=hold,
-            max_lanes_running=max_lanes_running,
-            max_pending=max_pending,
-            timeout=timeout,
-            after_failure=after_failure,
-            drain_timeout=drain_timeout,
+        self._set_up(
+            Settings(
+                max_lanes_running=max_lanes_running,
+                max_pending=max_pending,
+                timeout=timeout,
+                after_failure=after_failure,
+                drain_timeout=drain_timeout,
+            )
         )
+
+    def _set_up(self, settings: Settings) -> None:
         WaitingExecutor.__init__(self, settings)
         Submitter.__init__(self, self, None, settings.options)
+
+    @classmethod
+    def of_app(cls, settings: Settings) -> SerialExecutor:
+        """The executor of an app with these settings."""
+        executor = cls.__new__(cls)
+        executor._set_up(settings)
+        return executor
 
     def lane(
         self,
@@ -277,7 +285,7 @@ class SerialExecutor(Submitter, WaitingExecutor):
                 names(dropped),
             )
         self.settle()
-        await self._until(lambda: not line.ready and not self.started, self.settings.drain_timeout)
+        await self._until(lambda: not line.ready and not self.tasks_alive, self.settings.drain_timeout)
         cancelled = self.stop("the executor was closed")
         # before the app's own shutdown code closes what they clean up with
         await self._until(lambda: all(runner.lane is None for runner in cancelled), CLEAN_UP)

@@ -127,7 +127,10 @@ class OrderedBackgroundTasks(BackgroundTasks):
             raise not_callable("add_task", func)
         add_task = BackgroundTasks.add_task
         if add_task is _call.STARLETTES_ADD or _call.is_starlettes(add_task):
-            task = BackgroundTask(func, *args, **kwargs)
+            task = BackgroundTask(func)
+            # whatever their names, `func` and `self` included
+            task.args = args
+            task.kwargs = kwargs
         else:  # an instrumentation has wrapped `add_task`: let it have its say
             collected = BackgroundTasks()
             collected.add_task(func, *args, **kwargs)
@@ -208,11 +211,11 @@ class TaskAdder:
         return TaskAdder(self._tasks, Entry(key, {**self._entry.changes, **changes}))
 
     @overload
-    def add_task(self, func: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+    def add_task(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
 
     @overload
-    def add_task(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+    def add_task(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
 
-    def add_task(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Job[Any]:
+    def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """As `OrderedBackgroundTasks.add_task`."""
         return self._tasks._add(func, args, kwargs, self._entry)

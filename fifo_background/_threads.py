@@ -34,8 +34,8 @@ def in_loop_of_caller(function: Callable[[], T]) -> T:
         return anyio.from_thread.run_sync(function)
     except RuntimeError:
         raise RuntimeError(
-            "ordered background tasks can be added from their event loop and from anyio worker threads "
-            "(def endpoints, anyio.to_thread.run_sync). From another thread, hand the call to the loop: "
+            "this can be called from the event loop and from anyio worker threads of it (def endpoints, def "
+            "tasks, anyio.to_thread.run_sync). From another thread, hand the call to the loop: "
             "loop.call_soon_threadsafe(executor.submit_nowait, func)"
         ) from None
 

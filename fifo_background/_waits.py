@@ -33,6 +33,8 @@ class Waits:
 
     def would_deadlock(self, party: Party, job: Job[Any]) -> bool:
         """Whether `job` cannot end before `party` goes on, if need be by way of others that wait."""
+        if not (isinstance(party, Job) or any(place.held for place in party.places.values())):
+            return False  # it holds nothing back: no need to look at all who wait
         look = [job]
         seen: set[Party] = set()
         while look:
@@ -66,6 +68,6 @@ def holds_back(party: Party, job: Job[Any]) -> bool:
         held is not None
         and held.state is PlaceState.IN_LINE
         and held is not place
-        and (held.arriving or bool(held.added))
+        and held.held
         and (place.state is not PlaceState.IN_LINE or held.number < place.number)
     )

@@ -166,8 +166,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "submit_nowait overtakes submit": (
         "_line.py",
-        "        while self.wanted and (self.wanted[0].left or self.waiting < most):",
-        "        while self.wanted and (self.wanted[0].left or self.waiting < most - 1):",
+        "        while self.wanted and (self.wanted[0].gave_up or self.waiting < most):",
+        "        while self.wanted and (self.wanted[0].gave_up or self.waiting < most - 1):",
     ),
     "submits are let in last come, first served": (
         "_line.py",

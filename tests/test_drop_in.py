@@ -82,19 +82,23 @@ def test_attributes() -> None:
 
 
 async def test_arguments_belong_to_the_function() -> None:
-    """No keyword is ours: whatever the function takes can be given."""
+    """No keyword is ours: whatever the function takes can be given, but for Starlette's own (self, func)."""
     seen: list[Any] = []
 
     def function(**kwargs: Any) -> None:
         seen.append(kwargs)
 
-    given = {"lane": 1, "timeout": 2, "key": 3, "self_": 4, "order": 5, "task": 6, "args": 7, "kwargs": 8}
+    given = {"lane": 1, "timeout": 2, "key": 3, "entry": 4, "order": 5, "task": 6, "args": 7, "kwargs": 8}
+    any_name = {"func": 0, "self": 9, **given}
     tasks = fifo_background.BackgroundTasks()
     tasks.add_task(function, **given)
+    tasks.lane(1).add_task(function, **any_name)
+    tasks.options(timeout=1).add_task(function, **any_name)
     await tasks()
     async with fifo_background.SerialExecutor() as executor:
-        executor.submit_nowait(function, func=0, **given)
-    assert seen == [given, {"func": 0, **given}]
+        executor.submit_nowait(function, **any_name)
+        await executor.submit(function, **any_name)
+    assert sorted(seen, key=len) == [given, *[any_name] * 4]
 
 
 async def test_middleware_of_starlette() -> None:

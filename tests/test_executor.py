@@ -215,7 +215,7 @@ async def test_other_thread_may_not() -> None:
 
 def test_no_loop_at_all() -> None:
     """Outside an event loop `submit_nowait` says where it can be called."""
-    with pytest.raises(RuntimeError, match="from their event loop and from anyio worker threads"):
+    with pytest.raises(RuntimeError, match="from the event loop and from anyio worker threads"):
         SerialExecutor().submit_nowait(print)
 
 
@@ -235,8 +235,8 @@ def test_other_loop() -> None:
 
 async def test_bad_input() -> None:
     """Bad input gets a clear error at the call that made it."""
-    with pytest.raises(ValueError, match=r"hold=-1: give a finite number of seconds"):
-        SerialExecutor(hold=-1)
+    with pytest.raises(ValueError, match=r"drain_timeout=-1: give a finite number of seconds"):
+        SerialExecutor(drain_timeout=-1)
     with pytest.raises(ValueError, match=r"drain_timeout=inf"):
         SerialExecutor(drain_timeout=float("inf"))
     async with SerialExecutor() as executor:

@@ -2,7 +2,8 @@
 
 The model knows lanes as lists of places and nothing of how the executor works. Where the contract leaves a
 choice (which of several lanes that can start gets a free slot) it follows the executor, and checks that the
-choice was fair. `FIFO_EXAMPLES=5000` plays that many scripts, other ones each time (with `-o faulthandler_timeout=0`).
+choice was fair. `FIFO_EXAMPLES=5000`, with `-o faulthandler_timeout=0`, plays that many scripts, other ones
+each time.
 
 `scripts/mutations.py` breaks the package in each of the ways that docs/testing.md lists, and sees this test
 fail.

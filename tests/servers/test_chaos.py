@@ -186,7 +186,7 @@ class Books:
             self.lost += re.findall(r"/(\d+) lost", message)
         elif "ended without running" in message:
             self.dropped += names
-        elif "holds back the end of the response" not in message:
+        elif "were awaited before its response had ended" not in message:
             self.unexpected.append(message)
 
     def check(self) -> None:
