@@ -23,6 +23,8 @@ __all__ = (
     "call",
     "drive",
     "is_starlettes",
+    "is_starlettes_call",
+    "overrides_call",
     "run_here",
 )
 
@@ -40,8 +42,21 @@ def is_starlettes(function: Any) -> bool:
     return type(function) is FunctionType and function.__globals__ is starlette.background.__dict__
 
 
+def is_starlettes_call(function: Any) -> bool:
+    """Whether this is Starlette's `BackgroundTask.__call__`."""
+    return is_starlettes(function) and function.__qualname__ == "BackgroundTask.__call__"
+
+
+def overrides_call(task: BackgroundTask) -> bool:
+    """Whether a class below `BackgroundTask` says how the task is called.
+
+    Not by comparing functions: some instrumentations give a new one each time the attribute is looked up.
+    """
+    return next((base for base in type(task).__mro__ if "__call__" in vars(base)), None) is not BackgroundTask
+
+
 # Starlette's own, unless somebody has replaced it already: what `is` this needs no closer look.
-STARLETTES_CALL: Any = BackgroundTask.__call__ if is_starlettes(BackgroundTask.__call__) else None
+STARLETTES_CALL: Any = BackgroundTask.__call__ if is_starlettes_call(BackgroundTask.__call__) else None
 STARLETTES_ADD: Any = BackgroundTasks.add_task if is_starlettes(BackgroundTasks.add_task) else None
 
 
@@ -72,9 +87,13 @@ class _StandIn(BackgroundTask):
 
 async def _call_task(task: BackgroundTask, run_sync: RunSync) -> Any:
     own_call = type(task).__call__
-    if is_starlettes(own_call):
+    if is_starlettes_call(own_call):
         return await _call_func(task, run_sync)
-    if own_call is not BackgroundTask.__call__:
+    if is_starlettes(own_call) and isinstance(task, BackgroundTasks):  # a plain list as an entry
+        for entry in task.tasks:
+            await _call_task(entry, run_sync)
+        return None
+    if overrides_call(task):
         return await task()
     # replaced for all tasks: it gets a copy whose function keeps what it returned
     returned: Any = None

@@ -144,10 +144,10 @@ class Executor:
 
     def start(self, runner: Runner) -> None:
         """Let a runner that the line has just made run its jobs. On the loop only."""
-        if runner.place is None:
-            run, context = self._run_sync_jobs(runner), Context()
-        else:
-            run, context = self._run_async_jobs(runner), runner.place.context or copy_context()
+        place = runner.place
+        run = self._run_sync_jobs(runner) if place is None else self._run_async_jobs(runner)
+        context = Context() if place is None else place.context
+        assert context is not None
         handle = runner.handle = self._loop.start(run, context, self._left, runner)
         if handle is not None:
             self.tasks_alive += 1
@@ -190,7 +190,10 @@ class Executor:
         )
 
     def _look_again(self, lane: Lane, delay: float) -> None:
-        """The head of the lane is held: look again when its time is over."""
+        """The head of the lane is held: look again when its time is over.
+
+        Not if the lane has been left behind, or has a runner, since the line said so.
+        """
 
         def ring() -> None:
             lane.timer = None
@@ -198,8 +201,11 @@ class Executor:
                 self.line.wants_turn(lane)
             self.settle()
 
-        if lane.timer is None and lane.runner is None:
+        if lane.runner is None and self.line.lanes.get(lane.key) is lane:
+            if lane.timer is not None:
+                lane.timer.cancel()
             lane.timer = self._loop.later(delay, ring)
+            lane.rings = self.line.clock() + delay
 
     def _watch(self, runner: Runner, job: Job[Any]) -> None:
         """A task with a timeout runs and cannot be stopped: name it when its time is over."""
@@ -330,6 +336,7 @@ class Executor:
     ) -> None:
         """Record that a job failed or was cancelled, and log it, once."""
         logged = job.outcome is error
+        job.traceback = error.__traceback__
         skipped: list[Job[Any]] = []
         with self.line.lock:
             if cancelled:

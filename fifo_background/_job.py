@@ -5,13 +5,15 @@ Knows nothing of lanes, requests or event loops. Only the executor moves a job.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from enum import Enum
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from starlette.background import BackgroundTask
 
-from fifo_background._call import STARLETTES_CALL, Around, is_starlettes
+from fifo_background._call import STARLETTES_CALL, Around, is_starlettes_call, overrides_call
 from fifo_background._settings import Options
 from fifo_background.exceptions import JobDropped, JobNotEnded, LaneStopped
 
@@ -122,7 +124,8 @@ class Batch:
         if error is None:
             return
         if self.others:
-            error.others = tuple(self.others)  # type: ignore[attr-defined]
+            with contextlib.suppress(AttributeError):  # an error class may forbid it
+                error.others = tuple(self.others)  # type: ignore[attr-defined]
         try:
             raise error
         finally:
@@ -149,6 +152,7 @@ class Job(Generic[T]):
         "place",
         "state",
         "task",
+        "traceback",
         "watchers",
     )
 
@@ -163,6 +167,7 @@ class Job(Generic[T]):
         self.direct: bool = False  # nothing is around the function
         self.state: JobState = JobState.PENDING
         self.outcome: Any = None
+        self.traceback: TracebackType | None = None  # of the error, where the function raised it
         self.batch: Batch | None = None  # of the object in whose list it is, once that is awaited
         self.watchers: tuple[Batch, ...] = ()  # of those who wait for this one job
 
@@ -176,16 +181,14 @@ class Job(Generic[T]):
         self.move(JobState.QUEUED)
         task = self.task
         own_call = type(task).__call__
-        if own_call is STARLETTES_CALL or is_starlettes(own_call):
-            on_loop = self.on_loop = task.is_async
+        if own_call is STARLETTES_CALL or is_starlettes_call(own_call):
+            on_loop = self.on_loop = getattr(task, "is_async", True)
             self.direct = self.around is None and (not on_loop or self.options.timeout is None)
 
     @property
     def stoppable(self) -> bool:
         """Whether a cancel can end it while it runs: not what runs in a thread."""
-        return self.on_loop and (
-            self.task.is_async or type(self.task).__call__ is not BackgroundTask.__call__
-        )
+        return self.on_loop and (overrides_call(self.task) or getattr(self.task, "is_async", True))
 
     def move(self, state: JobState, outcome: Any = None) -> None:
         """Go to `state`. Raises RuntimeError, and changes nothing, if the table does not allow it."""
@@ -204,7 +207,11 @@ class Job(Generic[T]):
             result: T = self.outcome
             return result
         if self.state is JobState.FAILED:
-            raise self.outcome
+            error: BaseException = self.outcome
+            try:  # without what earlier calls, here and elsewhere, have added to its traceback
+                raise error.with_traceback(self.traceback)
+            finally:
+                del error
         if self.state.ended:
             raise JobDropped(self.name, self.state.value)
         raise JobNotEnded(self.name, self.state.value)

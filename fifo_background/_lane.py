@@ -158,7 +158,7 @@ class Runner:
 class Wanted:
     """A `submit` that waits for room."""
 
-    __slots__ = ("error", "gave_up", "job", "limit", "place", "waiter")
+    __slots__ = ("error", "job", "limit", "place", "waiter")
 
     def __init__(self, job: Job[Any], place: Place, waiter: Waiter) -> None:
         self.job: Job[Any] = job
@@ -167,7 +167,6 @@ class Wanted:
         self.limit: float = math.inf if job.options.max_pending is None else job.options.max_pending
         self.waiter: Waiter = waiter
         self.error: Exception | None = None
-        self.gave_up: bool = False
 
 
 class Lane:
@@ -183,6 +182,7 @@ class Lane:
         "number",
         "paused",
         "queued",
+        "rings",
         "runner",
         "timer",
         "waiting",
@@ -198,7 +198,8 @@ class Lane:
         self.waiting: int = 0  # these, and those that are added and not ready
         self.runner: Runner | None = None  # who runs the lane's jobs now
         self.in_turn: bool = False  # it waits, with other lanes, for being looked at
-        self.timer: Handle | None = None  # rings when the head's `hold` is over
+        self.timer: Handle | None = None  # rings when the head's `hold` is over,
+        self.rings: float = 0.0  # which is then, in the loop's seconds
         self.paused: bool = False
         self.failed: Place | None = None  # stopped; the place holds the failed job, for a retry
         self.latest: dict[Any, Job[Any]] | None = None  # of each function, with keep="latest"
@@ -256,9 +257,8 @@ class Lane:
         return None
 
     def head(self) -> Place | None:
-        """The place whose turn it is, if any."""
-        self.next_job()
-        return self.first
+        """The place whose turn it is, if any. Only looks: what runs now may still add to its place."""
+        return next((place for place in self.places if place.peek() is not None or place.arriving), None)
 
     def peek(self) -> Job[Any] | None:
         """The failed job of a stopped lane, else the one that is next."""

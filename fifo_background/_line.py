@@ -72,6 +72,7 @@ class Line:
         self.drainers: list[Waiter] = []  # for nothing being ready, and for no runner being left
         self.returning: deque[Waiter] = deque()  # for a slot that they had lent
         self.wanted: deque[Wanted] = deque()  # for room
+        self._with_room: list[Lane] = []  # in which somebody may be let in, while `_room` does so
         self._hold = settings.hold
         self._max_pending = settings.max_pending
 
@@ -179,35 +180,37 @@ class Line:
 
     def _room(self, lane: Lane) -> None:
         """A job of the lane does not wait any more: let in who waited for that, first come, first served."""
-        while lane.wanted and (lane.wanted[0].gave_up or lane.waiting < lane.wanted[0].limit):
-            wanted = lane.wanted.popleft()
-            if not wanted.gave_up:
+        if self.state is not LineState.OPEN:
+            return
+        self._with_room.append(lane)
+        if len(self._with_room) > 1:  # one that was let in replaced another: the loop below goes on with it
+            return
+        most = math.inf if self._max_pending is None else self._max_pending
+        for lane in self._with_room:
+            while lane.wanted and lane.waiting < lane.wanted[0].limit:
+                wanted = lane.wanted.popleft()
                 self.count_in(wanted.job, wanted.place)
                 self.wanted.append(wanted)
-        most = math.inf if self._max_pending is None else self._max_pending
-        while self.wanted and (self.wanted[0].gave_up or self.waiting < most):
-            wanted = self.wanted.popleft()
-            if not wanted.gave_up:
-                self._let_in(wanted)
-
-    def _let_in(self, wanted: Wanted) -> None:
-        self.waiting += 1
-        self.woken.append(wanted.waiter)
-        try:
-            self.queue(wanted.place, [wanted.job])
-        except ExecutorClosed as error:
-            wanted.error = error
-            self.end_waiting(wanted.job, JobState.DROPPED)
+            while self.wanted and self.waiting < most:
+                wanted = self.wanted.popleft()
+                self.waiting += 1
+                self.woken.append(wanted.waiter)
+                self.queue(wanted.place, [wanted.job])
+        self._with_room.clear()
 
     def withdraw(self, wanted: Wanted) -> None:
         """Nobody waits for room for this job any more: it does not run, unless it runs already."""
         job = wanted.job
-        wanted.gave_up = True
+        lane = self.lanes.get(wanted.place.key)
         if job.state is JobState.QUEUED:
             self.end_waiting(job, JobState.CANCELLED)
-        elif job.state is JobState.PENDING and wanted in self.wanted:
+        elif wanted in self.wanted:
+            self.wanted.remove(wanted)
             self.waiting += 1  # it was counted in its lane only
             self.end_waiting(job, JobState.CANCELLED)
+        elif lane is not None and lane.wanted and wanted in lane.wanted:
+            lane.wanted.remove(wanted)
+            self._room(lane)
 
     # -- running ----------------------------------------------------------------------------------------
 
@@ -244,10 +247,10 @@ class Line:
                 break
             if not lane.queued:
                 return None
-            wait = place.taken + self._hold - self.clock()
-            if wait > 0:
-                if lane.timer is None:
-                    self.effects.append(Held(lane, wait))
+            now, end = self.clock(), place.taken + self._hold
+            if now < end:
+                if lane.timer is None or end < lane.rings:
+                    self.effects.append(Held(lane, end - now))
                 return None
             lane.lose(place)
             self.effects.append(Lost(place))
@@ -260,7 +263,7 @@ class Line:
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
-        if lane.key is not None:
+        if lane.key is not None and self.lanes.get(lane.key) is lane:
             del self.lanes[lane.key]
             if len(self.lanes) == 1:
                 self.lanes = dict(self.lanes)  # a dict keeps the room that it needed for many keys
@@ -437,7 +440,8 @@ class Line:
         lane = place.lane
         if job.options.after_failure == "stop" and lane is not None and self.state is LineState.OPEN:
             lane.failed = Place(lane.key, place.owner)
-            lane.failed.context = place.context
+            if place.context is not None:  # which this runner has not left yet
+                lane.failed.context = place.context.copy()
             lane.failed.taken = place.taken
             lane.failed.added = [job]
             for waiting in lane.places:

@@ -75,9 +75,8 @@ def close(line: Line) -> list[Job[Any]]:
 
 def _refuse(line: Line, wanted: Iterable[Wanted]) -> None:
     for one in wanted:
-        if one.error is None and not one.gave_up:
-            one.error = ExecutorClosed(one.job.name)
-            line.woken.append(one.waiter)
+        one.error = ExecutorClosed(one.job.name)
+        line.woken.append(one.waiter)
 
 
 def drop_all(line: Line) -> list[Job[Any]]:

@@ -209,7 +209,8 @@ class TrackedRequest:
             if batch is not None:
                 batch.claim([job], _call.around_here())
                 if batch is not self.handed_over or self.stage is Stage.ENDED:
-                    place.context = place.context or copy_context()
+                    if place.context is None:
+                        place.context = copy_context()
                     line.queue(place, [job])
                     executor.settle_soon()
         return job
@@ -329,7 +330,8 @@ class TrackedRequest:
 
     def _hand_over(self, place: Place) -> None:
         """What nobody has awaited is awaited by the middleware."""
-        place.context = place.context or copy_context()
+        if place.context is None:
+            place.context = copy_context()
         unclaimed = [job for job in place.added if job.batch is None]
         self.handed_over = self.handed_over or Batch(self.settings.wait)
         self.handed_over.claim(unclaimed, _call.around_here())

@@ -79,7 +79,7 @@ def _of_lane(line: Line, lane: Lane, now: float) -> LaneStatistics:
     runner = lane.runner
     place = lane.failed or lane.head()
     job = lane.peek()
-    held = place is not None and lane.failed is None and place.first is None
+    held = place is not None and lane.failed is None and next(place.queued, None) is None
     return LaneStatistics(
         key=lane.key,
         running=None if runner is None else runner.job.name,

@@ -141,6 +141,8 @@ class WaitingExecutor(Executor):
         while line.unfinished:
             waiter = self._loop.waiter()
             with line.lock:
+                if not line.unfinished:  # a thread has ended the last one just now
+                    return
                 if party is not None and self._holds_back_any(party):
                     raise WouldDeadlock(
                         _name(party), "its own place keeps tasks waiting that `join` waits for"

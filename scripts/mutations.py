@@ -133,7 +133,11 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "            lane.lose(place)\n            self.effects.append(Lost(place))",
         "            return None",
     ),
-    "held heads are lost at once": ("_line.py", "            if wait > 0:", "            if wait > 1e9:"),
+    "held heads are lost at once": (
+        "_line.py",
+        "            if now < end:",
+        "            if now < end - 1e9:",
+    ),
     "held heads are lost although nothing waits": (
         "_line.py",
         "            if not lane.queued:\n                return None\n",
@@ -166,13 +170,13 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "submit_nowait overtakes submit": (
         "_line.py",
-        "        while self.wanted and (self.wanted[0].gave_up or self.waiting < most):",
-        "        while self.wanted and (self.wanted[0].gave_up or self.waiting < most - 1):",
+        "            while self.wanted and self.waiting < most:",
+        "            while self.wanted and self.waiting < most - 1:",
     ),
     "submits are let in last come, first served": (
         "_line.py",
-        "            wanted = self.wanted.popleft()",
-        "            wanted = self.wanted.pop()",
+        "                wanted = self.wanted.popleft()",
+        "                wanted = self.wanted.pop()",
     ),
     "what a failed request added stays": (
         "_request.py",
