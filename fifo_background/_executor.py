@@ -148,7 +148,14 @@ class Executor:
         run = self._run_sync_jobs(runner) if place is None else self._run_async_jobs(runner)
         context = Context() if place is None else place.context
         assert context is not None
-        handle = runner.handle = self._loop.start(run, context, self._left, runner)
+        try:
+            handle = runner.handle = self._loop.start(run, context, self._left, runner)
+        except Exception as error:  # no task can be started: the job fails of it, the line moves
+            run.close()
+            self._end_badly(runner.job, error, False)
+            with self.line.lock:
+                self.line.leave(runner)
+            return
         if handle is not None:
             self.tasks_alive += 1
         elif runner.lane is not None:
@@ -160,7 +167,7 @@ class Executor:
         if runner.lane is not None:
             self._cut_off(runner)
         ending = self._loop.is_ending()
-        if ending and not runner.cancelled:
+        if ending and not (runner.cancelled or self.line.drainers):  # who drains is not over yet
             self.stop("the event loop ended")
         line = self.line
         if line.drainers:
@@ -183,10 +190,10 @@ class Executor:
     def _log_lost(self, place: Place) -> None:
         logger.warning(
             "%s lost its place: it kept ready tasks waiting for more than %g s without responding or "
-            "running its own; when its response has ended it takes a new one, for %s",
+            "running its own; when its response has ended it takes a new one%s",
             place.owner,
             self.settings.hold,
-            names(place.added),
+            f", for {names(place.added)}" if place.added else "",
         )
 
     def _look_again(self, lane: Lane, delay: float) -> None:
@@ -271,6 +278,8 @@ class Executor:
     async def run_inline(self, job: Job[Any], outer: Job[Any]) -> None:
         """Run a job inside the running `outer` one that awaits it, in its place; raises its error."""
         line = self.line
+        if job.executor is not None and job.executor is not self:
+            job.executor.give_away(job)
         with line.lock:
             line.start_inline(job, outer)
             job.executor = outer.executor
@@ -285,6 +294,12 @@ class Executor:
                 line.end(job, JobState.SUCCEEDED, outcome)
         finally:
             self.settle_soon()
+
+    def give_away(self, job: Job[Any]) -> None:
+        """A task of another executor runs this waiting job."""
+        with self.line.lock:
+            self.line.give_away(job)
+        self.settle_soon()
 
     async def _run_sync_jobs(self, runner: Runner) -> None:
         try:

@@ -254,5 +254,12 @@ class Job(Generic[T]):
         self.move(JobState.CANCELLED)
         return True
 
+    def __reduce__(self) -> Any:
+        return _no_job, ()  # a copy of a task, or one that is unpickled, has been added nowhere
+
     def __repr__(self) -> str:
         return f"<Job {self.name} {self.state.value}>"
+
+
+def _no_job() -> None:
+    return None

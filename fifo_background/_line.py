@@ -329,6 +329,12 @@ class Line:
         elif lane.key is not None and lane.idle:
             self._retire(lane)
 
+    def give_away(self, job: Job[Any]) -> None:
+        """A waiting job leaves this line: it runs inside a task of another executor."""
+        self._count_out(job)
+        self.unfinished -= 1
+        job.place = None
+
     def start_inline(self, job: Job[Any], outer: Job[Any]) -> None:
         """Start a job inside the running one that awaits it, in its place."""
         if job.place is None:

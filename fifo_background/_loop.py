@@ -191,10 +191,8 @@ class AsyncioLoop:
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
         loop = asyncio.get_running_loop()
-        if sys.version_info < (3, 12):
-            task = context.run(loop.create_task, run)
-        elif loop.get_task_factory() is not None:
-            task = loop.create_task(run, context=context)
+        if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
+            task = context.run(loop.create_task, run)  # not every factory knows `context=`
         else:
             task = asyncio.Task(run, loop=loop, context=context, eager_start=True)
         if task.done():
@@ -203,7 +201,7 @@ class AsyncioLoop:
 
         def over(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            if task.cancelled():
+            if task.cancelled() and _by_others(task):
                 self._was_cancelled = True
             ended(*args)
 
@@ -230,6 +228,11 @@ class AsyncioLoop:
     def wake(self, waiter: asyncio.Future[None]) -> None:
         if not waiter.done():
             waiter.set_result(None)
+
+
+def _by_others(task: asyncio.Task[Any]) -> bool:
+    """Whether a cancelled task did not cancel itself, by raising; Python 3.10 cannot tell."""
+    return sys.version_info < (3, 11) or task.cancelling() > 0
 
 
 def _is_being_cancelled(task: asyncio.Task[Any]) -> bool:

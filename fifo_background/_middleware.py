@@ -160,7 +160,7 @@ class OrderedBackgroundMiddleware:
             raise
         finally:
             current.reset(token)
-            scope.pop(_KEY, None)
+            scope[_KEY] = executor  # for what goes on after the request
         if request.handed_over is not None and request.stage is Stage.RESPONDED:
             self._warn_once(
                 "response held back",
@@ -236,6 +236,8 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
         request = app_or_connection.scope.get(_KEY)
         if isinstance(request, TrackedRequest):
             return request.executor
+        if isinstance(request, SerialExecutor) and app_or_connection.scope["type"] != "lifespan":
+            return request
         app_or_connection = app_or_connection.scope.get("app")
     for layer in _layers(app_or_connection):
         if isinstance(layer, OrderedBackgroundMiddleware):

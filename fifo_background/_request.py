@@ -216,12 +216,14 @@ class TrackedRequest:
         return job
 
     def _place(self, job: Job[Any], key: Hashable, *, owed: bool = False) -> Place:
-        """Give a job its place, which the request has or takes now, unless its settings say later."""
+        """Give a job its place, which the request has, or takes now or later."""
         place = self.places.get(key)
         if place is None or place.state is PlaceState.GONE:
             place = self.places[key] = Place(key, self)
         take = self.stage is not Stage.OPEN or (
-            self.settings.order != "responded" and self.scope["type"] != "websocket"
+            place.number == 0  # one that was lost is taken again when the response has ended
+            and self.settings.order != "responded"
+            and self.scope["type"] != "websocket"
         )
         self.executor.line.add(job, place, take=take, owed=owed)
         return place
@@ -278,6 +280,9 @@ class TrackedRequest:
                     return self._register(job, getattr(task, ENTRY, None))
             elif job.state in CALLED_OFF:
                 return None
+        elif job is not None and job.state is JobState.PENDING:
+            delattr(task, JOB)  # added when its object had been handed over already: it runs with that
+            return None
         return self._register(Job(task, None, self.settings.options), getattr(task, ENTRY, None))
 
     def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
@@ -311,9 +316,9 @@ class TrackedRequest:
         if line.turns or line.woken:
             executor.settle()
         if dropped:
-            logger.warning(
-                "%s ended without running %s: %s", self, names(dropped), self._why(error, interrupted)
-            )
+            refused = error is None and any(job.batch is not None for job in dropped)
+            why = "the executor was closed" if refused else self._why(error, interrupted)
+            logger.warning("%s ended without running %s: %s", self, names(dropped), why)
 
     def _owe_or_drop(self, place: Place) -> list[Job[Any]]:
         """What was awaited is ready now; what was not is dropped, and returned."""
@@ -368,7 +373,7 @@ def take_job(task: BackgroundTask) -> Job[Any] | None:
 def tracked_request() -> TrackedRequest | None:
     """The request in whose context the caller runs, if any."""
     found = current.get()
-    return found if isinstance(found, TrackedRequest) else None
+    return found if isinstance(found, TrackedRequest) and found.stage is not Stage.ENDED else None
 
 
 def default_executor() -> SerialExecutor:

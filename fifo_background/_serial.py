@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Hashable
 from contextvars import copy_context
 from types import TracebackType
@@ -78,14 +79,20 @@ class Submitter:
     async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """As `submit_nowait`, but waits for room where that raises `QueueFull`: first come, first served.
 
-        It lets other tasks run before it returns. If it is cancelled, the task does not run. Raises
-        `WouldDeadlock` where there cannot be room before the task or request that waits has ended.
+        It lets other tasks run before it returns. If it is cancelled, the task does not run, unless it has
+        begun. Raises `WouldDeadlock` where there cannot be room before the task or request that waits has
+        ended.
         """
         job, place = self._prepare(func, args, kwargs)
         await anyio.lowlevel.checkpoint_if_cancelled()
         await self._executor.wait_for_room(job, place)
         self._executor.settle_soon()
-        await anyio.lowlevel.cancel_shielded_checkpoint()
+        try:
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+        except BaseException:  # cancelled natively, which no shield stops
+            if job.state is JobState.QUEUED:
+                job.cancel()
+            raise
         return job
 
     def _prepare(
@@ -223,6 +230,7 @@ class SerialExecutor(Submitter, WaitingExecutor):
     def _set_up(self, settings: Settings) -> None:
         WaitingExecutor.__init__(self, settings)
         Submitter.__init__(self, self, None, settings.options)
+        self._closing = False  # somebody is in `aclose`
 
     @classmethod
     def of_app(cls, settings: Settings) -> SerialExecutor:
@@ -267,7 +275,7 @@ class SerialExecutor(Submitter, WaitingExecutor):
 
         What stands behind a paused or stopped head is dropped. What is left after that time is dropped, or
         cancelled and given one second to clean up. All of this is logged by name. Raises `WouldDeadlock`
-        inside a task of this executor.
+        inside a task of this executor. If it is being closed already, this waits for that.
         """
         self.check_caller()
         line = self.line
@@ -275,7 +283,20 @@ class SerialExecutor(Submitter, WaitingExecutor):
         if isinstance(party, Job):
             raise WouldDeadlock(party.name, "it is one of the tasks that `aclose` waits for")
         if line.state is not LineState.OPEN:
+            await self._until(lambda: not self._closing, math.inf)
             return
+        self._closing = True
+        try:
+            await self._drain_and_stop()
+        finally:
+            self._closing = False
+            with line.lock:
+                line.woken += line.drainers
+                line.drainers = []
+            self.settle()
+
+    async def _drain_and_stop(self) -> None:
+        line = self.line
         with line.lock:
             dropped = close(line)
         if dropped:
@@ -294,13 +315,20 @@ class SerialExecutor(Submitter, WaitingExecutor):
             logger.warning("the executor was closed and left behind, cancelled but not over, %s", names(left))
 
     async def _until(self, holds: Callable[[], bool], limit: float) -> None:
-        """Wait until `holds`, which only a runner's end makes true, for at most `limit` seconds."""
+        """Wait until `holds`, which a runner's end or that of closing makes true, for `limit` seconds."""
+        line = self.line
         with anyio.move_on_after(limit, shield=True):
             while not holds():
                 waiter = self._loop.waiter()
-                with self.line.lock:
-                    self.line.drainers.append(waiter)
-                await waiter
+                with line.lock:
+                    line.drainers.append(waiter)
+                try:
+                    await waiter
+                except BaseException:
+                    with line.lock:
+                        if waiter in line.drainers:
+                            line.drainers.remove(waiter)
+                    raise
 
     @property
     def is_open(self) -> bool:

@@ -15,6 +15,7 @@ from fifo_background._request import (
     ENTRY,
     JOB,
     Entry,
+    Stage,
     TrackedRequest,
     default_executor,
     take_job,
@@ -67,14 +68,19 @@ class OrderedBackgroundTasks(BackgroundTasks):
     """
 
     _request: TrackedRequest | None = None  # in which it was made
+    _inline = 0  # how often it runs inside a running task, now
     _spans = True  # FastAPI opens a span around each task of a list, and none around a single one
     _awaited: tuple[TrackedRequest, Batch] | None = None  # where it was awaited last
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         super().__init__(tasks)
         here = current.get()
-        if isinstance(here, TrackedRequest):
+        if isinstance(here, TrackedRequest) and here.stage is not Stage.ENDED:
             self._request = here
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what is unpickled, has the tasks and no part in the request."""
+        return {name: value for name, value in vars(self).items() if name not in ("_request", "_awaited")}
 
     @property
     def func(self) -> Callable[[], Awaitable[None]]:  # type: ignore[override]
@@ -137,7 +143,11 @@ class OrderedBackgroundTasks(BackgroundTasks):
             task = collected.tasks[0]
         awaited = self._awaited
         request, batch = (self._request, None) if awaited is None else awaited
-        if request is None or (self._request is None and batch is not None and not batch.left):
+        if (
+            request is None
+            or self._inline
+            or (self._request is None and batch is not None and not batch.left)
+        ):
             job: Job[Any] = Job(task, None, PLAIN)
         else:
             job = request.add(task, batch, entry)
@@ -165,16 +175,21 @@ class OrderedBackgroundTasks(BackgroundTasks):
 
     async def _run_inline(self, outer: Job[Any], executor: Executor, around: _call.Around) -> None:
         """The running task `outer` awaits this object: its tasks are part of that task."""
-        for task in self.tasks:
-            job = take_job(task)
-            if job is not None and job.state in CALLED_OFF and job.batch is None:
-                continue
-            if job is None or job.state is not JobState.PENDING or job.batch is not None:
-                job = Job(task, None, PLAIN)
-            entry: Entry | None = getattr(task, ENTRY, None)
-            job.options = PLAIN if entry is None else PLAIN.but(**entry.changes)
-            job.around = around
-            await executor.run_inline(job, outer)
+        self._inline += 1
+        try:
+            for task in self.tasks:
+                job = take_job(task)
+                if job is not None and job.state in CALLED_OFF and job.batch is None:
+                    setattr(task, JOB, job)
+                    continue
+                if job is None or job.state is not JobState.PENDING or job.batch is not None:
+                    job = Job(task, None, PLAIN)
+                entry: Entry | None = getattr(task, ENTRY, None)
+                job.options = PLAIN if entry is None else PLAIN.but(**entry.changes)
+                job.around = around
+                await executor.run_inline(job, outer)
+        finally:
+            self._inline -= 1
 
 
 class _Single(OrderedBackgroundTasks):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fifo_background._executor import Executor, current
 from fifo_background._job import Batch, Job, JobState
-from fifo_background._lane import Place, Wanted
+from fifo_background._lane import Place, PlaceState, Wanted
 from fifo_background._statistics import ExecutorStatistics, snapshot
 from fifo_background._waits import holds_back
 from fifo_background.exceptions import QueueFull, WouldDeadlock
@@ -125,7 +125,15 @@ class WaitingExecutor(Executor):
         full = lane is not None and limit is not None and lane.waiting >= limit
         lanes = [lane] if full and lane is not None else list(line.lanes.values())
         heads = (lane.peek() for lane in lanes if lane.waiting)
-        return any(head is not None and not line.waits.would_deadlock(party, head) for head in heads)
+        if any(head is not None and not line.waits.would_deadlock(party, head) for head in heads):
+            return True
+        # what waits, and is not in line yet: tasks of requests that have not responded
+        outside = sum(lane.waiting - sum(len(place.waiting) for place in lane.places) for lane in lanes)
+        outside -= sum(wanted.place.lane in lanes for wanted in line.wanted)
+        if not isinstance(party, Job):
+            own = (place for place in party.places.values() if place.lane in lanes)
+            outside -= sum(len(place.added) for place in own if place.state is PlaceState.OUTSIDE)
+        return outside > 0
 
     async def join(self) -> None:
         """Wait until every task that was added or submitted has ended.
