@@ -158,14 +158,17 @@ class Runner:
 class Wanted:
     """A `submit` that waits for room."""
 
-    __slots__ = ("error", "job", "limit", "place", "waiter")
+    __slots__ = ("error", "job", "limit", "party", "place", "waiter")
 
-    def __init__(self, job: Job[Any], place: Place, waiter: Waiter) -> None:
+    def __init__(
+        self, job: Job[Any], place: Place, waiter: Waiter, party: TrackedRequest | Job[Any] | None
+    ) -> None:
         self.job: Job[Any] = job
         self.place: Place = place
         # how many may wait in its lane
         self.limit: float = math.inf if job.options.max_pending is None else job.options.max_pending
         self.waiter: Waiter = waiter
+        self.party: TrackedRequest | Job[Any] | None = party  # who waits, if others may wait for it
         self.error: Exception | None = None
 
 

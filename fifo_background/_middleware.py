@@ -147,6 +147,7 @@ class OrderedBackgroundMiddleware:
         if self._arrives is not None and kind == "http" and self._arrives(scope):
             request.arrive()
         token = current.set(request)
+        request.inside = token.old_value
         try:
             await self.app(scope, receive, request.send)
         except BaseException as error:
@@ -177,7 +178,7 @@ class OrderedBackgroundMiddleware:
         """Wait for the tasks that were awaited before the response had ended."""
         batch = request.handed_over
         if batch is not None and self.settings.wait:
-            await request.executor.wait(batch)
+            await request.executor.wait(batch, request)
             batch.raise_first()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -79,6 +79,7 @@ class TrackedRequest:
         "_trailers",
         "executor",
         "handed_over",
+        "inside",
         "places",
         "scope",
         "settings",
@@ -93,6 +94,7 @@ class TrackedRequest:
         self.places: dict[Hashable, Place] = {}
         # awaited before the response had ended: the middleware waits for it
         self.handed_over: Batch | None = None
+        self.inside: object = None  # what `current` was where the request was made, in this process
         self._send = send
         self._started: bool = False  # the response, or trying to send it
         self._trailers: bool = False

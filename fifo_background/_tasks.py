@@ -169,7 +169,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
         batch = request.line_up(self.tasks, around, self)
         if batch is not request.handed_over and request.settings.wait:
             if batch.left:
-                await request.executor.wait(batch)
+                await request.executor.wait(batch, request)
             if batch.error is not None or batch.stopped is not None:
                 batch.raise_first()
 

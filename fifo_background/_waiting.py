@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fifo_background._executor import Executor, current
 from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import Place, PlaceState, Wanted
+from fifo_background._settings import Settings
 from fifo_background._statistics import ExecutorStatistics, snapshot
 from fifo_background._waits import holds_back
 from fifo_background.exceptions import QueueFull, WouldDeadlock
@@ -25,11 +26,24 @@ __all__ = ("WaitingExecutor",)
 class WaitingExecutor(Executor):
     """An executor that tasks, requests and others can wait for."""
 
-    async def wait(self, batch: Batch) -> None:
-        """Wait for the jobs of a batch; a cancelled wait leaves them as they are."""
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._in_need: set[Wanted] = set()  # who waits for room
+
+    async def wait(self, batch: Batch, request: TrackedRequest | None = None) -> None:
+        """Wait for the jobs of a batch; a cancelled wait leaves them as they are.
+
+        Raises WouldDeadlock if a running task has made the `request` in its own process, and they cannot
+        end before it.
+        """
         with self.line.lock:
             if not batch.left or batch.stopped is not None:
                 return
+            outer = None if request is None else request.inside
+            if request is not None and isinstance(outer, Job) and outer.state is JobState.RUNNING:
+                for place in request.places.values():
+                    if any(job.batch is batch and holds_back(outer, job) for job in place.waiting):
+                        raise WouldDeadlock(_name(outer), f"it awaits {request}, whose tasks stand behind it")
             batch.waiter = self._loop.waiter()
         await batch.waiter
 
@@ -47,6 +61,10 @@ class WaitingExecutor(Executor):
             batch.watch(job)
             if party is not None:
                 line.waits.add(party, job)
+                if any(not self._room_may_come(one) for one in self._in_need):
+                    line.waits.remove(party, job)
+                    job.watchers = job.watchers[:-1]
+                    raise WouldDeadlock(_name(party), f"what {job.name} waits for waits for room behind it")
         try:
             async with self._lent(party):
                 await self.wait(batch)
@@ -97,16 +115,17 @@ class WaitingExecutor(Executor):
             try:
                 line.add(job, place, take=True)
             except QueueFull:
-                if party is not None and not self._room_may_come(party, job, place):
+                wanted = Wanted(job, place, self._loop.waiter(), party)
+                if party is not None and not self._room_may_come(wanted):
                     raise WouldDeadlock(
                         _name(party), f"there is no room for {job.name} before it ends"
                     ) from None
-                wanted = Wanted(job, place, self._loop.waiter())
                 line.want(wanted)
             else:
                 line.queue(place, [job])
                 return
         try:
+            self._in_need.add(wanted)
             async with self._lent(party):
                 await wanted.waiter
             if wanted.error is not None:
@@ -116,20 +135,23 @@ class WaitingExecutor(Executor):
                 line.withdraw(wanted)
             self.settle()
             raise
+        finally:
+            self._in_need.discard(wanted)
 
-    def _room_may_come(self, party: TrackedRequest | Job[Any], job: Job[Any], place: Place) -> bool:
-        """Whether a job whose start makes room can start before `party` ends."""
-        line = self.line
-        lane = line.lanes.get(place.key)
-        limit = job.options.max_pending
-        full = lane is not None and limit is not None and lane.waiting >= limit
+    def _room_may_come(self, wanted: Wanted) -> bool:
+        """Whether a job whose start makes room can start before the one who waits for it ends."""
+        line, party = self.line, wanted.party
+        if party is None:
+            return True
+        lane = line.lanes.get(wanted.place.key)
+        full = lane is not None and lane.waiting >= wanted.limit
         lanes = [lane] if full and lane is not None else list(line.lanes.values())
         heads = (lane.peek() for lane in lanes if lane.waiting)
         if any(head is not None and not line.waits.would_deadlock(party, head) for head in heads):
             return True
         # what waits, and is not in line yet: tasks of requests that have not responded
         outside = sum(lane.waiting - sum(len(place.waiting) for place in lane.places) for lane in lanes)
-        outside -= sum(wanted.place.lane in lanes for wanted in line.wanted)
+        outside -= sum(one.place.lane in lanes for one in line.wanted)
         if not isinstance(party, Job):
             own = (place for place in party.places.values() if place.lane in lanes)
             outside -= sum(len(place.added) for place in own if place.state is PlaceState.OUTSIDE)
