@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from fifo_background import (
+    BackgroundTask,
     BackgroundTasks,
     ExecutorClosed,
     Job,
@@ -33,8 +34,10 @@ from fifo_background import (
     QueueFull,
     SerialExecutor,
     WouldDeadlock,
+    _call,
     executor_of,
 )
+from fifo_background._executor import current
 from tests.asgi import Client, Exchange, get
 from tests.conftest import Log
 from tests.loops import LOOPS, run
@@ -556,6 +559,20 @@ async def test_room_that_comes_from_outside_the_line(events: list[Any]) -> None:
     assert events == ["slow", "submitted"]
 
 
+async def test_handler_without_a_place() -> None:
+    """A handler that has added nothing may wait for any task, as often as it likes."""
+    seen: list[Any] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        seen.append(await (await app.executor.submit(len, "a")).wait())
+        seen.append(await app.executor.submit_nowait(len, "ab").wait())
+        await respond()
+
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    assert seen == [1, 2]
+
+
 async def test_no_room_from_outside_the_line() -> None:
     """`submit` raises `WouldDeadlock` where only the caller's own tasks could make room."""
 
@@ -855,3 +872,206 @@ async def test_error_that_cannot_be_changed() -> None:
     exchange = await get(app_of(handle, on_error="run_all"))
     assert isinstance(exchange.error, Frozen)
     assert exchange.error.n == 1
+
+
+# -- what the rest of the tests would not see ---------------------------------------------------------------
+
+
+async def test_a_thread_for_each_lane() -> None:
+    """Own threads: no limit but `max_lanes_running`."""
+    barrier = threading.Barrier(50)
+    async with SerialExecutor(max_lanes_running=50) as executor:
+        jobs = [executor.lane(n).submit_nowait(barrier.wait, 10) for n in range(50)]
+        assert sorted([await job.wait() for job in jobs]) == list(range(50))
+
+
+async def test_event_loop_inside_a_sync_task() -> None:
+    """A sync task may run an event loop of its own."""
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(anyio.run, anyio.sleep, 0).wait()
+
+
+async def test_each_await_has_its_context(events: list[Any]) -> None:
+    """A request's tasks see the context in which it awaits them, each object that of its own await."""
+
+    async def look() -> None:
+        events.append(user.get())
+
+    async def handle(path: str, respond: Any) -> None:
+        one, two = BackgroundTasks(), BackgroundTasks()
+        one.add_task(look)
+        two.add_task(look)
+        await respond()
+        for name, tasks in (("first", one), ("second", two)):
+            user.set(name)
+            await tasks()
+
+    assert (await get(app_of(handle))).error is None
+    assert events == ["first", "second"]
+
+
+async def test_handed_over_together() -> None:
+    """Of two objects that were awaited before the response, the first failure reaches the server."""
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    async def handle(path: str, respond: Any) -> None:
+        one, two = BackgroundTasks(), BackgroundTasks()
+        one.add_task(fails)
+        two.lane("other").add_task(print, end="")
+        await one()
+        await two()
+        await respond()
+
+    assert isinstance((await get(app_of(handle))).error, ZeroDivisionError)
+
+
+async def test_websocket_that_fails(events: list[Any], log: Log) -> None:
+    """A websocket endpoint that raises owes its tasks no more than a handler that does."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        BackgroundTasks().add_task(events.append, 1)
+        raise ZeroDivisionError
+
+    exchange = await get(OrderedBackgroundMiddleware(app), type="websocket")
+    assert isinstance(exchange.error, ZeroDivisionError)
+    assert events == []
+    assert len(log) == 1
+
+
+async def test_context_of_a_retry(events: list[Any]) -> None:
+    """A retried task of a request sees the context of the request, as the first time."""
+
+    async def work() -> None:
+        events.append(user.get())
+        if len(events) == 1:
+            raise ValueError
+
+    async def handle(path: str, respond: Any) -> None:
+        user.set("alice")
+        tasks = BackgroundTasks()
+        tasks.lane("a", after_failure="stop").add_task(work)
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        await Client(app, group).start()
+        user.set("bob")
+        app.executor.lane("a").retry_head()
+        await app.executor.join()
+    assert events == ["alice", "alice"]
+
+
+async def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`QueueFull.retry_after` is what the client is told."""
+    monkeypatch.setattr(QueueFull, "retry_after", 7)
+
+    async def handle(path: str, respond: Any) -> None:
+        for _ in range(2):
+            BackgroundTasks().add_task(print)
+
+    exchange = await get(app_of(handle, max_pending=1))
+    assert exchange.status == 503
+    assert (b"retry-after", b"7") in exchange.messages[0]["headers"]
+
+
+async def test_handle_keeps_nothing() -> None:
+    """Whoever keeps the handle of a task that has ended keeps neither its request nor other tasks by it."""
+    kept: list[Job[Any]] = []
+    refs: list[Any] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        request = current.get()
+        assert request is not None
+        refs.append(weakref.ref(request))
+        tasks = BackgroundTasks()
+        kept.append(tasks.add_task(anyio.sleep, 0))
+        refs.append(weakref.ref(tasks.add_task(anyio.sleep, 0)))
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    await get(app)
+    await wait_all_tasks_blocked()
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
+    assert kept[0].state is JobState.SUCCEEDED
+
+
+async def test_single_task_is_what_it_was_made(events: list[Any]) -> None:
+    """The single form keeps `is_async` and the request in which it was made."""
+
+    async def later() -> None:
+        await anyio.lowlevel.checkpoint()
+        events.append("awaited")
+
+    def returns_a_coroutine() -> Any:
+        return later()
+
+    async def handle(path: str, respond: Any) -> None:
+        task = BackgroundTask(returns_a_coroutine)
+        task.is_async = True
+        ordered = BackgroundTask(events.append, "task")
+        token = current.set(None)
+        await ordered()
+        await task()
+        current.reset(token)
+        events.append("handler")
+        await respond()
+
+    assert (await get(app_of(handle))).error is None
+    assert events == ["handler", "task", "awaited"]
+
+
+async def test_around_a_retry(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What FastAPI opens around a task is there again when it is retried."""
+
+    class Spans(starlette.background.BackgroundTasks):
+        async def __call__(self) -> None:
+            events.append("span")
+            await super().__call__()
+
+    async def work() -> None:
+        events.append("work")
+        if len(events) == 2:
+            raise ValueError
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.lane("a", after_failure="stop").add_task(work)
+        await respond()
+        await tasks()
+
+    monkeypatch.setattr(_call, "around_here", lambda: Spans)
+    app = app_of(handle)
+    await get(app)
+    app.executor.lane("a").retry_head()
+    await app.executor.join()
+    assert events == ["span", "work", "span", "work"]
+
+
+def test_cancel_when_nothing_else_runs() -> None:
+    """To call the only task off, in a loop in which nothing else runs, ends no line."""
+    loop = asyncio.new_event_loop()
+    turns = iter(range(20))
+    jobs: list[Job[Any]] = []
+    executor = SerialExecutor()
+
+    def turn() -> None:
+        n = next(turns, None)
+        if n is None:
+            loop.stop()
+            return
+        if n in (0, 10):
+            jobs.append(executor.submit_nowait(asyncio.sleep, 3600))
+        elif n in (5, 15):
+            assert jobs[-1].cancel()
+        loop.call_soon(turn)
+
+    loop.call_soon(turn)
+    loop.run_forever()
+    assert [job.state for job in jobs] == [JobState.CANCELLED] * 2
+    assert executor.is_open
+    loop.close()

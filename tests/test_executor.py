@@ -85,13 +85,33 @@ async def test_first_in_first_out(events: list[Any]) -> None:
 
 
 async def test_submit_does_not_start(events: list[Any]) -> None:
-    """`submit_nowait` returns before its task starts; `submit` lets others run."""
+    """`submit_nowait` returns before its task starts."""
     work = Work(events)
     async with SerialExecutor() as executor:
         job = executor.submit_nowait(work.quick, 0)
         assert (events, job.state) == ([], JobState.QUEUED)
         assert await (await executor.submit(work.quick, 1)).wait() == 1
     assert events == [0, 1]
+
+
+async def test_submit_lets_others_run(events: list[Any], event_loop_name: str) -> None:
+    """`submit` lets others run before it returns: a loop of submits starves nobody."""
+
+    async def other() -> None:
+        events.append("other")
+
+    async with SerialExecutor() as executor, anyio.create_task_group() as group:
+        executor.lane("a").pause()
+        group.start_soon(other)
+        if event_loop_name == "trio":  # which runs tasks in any order
+            import trio.testing
+
+            with trio.testing.assert_checkpoints():
+                await executor.lane("a").submit(print)
+        else:
+            await executor.lane("a").submit(print)
+            assert events == ["other"]
+        executor.lane("a").clear()
 
 
 async def test_failures_stay(events: list[Any], log: Log) -> None:

@@ -311,7 +311,8 @@ class _Interrupted(Exchange):
             raise OSError("gone")
 
 
-async def test_response_interrupted(events: list[Any], log: Log) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_response_interrupted(stream: bool, events: list[Any], log: Log) -> None:
     """If sending fails before the tasks are awaited, they are dropped and logged as interrupted."""
 
     async def chunks() -> AsyncIterator[str]:
@@ -320,7 +321,7 @@ async def test_response_interrupted(events: list[Any], log: Log) -> None:
     async def handler(request: Request) -> Response:
         tasks = BackgroundTasks()
         tasks.add_task(events.append, 1)
-        return StreamingResponse(chunks(), background=tasks)
+        return StreamingResponse(chunks(), background=tasks) if stream else Response(background=tasks)
 
     app = make_app(handler)
     exchange = _Interrupted(app, "/handler", asgi={"version": "3.0", "spec_version": "2.4"})
@@ -882,7 +883,8 @@ async def test_same_scope_twice(events: list[Any], log: Log) -> None:
 
 
 async def test_two_last_messages(events: list[Any]) -> None:
-    """A response ends once."""
+    """A response ends once, and not again when its request has ended."""
+    kept: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         tasks = BackgroundTasks()
@@ -890,13 +892,18 @@ async def test_two_last_messages(events: list[Any]) -> None:
         for _ in range(2):
             await send({"type": "http.response.body"})
         await tasks()
+        kept.extend((send, BackgroundTasks()))
 
     await get(OrderedBackgroundMiddleware(app, order="responded"))
     assert events == [1]
+    send, tasks = kept
+    await send({"type": "http.response.body"})
+    with pytest.raises(RuntimeError, match="had ended"):
+        tasks.add_task(events.append, 2)
 
 
 async def test_awaited_in_another_request(events: list[Any], log: Log) -> None:
-    """An object made in one request and awaited in another runs in the other's place."""
+    """An object made in one request and awaited in another runs in the other's place, which is later."""
     kept: list[BackgroundTasks] = []
 
     async def makes(request: Request) -> Response:
@@ -909,15 +916,24 @@ async def test_awaited_in_another_request(events: list[Any], log: Log) -> None:
     async def awaits(request: Request) -> Response:
         return Response(background=kept[0])
 
-    gate = anyio.Event()
-    app = make_app(makes, awaits, hold=0)
+    async def between(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, "between")
+        await between_may_respond.wait()
+        return Response(background=tasks)
+
+    gate, between_may_respond = anyio.Event(), anyio.Event()
+    app = make_app(makes, between, awaits)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         first = await client.start("/makes")
+        await client.start("/between")
         await client.start("/awaits")
         first.disconnected.set()
         gate.set()
-    assert events == [1]
+        await wait_all_tasks_blocked()
+        between_may_respond.set()
+    assert events == ["between", 1]
     assert executor_of(app).line.unfinished == 0
 
 

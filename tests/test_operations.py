@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import Any
 
@@ -551,19 +550,3 @@ async def test_close_drops_what_is_kept_back(how: str, events: list[Any], log: L
         f"kept: dropped {kept}"
     )
     assert executor.line.unfinished == 0
-
-
-def test_cancel_when_nothing_else_runs() -> None:
-    """A cancelled job is not mistaken for the end of the event loop."""
-    events: list[Any] = []
-
-    async def main() -> None:
-        async with SerialExecutor(drain_timeout=2) as executor:
-            job = executor.submit_nowait(anyio.sleep_forever)
-            executor.submit_nowait(events.append, 1)
-            await wait_all_tasks_blocked()
-            job.cancel()
-            await executor.join()
-
-    asyncio.run(main())
-    assert events == [1]

@@ -381,10 +381,12 @@ async def test_awaited_in_the_handler(events: list[Any]) -> None:
 
 async def test_two_objects_of_one_request(events: list[Any]) -> None:
     """Two objects of one request share its place; each runs what is its own when it is awaited."""
+    go_on = anyio.Event()
 
     async def handler(request: Request) -> Response:
         one, two = BackgroundTasks(), BackgroundTasks()
         one.add_task(events.append, "one 1")
+        await go_on.wait()  # the other requests take their places here
         two.add_task(events.append, "two 1")
         one.add_task(events.append, "one 2")
 
@@ -400,6 +402,7 @@ async def test_two_objects_of_one_request(events: list[Any]) -> None:
         client = Client(app, group)
         for _ in range(2):
             await client.start("/handler")
+        go_on.set()
     assert events == ["one 1", "one 2", "two 1"] * 2
 
 

@@ -84,7 +84,7 @@ async def test_sync_task(events: list[Any], log: Log) -> None:
     )
 
 
-async def test_in_time(events: list[Any], log: Log) -> None:
+async def test_in_time(events: list[Any], log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sync tasks that end in time leave no timer behind and say nothing."""
     work = Work(events)
     async with SerialExecutor() as executor:
@@ -101,13 +101,32 @@ async def test_in_time(events: list[Any], log: Log) -> None:
         work.thread_gate(102).set()
         await third.wait()
     del events[:]
+    timers: list[Any] = []
     async with SerialExecutor(timeout=60) as executor:
-        for n in range(20):
-            executor.submit_nowait(work.sync, n)
-        await executor.join()
-        await wait_all_tasks_blocked()
-    assert events == list(range(20))
+        loop = executor._loop
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "later", lambda *args: timers.append(_Timer(later(*args))) or timers[-1])
+            later = type(loop).later.__get__(loop)
+            for n in range(20):
+                executor.submit_nowait(work.thread_gated, n)
+            for n in range(20):
+                while len(timers) < n + 1:  # the loop watches each
+                    await anyio.lowlevel.checkpoint()
+                work.thread_gate(n).set()
+            await executor.join()
+            await wait_all_tasks_blocked()
+    assert [timer.cancelled for timer in timers] == [True] * 20
     assert log == []
+
+
+class _Timer:
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.handle.cancel()
 
 
 @pytest.mark.parametrize("patched", [True, False])
