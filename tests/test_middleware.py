@@ -445,7 +445,7 @@ async def test_run_all(events: list[Any], log: Log) -> None:
 
 
 async def test_failure_of_another_request(events: list[Any], log: Log) -> None:
-    """A failing task never stops another request's tasks."""
+    """Failures stay where they happen: a failing task never stops another request's tasks."""
 
     async def fail() -> None:
         await work.gated(0)
@@ -499,7 +499,7 @@ async def test_context(events: list[Any]) -> None:
 
 
 async def test_detached(events: list[Any], log: Log) -> None:
-    """`wait=False` lets the request go as soon as its tasks are in line."""
+    """Attached or detached: `wait=False` lets the request go as soon as its tasks are in line."""
     work = Work(events)
 
     async def fail() -> None:
@@ -727,7 +727,7 @@ async def test_executor_of(events: list[Any]) -> None:
 
 
 async def test_lifespan(events: list[Any], log: Log) -> None:
-    """At `lifespan.shutdown`, before the app's own shutdown code, the line is drained and closed."""
+    """A clean end: at `lifespan.shutdown`, before the app's own code for it, the line is drained and closed."""
     work = Work(events)
 
     async def lifespan_app(scope: Any, receive: Any, send: Any) -> None:

@@ -219,7 +219,7 @@ async def test_clear(events: list[Any], log: Log) -> None:
 
 
 async def test_cancel_waiting(events: list[Any], log: Log) -> None:
-    """A cancelled waiting task never runs, the one behind it runs once, and the lane stays serial."""
+    """Calling off: a cancelled task never runs, the one behind it runs once, the lane stays serial."""
     work = Work(events)
     async with SerialExecutor(drain_timeout=2) as executor:
         first = executor.submit_nowait(work.gated, 0)

@@ -133,7 +133,7 @@ async def test_list_changed_by_hand(events: list[Any]) -> None:
 
 @pytest.mark.parametrize("in_list", [True, False])
 async def test_nested(in_list: bool, events: list[Any]) -> None:
-    """One of our objects inside a running task runs inline, in that task's place, and never waits for it."""
+    """Tasks inside tasks: one of our objects in a running task runs inline, and never waits for it."""
     inner_jobs: list[Job[Any]] = []
 
     async def outer_task() -> None:
