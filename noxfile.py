@@ -23,7 +23,7 @@ STACKS = {
     "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING]),
     "newest-3.13": ("3.13", ["fastapi", "starlette", "anyio", "uvloop"]),
 }
-TEST = ["pytest>=8", "coverage[toml]>=7.6", "trio", "httpx", "uvicorn", "hypothesis", "stamina"]
+TEST = ["pytest>=9", "coverage[toml]>=7.6", "trio", "httpx", "uvicorn", "hypothesis", "stamina"]
 
 
 def _interpreter(version: str) -> str | None:
@@ -78,7 +78,7 @@ def starlette(session: nox.Session) -> None:
     _use(session, "3.12")
     _install(
         session,
-        "pytest>=8",
+        "pytest>=9",
         "coverage[toml]>=7.6",
         "trio",
         "httpx",
@@ -104,9 +104,10 @@ def wheel(session: nox.Session) -> None:
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
-    for name in ("tests", "examples"):
+    for name in ("tests", "examples", "docs"):
         shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy("pyproject.toml", copy)
+    for name in ("pyproject.toml", *map(str, Path().glob("*.md"))):
+        shutil.copy(name, copy)
     session.chdir(copy)
     _python(session, "-c", "import fifo_background as f; assert 'site-packages' in f.__file__, f.__file__")
     _python(session, "-m", "pytest", "-q", *session.posargs)

@@ -727,7 +727,7 @@ async def test_executor_of(events: list[Any]) -> None:
 
 
 async def test_lifespan(events: list[Any], log: Log) -> None:
-    """A clean end: at `lifespan.shutdown`, before the app's own code for it, the line is drained and closed."""
+    """A clean end: at `lifespan.shutdown`, before the app's own code, the line is drained and closed."""
     work = Work(events)
 
     async def lifespan_app(scope: Any, receive: Any, send: Any) -> None:
