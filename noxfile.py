@@ -104,9 +104,9 @@ def wheel(session: nox.Session) -> None:
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
-    for name in ("tests", "examples", "docs"):
+    for name in ("tests", "examples", "docs", "benchmarks"):
         shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", *map(str, Path().glob("*.md"))):
+    for name in ("pyproject.toml", "LICENSE", *map(str, Path().glob("*.md"))):
         shutil.copy(name, copy)
     session.chdir(copy)
     _python(session, "-c", "import fifo_background as f; assert 'site-packages' in f.__file__, f.__file__")

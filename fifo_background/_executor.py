@@ -402,9 +402,8 @@ class Executor:
 
 def _leave_context(runner: Runner) -> None:
     """What runs in the place after this runner goes on with a copy: no context can be entered twice."""
-    place = runner.place
-    if place is not None and place.state is PlaceState.IN_LINE:
-        place.context = copy_context()
+    assert runner.place is not None
+    runner.place.context = copy_context()
 
 
 def _call_sync(job: Job[Any]) -> Any:

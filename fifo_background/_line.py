@@ -445,9 +445,9 @@ class Line:
             self.end_waiting(other, JobState.SKIPPED)
         lane = place.lane
         if job.options.after_failure == "stop" and lane is not None and self.state is LineState.OPEN:
+            assert place.context is not None
             lane.failed = Place(lane.key, place.owner)
-            if place.context is not None:  # which this runner has not left yet
-                lane.failed.context = place.context.copy()
+            lane.failed.context = place.context.copy()  # its runner has not left it yet
             lane.failed.taken = place.taken
             lane.failed.added = [job]
             for waiting in lane.places:

@@ -237,7 +237,7 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
         request = app_or_connection.scope.get(_KEY)
         if isinstance(request, TrackedRequest):
             return request.executor
-        if isinstance(request, SerialExecutor) and app_or_connection.scope["type"] != "lifespan":
+        if isinstance(request, SerialExecutor):  # the request has ended
             return request
         app_or_connection = app_or_connection.scope.get("app")
     for layer in _layers(app_or_connection):

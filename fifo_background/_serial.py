@@ -326,8 +326,7 @@ class SerialExecutor(Submitter, WaitingExecutor):
                     await waiter
                 except BaseException:
                     with line.lock:
-                        if waiter in line.drainers:
-                            line.drainers.remove(waiter)
+                        line.drainers = [other for other in line.drainers if other is not waiter]
                     raise
 
     @property

@@ -40,10 +40,12 @@ class WaitingExecutor(Executor):
             if not batch.left or batch.stopped is not None:
                 return
             outer = None if request is None else request.inside
-            if request is not None and isinstance(outer, Job) and outer.state is JobState.RUNNING:
-                for place in request.places.values():
-                    if any(job.batch is batch and holds_back(outer, job) for job in place.waiting):
-                        raise WouldDeadlock(_name(outer), f"it awaits {request}, whose tasks stand behind it")
+            if request is not None and isinstance(outer, Job):
+                mine = [
+                    job for place in request.places.values() for job in place.waiting if job.batch is batch
+                ]
+                if any(holds_back(outer, job) for job in mine):
+                    raise WouldDeadlock(_name(outer), f"it awaits {request}, whose tasks stand behind it")
             batch.waiter = self._loop.waiter()
         await batch.waiter
 
@@ -125,7 +127,8 @@ class WaitingExecutor(Executor):
                 line.queue(place, [job])
                 return
         try:
-            self._in_need.add(wanted)
+            if party is not None:
+                self._in_need.add(wanted)
             async with self._lent(party):
                 await wanted.waiter
             if wanted.error is not None:
@@ -141,8 +144,7 @@ class WaitingExecutor(Executor):
     def _room_may_come(self, wanted: Wanted) -> bool:
         """Whether a job whose start makes room can start before the one who waits for it ends."""
         line, party = self.line, wanted.party
-        if party is None:
-            return True
+        assert party is not None
         lane = line.lanes.get(wanted.place.key)
         full = lane is not None and lane.waiting >= wanted.limit
         lanes = [lane] if full and lane is not None else list(line.lanes.values())

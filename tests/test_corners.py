@@ -444,25 +444,30 @@ async def test_who_gives_up_waits_no_more() -> None:
         executor.lane("a").clear()
 
 
-def test_submit_that_is_cancelled_natively() -> None:
+@pytest.mark.parametrize("paused", [False, True])
+def test_submit_that_is_cancelled_natively(paused: bool) -> None:
     """A `submit` that is cancelled, however, leaves no task behind that has not begun."""
     events: list[Any] = []
+
+    async def append(n: int) -> None:
+        events.append(n)
 
     async def main() -> None:
         async with SerialExecutor() as executor:
             lane = executor.lane("a")
-            lane.pause()
-            submit = asyncio.ensure_future(lane.submit(events.append, 1))
+            if paused:
+                lane.pause()
+            submit = asyncio.ensure_future(lane.submit(append, 1))
             await asyncio.sleep(0)
             submit.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await submit
             assert executor.line.waiting == 0
             lane.resume()
-            await lane.submit(events.append, 2)
+            await lane.submit(append, 2)
 
     asyncio.run(main())
-    assert events == [2]
+    assert events == ([2] if paused else [1, 2])
 
 
 async def test_closing_twice(events: list[Any]) -> None:
@@ -618,23 +623,26 @@ async def test_app_that_asks_itself(events: list[Any]) -> None:
     """A task that awaits a request to its own app, in its own process, is told that it would deadlock."""
 
     async def asks() -> None:
-        inner = await get(app, "/inner")
-        assert isinstance(inner.error, WouldDeadlock)
-        assert inner.status == 200
+        for path in ("/inner", "/handed"):
+            inner = await get(app, path)
+            assert isinstance(inner.error, WouldDeadlock)
+            assert inner.status == 200
         events.append("outer")
 
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
-        tasks.add_task(asks if path == "/outer" else partial(events.append, "inner"))
+        tasks.add_task(asks if path == "/outer" else partial(events.append, path))
         if path == "/handed":
             await tasks()
-        await respond()
-        await tasks()
+            await respond()
+        else:
+            await respond()
+            await tasks()
 
     app = app_of(handle)
     assert (await get(app, "/outer")).error is None
     await app.executor.join()
-    assert events == ["outer", "inner"]
+    assert events == ["outer", "/inner", "/handed"]
 
 
 # -- requests and their objects ---------------------------------------------------------------------------
@@ -726,6 +734,27 @@ async def test_nested_object_extends_itself(wait: bool, events: list[Any]) -> No
     assert events == ["more"]
 
 
+async def test_running_task_adds_to_another_lane(events: list[Any]) -> None:
+    """A running task may add to its own object in another lane: it runs there, in the request's context."""
+
+    async def look() -> None:
+        events.append(user.get())
+
+    async def handle(path: str, respond: Any) -> None:
+        user.set("alice")
+        tasks = BackgroundTasks()
+
+        async def grows() -> None:
+            tasks.lane("other").add_task(look)
+
+        tasks.add_task(grows)
+        await respond()
+        await tasks()
+
+    assert (await get(app_of(handle))).error is None
+    assert events == ["alice"]
+
+
 async def test_called_off_stays_called_off(events: list[Any]) -> None:
     """A cancelled entry stays away, however often a task awaits its object."""
     inner = BackgroundTasks()
@@ -781,8 +810,10 @@ async def test_object_made_after_the_request(events: list[Any]) -> None:
 async def test_executor_of_an_ended_request() -> None:
     """A task finds the executor by its request when that has ended, in a mounted app, too."""
     found: list[Any] = []
+    ended = anyio.Event()
 
     async def look(request: Request) -> None:
+        await ended.wait()
         found.append(executor_of(request))
 
     async def endpoint(request: Request) -> Response:
@@ -796,6 +827,7 @@ async def test_executor_of_an_ended_request() -> None:
         executor_of(app)
     exchange = await Exchange(app, "/inner/").run()
     assert exchange.error is None
+    ended.set()
     await executor_of(app).join()
     assert found == [executor_of(app)]
 
@@ -969,8 +1001,8 @@ async def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QueueFull, "retry_after", 7)
 
     async def handle(path: str, respond: Any) -> None:
-        for _ in range(2):
-            BackgroundTasks().add_task(print)
+        BackgroundTasks().add_task(print)
+        BackgroundTasks().add_task(print)
 
     exchange = await get(app_of(handle, max_pending=1))
     assert exchange.status == 503
