@@ -160,7 +160,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "responded takes its place when tasks are added": (
         "_request.py",
-        'self.settings.order != "responded" and ',
+        '            and self.settings.order != "responded"\n',
         "",
     ),
     "one too many may wait": (
