@@ -145,10 +145,10 @@ class Executor:
     def start(self, runner: Runner) -> None:
         """Let a runner that the line has just made run its jobs. On the loop only."""
         place = runner.place
-        run = self._run_sync_jobs(runner) if place is None else self._run_async_jobs(runner)
         context = Context() if place is None else place.context
-        assert context is not None
+        run = self._run_sync_jobs(runner) if place is None else self._run_async_jobs(runner)
         try:
+            assert context is not None
             handle = runner.handle = self._loop.start(run, context, self._left, runner)
         except Exception as error:  # no task can be started: the job fails of it, the line moves
             run.close()

@@ -120,7 +120,7 @@ class Batch:
 
     def raise_first(self) -> None:
         """Raise the first failure in time; the later ones are listed in its `.others`."""
-        error = self.error or self.stopped
+        error = self.stopped if self.error is None else self.error
         if error is None:
             return
         if self.others:

@@ -333,6 +333,7 @@ class Line:
         """A waiting job leaves this line: it runs inside a task of another executor."""
         self._count_out(job)
         self.unfinished -= 1
+        self._wake_joiners()
         job.place = None
 
     def start_inline(self, job: Job[Any], outer: Job[Any]) -> None:
@@ -425,12 +426,16 @@ class Line:
         for batch in job.watchers:
             if (waiter := batch.saw_end_of(job)) is not None:
                 self.woken.append(waiter)
-        if not self.unfinished and self.joiners:
-            self.woken += self.joiners
-            self.joiners = []
+        if self.joiners:
+            self._wake_joiners()
         if not self.ready and self.drainers:
             self.woken += self.drainers
             self.drainers = []
+
+    def _wake_joiners(self) -> None:
+        if not self.unfinished:
+            self.woken += self.joiners
+            self.joiners = []
 
     def fail(self, job: Job[Any], error: BaseException) -> list[Job[Any]]:
         """End a running job with its error; returns what is skipped for it.
@@ -458,7 +463,9 @@ class Line:
     def _let_go(self, lane: Lane, job: Job[Any]) -> None:
         """The request that waits for a job in a stopped lane does not wait any more."""
         batch = job.batch
-        if batch is not None and batch.attached and batch.stopped is None and lane.failed is not None:
+        if job.state is not JobState.QUEUED or batch is None or not batch.attached:
+            return
+        if batch.stopped is None and lane.failed is not None:
             batch.stopped = LaneStopped(lane.key, lane.failed.added[0].name)
             if batch.waiter is not None:
                 self.woken.append(batch.waiter)

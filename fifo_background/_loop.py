@@ -75,6 +75,10 @@ class EventLoop(Protocol):
         """
         ...
 
+    def runs_started(self) -> bool:
+        """Whether the caller runs in a task that `start` has started, not in one that this has spawned."""
+        ...
+
     def soon(self, call: Callable[..., object], *args: Any) -> bool:
         """Call from the loop; may be asked from any thread. False if the loop is gone."""
         ...
@@ -153,6 +157,7 @@ class AsyncioLoop:
         # `is_ending` asks whether all others are being cancelled; and asyncio keeps only weak references
         self._tasks: set[asyncio.Task[None]] = set()
         self._was_cancelled = False  # one of them, since `is_ending` has looked
+        self._runs: set[object] = set()  # their coroutines; a task that starts eagerly is known by its own
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         loop = self._ref()
@@ -191,22 +196,33 @@ class AsyncioLoop:
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
         loop = asyncio.get_running_loop()
-        if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
-            task = context.run(loop.create_task, run)  # not every factory knows `context=`
-        else:
-            task = asyncio.Task(run, loop=loop, context=context, eager_start=True)
+        self._runs.add(run)
+        try:
+            if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
+                task = context.run(loop.create_task, run)  # not every factory knows `context=`
+            else:
+                task = asyncio.Task(run, loop=loop, context=context, eager_start=True)
+        except BaseException:
+            self._runs.discard(run)
+            raise
         if task.done():
+            self._runs.discard(run)
             return None
         self._tasks.add(task)
 
         def over(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            self._runs.discard(run)
             if task.cancelled() and _by_others(task):
                 self._was_cancelled = True
             ended(*args)
 
         task.add_done_callback(over)
         return task
+
+    def runs_started(self) -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.get_coro() in self._runs
 
     def soon(self, call: Callable[..., object], *args: Any) -> bool:
         try:
@@ -262,6 +278,7 @@ class TrioLoop:
         self._ref = weakref.ref(token)
         self._clock = trio.lowlevel.current_clock()
         self._ending = False
+        self._tasks: set[object] = set()
         self.cancelled: type[BaseException] = trio.Cancelled
 
     @property
@@ -297,6 +314,8 @@ class TrioLoop:
         async def system_task() -> None:
             if _sniffio_library is not None:  # trio < 0.22 sets it in contexts of its own only
                 _sniffio_library.set("trio")
+            task = self._trio.lowlevel.current_task()
+            self._tasks.add(task)
             try:
                 with scope:
                     await run
@@ -304,10 +323,14 @@ class TrioLoop:
                 self._ending = True
                 raise
             finally:
+                self._tasks.discard(task)
                 ended(*args)
 
         self._trio.lowlevel.spawn_system_task(system_task, context=context)
         return scope
+
+    def runs_started(self) -> bool:
+        return self._trio.lowlevel.current_task() in self._tasks
 
     def soon(self, call: Callable[..., object], *args: Any) -> bool:
         token = self._ref()

@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fifo_background._executor import current
+from fifo_background._job import Job
 from fifo_background._log import logger
 from fifo_background._loop import running_loop
 from fifo_background._request import Stage, TrackedRequest
@@ -147,7 +148,8 @@ class OrderedBackgroundMiddleware:
         if self._arrives is not None and kind == "http" and self._arrives(scope):
             request.arrive()
         token = current.set(request)
-        request.inside = token.old_value
+        if isinstance(token.old_value, Job):
+            request.inside = token.old_value
         try:
             await self.app(scope, receive, request.send)
         except BaseException as error:

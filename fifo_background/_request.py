@@ -77,6 +77,7 @@ class TrackedRequest:
         "_send",
         "_started",
         "_trailers",
+        "awaits",
         "executor",
         "handed_over",
         "inside",
@@ -94,7 +95,8 @@ class TrackedRequest:
         self.places: dict[Hashable, Place] = {}
         # awaited before the response had ended: the middleware waits for it
         self.handed_over: Batch | None = None
-        self.inside: object = None  # what `current` was where the request was made, in this process
+        self.inside: Job[Any] | None = None  # the task that has made it, in this process
+        self.awaits: Batch | None = None  # what it waits for, unless it is detached
         self._send = send
         self._started: bool = False  # the response, or trying to send it
         self._trailers: bool = False
@@ -157,7 +159,7 @@ class TrackedRequest:
         line = self.executor.line
         with line.lock:
             for place in self.places.values():
-                if place.state is PlaceState.OUTSIDE and line.state is LineState.OPEN:
+                if place.added and place.state is PlaceState.OUTSIDE and line.state is LineState.OPEN:
                     line.take(place)
 
     @property
@@ -201,6 +203,8 @@ class TrackedRequest:
             key = self.key() if entry.key is ... else entry.key
             job = Job(task, executor, self.settings.options.but(**entry.changes))
         with line.lock:
+            if batch is None and self.scope["type"] == "websocket":
+                batch = self.handed_over  # nobody but us has awaited its objects
             ended = self.stage is Stage.ENDED if batch is None else not batch.left
             if ended:
                 raise RuntimeError(
@@ -210,9 +214,9 @@ class TrackedRequest:
             place = self._place(job, key)
             if batch is not None:
                 batch.claim([job], _call.around_here())
+                if place.context is None:
+                    place.context = copy_context()
                 if batch is not self.handed_over or self.stage is Stage.ENDED:
-                    if place.context is None:
-                        place.context = copy_context()
                     line.queue(place, [job])
                     executor.settle_soon()
         return job
@@ -257,6 +261,7 @@ class TrackedRequest:
             if not ready:
                 self.handed_over = batch
             else:
+                self.awaits = batch  # from here on: its tasks may start below
                 if self.settings.order == "arrived":
                     self._arrived()
                 runner = line.next_runner()

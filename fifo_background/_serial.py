@@ -282,8 +282,9 @@ class SerialExecutor(Submitter, WaitingExecutor):
         party = self._party()
         if isinstance(party, Job):
             raise WouldDeadlock(party.name, "it is one of the tasks that `aclose` waits for")
-        if line.state is not LineState.OPEN:
+        while self._closing:
             await self._until(lambda: not self._closing, math.inf)
+        if line.state is LineState.CLOSED:
             return
         self._closing = True
         try:

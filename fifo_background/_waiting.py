@@ -14,7 +14,7 @@ from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import Place, PlaceState, Wanted
 from fifo_background._settings import Settings
 from fifo_background._statistics import ExecutorStatistics, snapshot
-from fifo_background._waits import holds_back
+from fifo_background._waits import holds_back, jobs_awaited
 from fifo_background.exceptions import QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
@@ -33,21 +33,42 @@ class WaitingExecutor(Executor):
     async def wait(self, batch: Batch, request: TrackedRequest | None = None) -> None:
         """Wait for the jobs of a batch; a cancelled wait leaves them as they are.
 
-        Raises WouldDeadlock if a running task has made the `request` in its own process, and they cannot
-        end before it.
+        Raises WouldDeadlock if a running task awaits the `request`, and they cannot end before it.
         """
-        with self.line.lock:
+        line = self.line
+        outer = None if request is None or request.inside is None else self._who_awaits(request.inside)
+        jobs: list[Job[Any]] = []
+        with line.lock:
             if not batch.left or batch.stopped is not None:
                 return
-            outer = None if request is None else request.inside
-            if request is not None and isinstance(outer, Job):
-                mine = [
-                    job for place in request.places.values() for job in place.waiting if job.batch is batch
-                ]
-                if any(holds_back(outer, job) for job in mine):
-                    raise WouldDeadlock(_name(outer), f"it awaits {request}, whose tasks stand behind it")
             batch.waiter = self._loop.waiter()
-        await batch.waiter
+            if request is not None:
+                request.awaits = batch
+                if outer is not None:
+                    jobs = jobs_awaited(request)
+                    if any(line.waits.would_deadlock(outer, job) for job in jobs):
+                        request.awaits = None
+                        raise WouldDeadlock(_name(outer), f"it awaits {request}, whose tasks wait for it")
+                    for job in jobs:
+                        line.waits.add(outer, job)
+        try:
+            if outer is None:
+                await batch.waiter
+            else:
+                async with self._lent(outer):
+                    await batch.waiter
+        finally:
+            if request is not None:
+                request.awaits = None
+            if outer is not None:
+                with line.lock:
+                    for job in jobs:
+                        line.waits.remove(outer, job)
+
+    def _who_awaits(self, maker: Job[Any]) -> Job[Any] | None:
+        """The running task that made a request in its own process, if it awaits it: in one asyncio task."""
+        running = maker.executor is self and maker.state is JobState.RUNNING
+        return maker if running and self._loop.runs_started() else None
 
     async def wait_for(self, job: Job[Any]) -> None:
         """Wait until `job` has ended, however it ends. Raises WouldDeadlock."""
@@ -60,10 +81,11 @@ class WaitingExecutor(Executor):
                 return
             if party is not None and line.waits.would_deadlock(party, job):
                 raise WouldDeadlock(_name(party), f"{job.name} cannot end before it does")
+            in_need = [] if party is None else list(filter(self._room_may_come, self._in_need))
             batch.watch(job)
             if party is not None:
                 line.waits.add(party, job)
-                if any(not self._room_may_come(one) for one in self._in_need):
+                if not all(map(self._room_may_come, in_need)):
                     line.waits.remove(party, job)
                     job.watchers = job.watchers[:-1]
                     raise WouldDeadlock(_name(party), f"what {job.name} waits for waits for room behind it")
@@ -145,6 +167,8 @@ class WaitingExecutor(Executor):
         """Whether a job whose start makes room can start before the one who waits for it ends."""
         line, party = self.line, wanted.party
         assert party is not None
+        if wanted.error is not None or wanted.job.state is not JobState.PENDING:
+            return True  # it has been let in, or refused, and has not gone on yet
         lane = line.lanes.get(wanted.place.key)
         full = lane is not None and lane.waiting >= wanted.limit
         lanes = [lane] if full and lane is not None else list(line.lanes.values())

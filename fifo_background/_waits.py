@@ -10,7 +10,7 @@ from fifo_background._lane import PlaceState
 if TYPE_CHECKING:
     from fifo_background._request import TrackedRequest
 
-__all__ = ("Waits", "holds_back")
+__all__ = ("Waits", "holds_back", "jobs_awaited")
 
 # What can keep a job from ending while it waits: a running job, or a request that holds places.
 Party = Union["Job[Any]", "TrackedRequest"]
@@ -41,11 +41,27 @@ class Waits:
             job = look.pop()
             if holds_back(party, job):
                 return True
+            if job.place is not None and job.state is JobState.PENDING and job.batch is None:
+                owner = job.place.owner
+                if owner is not None and owner not in seen:
+                    seen.add(owner)
+                    look += jobs_awaited(owner)  # before them it neither ends nor awaits this one
             for other, jobs in self._of.items():
                 if other not in seen and holds_back(other, job):
                     seen.add(other)
                     look += jobs
         return False
+
+
+def jobs_awaited(request: TrackedRequest) -> list[Job[Any]]:
+    """The jobs that a request waits for, and which have not ended."""
+    if request.awaits is None or not request.awaits.attached:
+        return []
+    jobs = [job for place in request.places.values() for job in place.waiting]
+    for place in request.places.values():
+        if place.lane is not None and place.lane.runner is not None:
+            jobs.append(place.lane.runner.job)
+    return [job for job in jobs if job.batch is request.awaits and not job.state.ended]
 
 
 def holds_back(party: Party, job: Job[Any]) -> bool:

@@ -1107,3 +1107,292 @@ def test_cancel_when_nothing_else_runs() -> None:
     assert [job.state for job in jobs] == [JobState.CANCELLED] * 2
     assert executor.is_open
     loop.close()
+
+
+# -- a second hunt ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_added_to_another_lane_after_handing_over(sync: bool, events: list[Any]) -> None:
+    """What is added after its object was handed over runs with it, in whichever lane."""
+
+    async def append(what: str) -> None:
+        events.append(what)
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(append, "task")
+        await tasks()
+        tasks.lane("audit").add_task(events.append if sync else append, "audit")
+        await respond()
+
+    app = app_of(handle)
+    for _ in range(2):
+        assert (await get(app)).error is None
+    assert sorted(events) == ["audit", "audit", "task", "task"]
+    assert (app.executor.line.unfinished, app.executor.line.slots) == (0, 16)
+
+
+async def test_waiting_for_what_the_request_forgot() -> None:
+    """A task that waits for a task which its own request drops only after it gets `WouldDeadlock`."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks, forgotten = BackgroundTasks(), BackgroundTasks()
+        job = forgotten.lane("b").add_task(print)
+
+        async def waits() -> None:
+            with pytest.raises(WouldDeadlock):
+                await job.wait()
+
+        tasks.add_task(waits)
+        await respond()
+        await tasks()
+
+    assert (await get(app_of(handle))).error is None
+
+
+async def test_join_while_a_task_is_given_away() -> None:
+    """`join` ends when the last task has gone to another executor."""
+    responded = anyio.Event()
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(print, end="")
+        await respond()
+        responded.set()
+        await wait_all_tasks_blocked()
+        await own.submit_nowait(tasks).wait()
+
+    async def join() -> None:
+        await responded.wait()
+        await app.executor.join()
+
+    app = app_of(handle)
+    async with SerialExecutor() as own, anyio.create_task_group() as group:
+        group.start_soon(join)
+        assert (await get(app)).error is None
+
+
+async def test_room_that_has_come() -> None:
+    """Who has got room, and has not gone on yet, is no reason for `WouldDeadlock`."""
+    gate, go_on = anyio.Event(), anyio.Event()
+
+    async def first() -> str:
+        await go_on.wait()
+        await executor.lane("y").submit(print, end="")
+        return "first"
+
+    async def second() -> str:
+        return await first_job.wait()
+
+    async with SerialExecutor(max_pending=1) as executor:
+        executor.lane("y").submit_nowait(gate.wait)
+        await wait_all_tasks_blocked()
+        first_job = executor.lane("x").submit_nowait(first)
+        await wait_all_tasks_blocked()
+        second_job = executor.lane("y").submit_nowait(second)
+        go_on.set()
+        await wait_all_tasks_blocked()
+        gate.set()
+        assert await second_job.wait() == "first"
+
+
+async def test_request_that_a_task_only_starts(events: list[Any]) -> None:
+    """A request that a task has started and does not wait for waits for its own tasks, like any other."""
+
+    async def starts() -> None:
+        group.start_soon(ask)
+        await wait_all_tasks_blocked()
+        events.append("outer")
+
+    async def ask() -> None:
+        events.append((await get(app, "/inner")).error)
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/outer":
+            tasks.add_task(starts)
+        else:
+            tasks.add_task(events.append, "inner")
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        await get(app, "/outer")
+    assert events == ["outer", "inner", None]
+
+
+async def test_slot_of_a_task_that_asks_its_app(events: list[Any]) -> None:
+    """A task that awaits a request to its own app lends its slot to the tasks of that request."""
+
+    async def asks() -> None:
+        events.append((await get(app, "/inner")).error)
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/outer":
+            tasks.lane("a").add_task(asks)
+        else:
+            tasks.lane("b").add_task(events.append, "inner")
+        await respond()
+        await tasks()
+
+    app = app_of(handle, max_lanes_running=1)
+    assert (await get(app, "/outer")).error is None
+    assert events == ["inner", None]
+    assert app.executor.line.slots == 1
+
+
+async def test_ring_of_tasks_that_ask_their_app() -> None:
+    """Of tasks that await requests whose tasks stand behind each other, one gets `WouldDeadlock`."""
+    errors: dict[str, Any] = {}
+
+    async def asks(path: str) -> None:
+        errors[path] = (await get(app, path)).error
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/1":
+            tasks.lane("a").add_task(asks, "/2")
+        elif path == "/2":
+            tasks.lane("b").add_task(asks, "/3")
+        else:
+            tasks.lane("a").add_task(print, end="")
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    assert (await get(app, "/1")).error is None
+    await app.executor.join()
+    assert [type(error) for error in errors.values()].count(WouldDeadlock) == 1
+    assert list(errors.values()).count(None) == 1
+    assert app.executor.line.unfinished == 0
+
+
+async def test_no_lane_for_nothing() -> None:
+    """With order="responded" a lane whose tasks were all called off leaves nothing behind."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.lane(path).add_task(print).cancel()
+        await wait_all_tasks_blocked()
+        await respond()
+        await tasks()
+
+    app = app_of(handle, order="responded")
+    for n in range(3):
+        await get(app, f"/{n}")
+    assert list(app.executor.line.lanes) == [None]
+
+
+async def test_requests_that_start_requests() -> None:
+    """A request that is made inside another one does not keep that one in memory."""
+    refs: list[Any] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        request = current.get()
+        assert request is not None
+        refs.append(weakref.ref(request))
+        await respond()
+        if path == "/outer":
+            group.start_soon(later)
+
+    async def later() -> None:
+        await wait_all_tasks_blocked()
+        await get(app, "/inner")
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        await get(app, "/outer")
+    inner = refs[1]()
+    assert inner is None or inner.inside is None
+
+
+async def test_websocket_task_extends_its_list(events: list[Any]) -> None:
+    """A websocket's running task may extend its own list, too."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tasks = BackgroundTasks()
+
+        def grows() -> None:
+            tasks.add_task(events.append, "more")
+
+        tasks.add_task(grows)
+
+    exchange = await get(OrderedBackgroundMiddleware(app), type="websocket")
+    assert exchange.error is None
+    assert events == ["more"]
+
+
+def test_closing_again_after_a_cancel() -> None:
+    """If whoever closes the executor is cancelled, the next one closes it."""
+    events: list[Any] = []
+
+    async def main() -> None:
+        executor = SerialExecutor()
+        gate = asyncio.Event()
+        executor.submit_nowait(gate.wait)
+        executor.submit_nowait(events.append, 1)
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(executor.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        again = asyncio.ensure_future(executor.aclose())
+        await asyncio.sleep(0)
+        assert not again.done()
+        gate.set()
+        await again
+        assert repr(executor) == "<SerialExecutor closed, 0 unfinished, 0 running>"
+
+    asyncio.run(main())
+    assert events == [1]
+
+
+async def test_lane_that_goes_on_before_the_response(events: list[Any]) -> None:
+    """A request that had not responded when its lane stopped, and went on, waits for its tasks as ever."""
+    responds, gate = anyio.Event(), anyio.Event()
+
+    async def fails() -> None:
+        await gate.wait()
+        raise ValueError
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, 1)
+        await tasks()
+        await responds.wait()
+        await respond()
+
+    app = app_of(handle, after_failure="stop")
+    async with anyio.create_task_group() as group:
+        app.executor.submit_nowait(fails)
+        exchange = await Client(app, group).start()
+        gate.set()
+        await wait_all_tasks_blocked()
+        app.executor.lane(None).skip_head()
+        await wait_all_tasks_blocked()
+        responds.set()
+    assert exchange.error is None
+    assert events == [1]
+
+
+async def test_error_that_is_false() -> None:
+    """An error reaches the server whatever its truth value is."""
+
+    class Errors(Exception):
+        def __len__(self) -> int:
+            return 0
+
+    def fails() -> None:
+        raise Errors
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(fails)
+        await respond()
+        await tasks()
+
+    assert isinstance((await get(app_of(handle))).error, Errors)
