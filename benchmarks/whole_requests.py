@@ -18,7 +18,7 @@ GOALS = {"sync": 1.5, "async": 0.95}
 
 def main() -> None:
     chosen = options(__doc__)
-    repetitions, seconds = (3, 1) if chosen.quick else (11, 3)
+    repetitions, seconds = (3, 1) if chosen.quick else (7, 2)
     columns = {
         "task": "7",
         "connections": "11",

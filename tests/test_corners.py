@@ -561,6 +561,7 @@ async def test_room_that_comes_from_outside_the_line(events: list[Any]) -> None:
         await client.start("/slow")
         submits = await client.start("/submits")
         responds.set()
+        await app.executor.join()
     assert submits.error is None
     assert events == ["slow", "submitted"]
 
