@@ -42,10 +42,7 @@ class Waits:
             if holds_back(party, job):
                 return True
             if job.place is not None and job.state is JobState.PENDING and job.batch is None:
-                owner = job.place.owner
-                if owner is not None and owner not in seen:
-                    seen.add(owner)
-                    look += jobs_awaited(owner)  # before them it neither ends nor awaits this one
+                look += jobs_awaited(job.place.owner)  # before them its request neither ends nor awaits it
             for other, jobs in self._of.items():
                 if other not in seen and holds_back(other, job):
                     seen.add(other)
@@ -53,9 +50,9 @@ class Waits:
         return False
 
 
-def jobs_awaited(request: TrackedRequest) -> list[Job[Any]]:
+def jobs_awaited(request: TrackedRequest | None) -> list[Job[Any]]:
     """The jobs that a request waits for, and which have not ended."""
-    if request.awaits is None or not request.awaits.attached:
+    if request is None or request.awaits is None or not request.awaits.attached:
         return []
     jobs = [job for place in request.places.values() for job in place.waiting]
     for place in request.places.values():

@@ -20,7 +20,7 @@ import pytest
 import starlette.background
 from anyio import wait_all_tasks_blocked
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
@@ -388,13 +388,13 @@ async def test_closing_while_many_wait_for_room(paused: bool) -> None:
             executor.submit_nowait(gate.wait)
             await wait_all_tasks_blocked()
             executor.submit_nowait(gate.wait)
-        for _ in range(1500):
+        for _ in range(400):
             group.start_soon(submit)
         await wait_all_tasks_blocked()
         group.start_soon(executor.aclose)
         await wait_all_tasks_blocked()
         gate.set()
-    assert len(refused) == 1500
+    assert len(refused) == 400
     assert (executor.line.unfinished, executor.line.waiting, list(executor.line.lanes)) == (0, 0, [None])
 
 
@@ -417,13 +417,13 @@ async def test_many_that_replace_one_another() -> None:
         executor.lane("b").pause()
         executor.lane("b").submit_nowait(work)
         async with anyio.create_task_group() as group:
-            for _ in range(1500):
+            for _ in range(400):
                 group.start_soon(submit)
             await wait_all_tasks_blocked()
             executor.lane("b").clear()
         gate.set()
     states = [job.state for job in jobs]
-    assert (states.count(JobState.SUPERSEDED), states.count(JobState.SUCCEEDED)) == (1500, 1)
+    assert (states.count(JobState.SUPERSEDED), states.count(JobState.SUCCEEDED)) == (400, 1)
 
 
 async def test_who_gives_up_waits_no_more() -> None:
@@ -832,6 +832,45 @@ async def test_executor_of_an_ended_request() -> None:
     ended.set()
     await executor_of(app).join()
     assert found == [executor_of(app)]
+
+
+async def test_executor_of_a_connection_that_is_kept() -> None:
+    """What keeps the scope of a request that has ended finds the executor by it."""
+    scopes: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        assert executor_of(HTTPConnection(scope)) is middleware.executor
+
+    middleware = OrderedBackgroundMiddleware(app)
+    await get(middleware)
+    assert executor_of(HTTPConnection(scopes[0])) is middleware.executor
+
+
+async def test_waiting_for_a_task_of_an_open_request(events: list[Any]) -> None:
+    """A task may wait for one of a request that has not responded."""
+    responds = anyio.Event()
+    jobs: list[Job[Any]] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        jobs.append(tasks.lane("b").add_task(events.append, 1))
+        await responds.wait()
+        await respond()
+        await tasks()
+
+    async def waits() -> None:
+        await jobs[0].wait()
+        events.append(2)
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        await Client(app, group).start()
+        job = app.executor.submit_nowait(waits)
+        await wait_all_tasks_blocked()
+        responds.set()
+        await job.wait()
+    assert events == [1, 2]
 
 
 async def test_copies(events: list[Any]) -> None:
