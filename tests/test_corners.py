@@ -832,6 +832,8 @@ async def test_executor_of_an_ended_request() -> None:
     ended.set()
     await executor_of(app).join()
     assert found == [executor_of(app)]
+    outside_of_ours = HTTPConnection({"type": "http", "app": app})
+    assert executor_of(outside_of_ours) is executor_of(app)
 
 
 async def test_executor_of_a_connection_that_is_kept() -> None:
