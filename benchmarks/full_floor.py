@@ -70,7 +70,7 @@ class Tasks(BackgroundTasks):
             line.waiting += 1
             line.unfinished += 1
             if place.state is PlaceState.OUTSIDE and (
-                request.stage is not Stage.OPEN
+                request.stage is not Stage.HANDLING
                 or (settings.order != "responded" and request.scope["type"] != "websocket")
             ):  # first in: the named moment, and the time from which `hold` counts
                 place.state = PlaceState.IN_LINE
@@ -96,7 +96,7 @@ class Tasks(BackgroundTasks):
             raise NotImplementedError
         request: Any = here or self._request
         floor, line = self.floor, self.floor.line
-        if _get_running_loop() is not floor.loop or request.stage is Stage.OPEN:
+        if _get_running_loop() is not floor.loop or request.stage is Stage.HANDLING:
             raise NotImplementedError
         batch = Batch(request.settings.wait)
         runner = None

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import anyio
 
 from fifo_background._call import call, drive, run_here
-from fifo_background._job import Job, JobState
-from fifo_background._lane import Lane, Place, PlaceState, Runner
+from fifo_background._job import CANCELLED, FAILED, RUNNING, SUCCEEDED, Job
+from fifo_background._lane import IN_LINE, Lane, Place, Runner
 from fifo_background._line import Held, Line, Lost
 from fifo_background._log import logger, names, of_request
 from fifo_background._loop import EventLoop, NoLoop, enter_thread, face_of, running_loop
@@ -146,7 +146,7 @@ class Executor:
         """Let a runner that the line has just made run its jobs. On the loop only."""
         place = runner.place
         context = Context() if place is None else place.context
-        run = self._run_sync_jobs(runner) if place is None else self._run_async_jobs(runner)
+        run = runner.run = self._run_sync_jobs(runner) if place is None else self._run_async_jobs(runner)
         try:
             assert context is not None
             handle = runner.handle = self._loop.start(run, context, self._left, runner)
@@ -180,9 +180,9 @@ class Executor:
         """The runner's task was cancelled, before it could take its leave."""
         job = runner.job
         with self.line.lock:
-            cancelled = job.state is JobState.RUNNING
+            cancelled = job.state is RUNNING
             if cancelled:
-                self.line.end(job, JobState.CANCELLED)
+                self.line.end(job, CANCELLED)
             self.line.leave(runner)
         if cancelled:
             logger.warning("%s was cancelled%s", job.name, of_request(job.place))
@@ -219,7 +219,7 @@ class Executor:
         timeout: float = job.options.timeout  # type: ignore[assignment]
 
         def ring() -> None:
-            if runner.job is job and job.state is JobState.RUNNING:
+            if runner.job is job and job.state is RUNNING:
                 lane = runner.lane
                 logger.warning(
                     "%s%s has been running for %.3g s, longer than its timeout of %g s, and cannot be "
@@ -231,7 +231,7 @@ class Executor:
                     0 if lane is None else lane.waiting,
                 )
 
-        if runner.job is job and job.state is JobState.RUNNING:
+        if runner.job is job and job.state is RUNNING:
             if runner.watch is not None:
                 runner.watch.cancel()
             runner.watch = self._loop.later(max(0.0, runner.since + timeout - self.line.clock()), ring)
@@ -260,9 +260,9 @@ class Executor:
                     job = line.next_job(runner)
             else:
                 with line.lock:
-                    line.end(job, JobState.SUCCEEDED, outcome)
+                    line.end(job, SUCCEEDED, outcome)
                     job = line.next_job(runner)
-            if job is None and runner.place.state is PlaceState.IN_LINE:  # type: ignore[union-attr]
+            if job is None and runner.place.state is IN_LINE:  # type: ignore[union-attr]
                 _leave_context(runner)
             if line.woken or line.effects or (job is None and line.turns):
                 self.settle()
@@ -291,7 +291,7 @@ class Executor:
             raise
         else:
             with line.lock:
-                line.end(job, JobState.SUCCEEDED, outcome)
+                line.end(job, SUCCEEDED, outcome)
         finally:
             self.settle_soon()
 
@@ -335,7 +335,7 @@ class Executor:
                 time.sleep(0)  # lets the thread run that has the lock
             try:
                 if not ended:
-                    line.end(job, JobState.SUCCEEDED, outcome)
+                    line.end(job, SUCCEEDED, outcome)
                 job = line.next_job(runner)
             finally:
                 line.lock.release()
@@ -355,9 +355,9 @@ class Executor:
         skipped: list[Job[Any]] = []
         with self.line.lock:
             if cancelled:
-                self.line.end(job, JobState.CANCELLED)
+                self.line.end(job, CANCELLED)
             elif inline:
-                self.line.end(job, JobState.FAILED, error)
+                self.line.end(job, FAILED, error)
             else:
                 skipped = self.line.fail(job, error)
         if cancelled:
@@ -382,7 +382,7 @@ class Executor:
         self.check_caller()
         line = self.line
         with line.lock:
-            if job.state is JobState.RUNNING:
+            if job.state is RUNNING:
                 runner = None if job.place is None or job.place.lane is None else job.place.lane.runner
                 if runner is None or runner.job is not job or not job.stoppable:
                     return False
@@ -390,12 +390,12 @@ class Executor:
                 return self._loop.soon(self._cancel_running, runner, job)
             if job.state.ended:
                 return False
-            line.end_waiting(job, JobState.CANCELLED)
+            line.end_waiting(job, CANCELLED)
         self.settle_soon()
         return True
 
     def _cancel_running(self, runner: Runner, job: Job[Any]) -> None:
-        if runner.job is job and job.state is JobState.RUNNING and runner.handle is not None:
+        if runner.job is job and job.state is RUNNING and runner.handle is not None:
             runner.stopped = runner.cancelled = True
             runner.handle.cancel()
 

@@ -22,7 +22,21 @@ if TYPE_CHECKING:
     from fifo_background._loop import Waiter
     from fifo_background._waiting import WaitingExecutor
 
-__all__ = ("Batch", "Job", "JobState", "name_of")
+__all__ = (
+    "PENDING",
+    "QUEUED",
+    "RUNNING",
+    "SUCCEEDED",
+    "FAILED",
+    "SKIPPED",
+    "CANCELLED",
+    "SUPERSEDED",
+    "DROPPED",
+    "Batch",
+    "Job",
+    "JobState",
+    "name_of",
+)
 
 T = TypeVar("T")
 
@@ -75,6 +89,10 @@ for _state, _after in TRANSITIONS.items():
     _state.after = _after
 
 
+# By these names where it is looked up for every task: through its class, an Enum's member is slow to reach.
+PENDING, QUEUED, RUNNING, SUCCEEDED, FAILED, SKIPPED, CANCELLED, SUPERSEDED, DROPPED = JobState
+
+
 def name_of(func: object) -> str:
     """How logs and errors call a task: its qualified name, else its class's."""
     inner: Any = func
@@ -110,7 +128,7 @@ class Batch:
     def saw_end_of(self, job: Job[Any]) -> Waiter | None:
         """Count one job out; the waiter to wake if it was the last."""
         self.left -= 1
-        if job.state is JobState.FAILED:
+        if job.state is FAILED:
             error: BaseException = job.outcome
             if self.error is None:
                 self.error = error
@@ -165,7 +183,7 @@ class Job(Generic[T]):
         self.around: Around = None
         self.on_loop: bool = True  # not in a thread
         self.direct: bool = False  # nothing is around the function
-        self.state: JobState = JobState.PENDING
+        self.state: JobState = PENDING
         self.outcome: Any = None
         self.traceback: TracebackType | None = None  # of the error, where the function raised it
         self.batch: Batch | None = None  # of the object in whose list it is, once that is awaited
@@ -178,7 +196,7 @@ class Job(Generic[T]):
 
     def queue(self) -> None:
         """Be ready to run. From here on it is settled where the task runs, and whether straight."""
-        self.move(JobState.QUEUED)
+        self.move(QUEUED)
         task = self.task
         own_call = type(task).__call__
         if own_call is STARLETTES_CALL or is_starlettes_call(own_call):
@@ -203,10 +221,10 @@ class Job(Generic[T]):
         Raises the function's own error if it failed, `JobNotEnded` before its end, and `JobDropped` if
         it was dropped, skipped, superseded or cancelled.
         """
-        if self.state is JobState.SUCCEEDED:
+        if self.state is SUCCEEDED:
             result: T = self.outcome
             return result
-        if self.state is JobState.FAILED:
+        if self.state is FAILED:
             error: BaseException = self.outcome
             try:  # without what earlier calls, here and elsewhere, have added to its traceback
                 raise error.with_traceback(self.traceback)
@@ -223,7 +241,7 @@ class Job(Generic[T]):
         """
         if not self.state.ended:
             raise JobNotEnded(self.name, self.state.value)
-        return self.outcome if self.state is JobState.FAILED else None
+        return self.outcome if self.state is FAILED else None
 
     async def wait(self) -> T:
         """Wait until the job has ended, and return or raise as `result` does.
@@ -249,9 +267,9 @@ class Job(Generic[T]):
         """
         if self.executor is not None:
             return self.executor.cancel(self)
-        if self.state is not JobState.PENDING:
+        if self.state is not PENDING:
             return False
-        self.move(JobState.CANCELLED)
+        self.move(CANCELLED)
         return True
 
     def __reduce__(self) -> Any:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Coroutine, Hashable, Iterator
 from contextvars import Context
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from fifo_background._job import Job, JobState
+from fifo_background._job import QUEUED, Job
 
 if TYPE_CHECKING:
     from fifo_background._loop import Handle, Waiter
     from fifo_background._request import TrackedRequest
 
-__all__ = ("NOTHING", "Lane", "Place", "PlaceState", "Runner", "Wanted")
+__all__ = ("NOTHING", "OUTSIDE", "IN_LINE", "GONE", "Lane", "Place", "PlaceState", "Runner", "Wanted")
 
 
 # What a place without jobs has for a list, so that 100,000 waiting places need no lists for nothing. It is
@@ -34,6 +34,9 @@ class PlaceState(Enum):
     OUTSIDE = "outside"
     IN_LINE = "in line"
     GONE = "gone"
+
+
+OUTSIDE, IN_LINE, GONE = PlaceState
 
 
 class Place:
@@ -58,7 +61,7 @@ class Place:
         self.key: Hashable = key
         self.owner: TrackedRequest | None = owner
         self.lane: Lane | None = None
-        self.state: PlaceState = PlaceState.OUTSIDE
+        self.state: PlaceState = OUTSIDE
         self.number: int = 0  # a place with a higher one was taken later
         self.taken: float = 0.0  # when, in the loop's seconds; `hold` counts from here
         self.context: Context | None = None
@@ -116,7 +119,7 @@ class Place:
         job = self.first
         while job is not None:
             behind = job.behind
-            if job.state is JobState.QUEUED:
+            if job.state is QUEUED:
                 yield job
             job = behind
 
@@ -141,13 +144,14 @@ class Runner:
     It is made with its first job, and has left when `lane` is None.
     """
 
-    __slots__ = ("cancelled", "handle", "job", "lane", "lent", "place", "since", "stopped", "watch")
+    __slots__ = ("cancelled", "handle", "job", "lane", "lent", "place", "run", "since", "stopped", "watch")
 
     def __init__(self, lane: Lane, place: Place | None, job: Job[Any]) -> None:
         self.lane: Lane | None = lane
         self.place: Place | None = place
         self.job: Job[Any] = job  # the latest that it has started
         self.since: float = 0.0  # when it was started, in the loop's seconds
+        self.run: Coroutine[Any, Any, None] | None = None  # what its task runs
         self.handle: Handle | None = None
         self.watch: Handle | None = None  # rings when a job that cannot be stopped should have ended
         self.stopped: bool = False  # it starts no other job: somebody has cancelled it
@@ -210,7 +214,7 @@ class Lane:
 
     def append(self, place: Place, now: float) -> None:
         """The named moment: `place` is behind everything that is in line."""
-        place.state = PlaceState.IN_LINE
+        place.state = IN_LINE
         place.taken = now
         place.number = self.number = self.number + 1
         if self.last is None:
@@ -221,7 +225,7 @@ class Lane:
 
     def put_first(self, place: Place, now: float) -> None:
         """Before everything in line: for a retry, which keeps the order that there was."""
-        place.state = PlaceState.IN_LINE
+        place.state = IN_LINE
         place.taken = now
         place.behind = self.first
         self.first = place
@@ -249,13 +253,13 @@ class Lane:
         while (place := self.first) is not None:
             job = place.first
             while job is not None:
-                if job.state is JobState.QUEUED:
+                if job.state is QUEUED:
                     return job
                 job = place.pop(job)
             if place.added or place.arriving:
                 return None
             self._pop(place)
-            place.state = PlaceState.GONE
+            place.state = GONE
             place.context = place.owner = None
         return None
 
@@ -271,7 +275,7 @@ class Lane:
     def lose(self, place: Place) -> None:
         """The head, which this is and holds back what is ready behind it, leaves and keeps its tasks."""
         self._pop(place)
-        place.state = PlaceState.OUTSIDE
+        place.state = OUTSIDE
 
     @property
     def open(self) -> bool:

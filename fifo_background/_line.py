@@ -14,20 +14,23 @@ from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
 from typing import Any, NamedTuple
 
-from fifo_background._job import Job, JobState
-from fifo_background._lane import Lane, Place, PlaceState, Runner, Wanted
+from fifo_background._job import CANCELLED, FAILED, QUEUED, RUNNING, SKIPPED, SUPERSEDED, Job, JobState
+from fifo_background._lane import IN_LINE, OUTSIDE, Lane, Place, Runner, Wanted
 from fifo_background._loop import Waiter
 from fifo_background._settings import Settings
 from fifo_background._waits import Waits
 from fifo_background.exceptions import ExecutorClosed, LaneStopped, QueueFull
 
-__all__ = ("Held", "Line", "LineState", "Lost", "Overdue")
+__all__ = ("OPEN", "CLOSING", "CLOSED", "Held", "Line", "LineState", "Lost", "Overdue")
 
 
 class LineState(Enum):
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
+
+
+OPEN, CLOSING, CLOSED = LineState
 
 
 class Lost(NamedTuple):
@@ -56,7 +59,7 @@ class Line:
     def __init__(self, settings: Settings) -> None:
         self.lock: threading.Lock = threading.Lock()
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
-        self.state: LineState = LineState.OPEN
+        self.state: LineState = OPEN
         self.lanes: dict[Hashable, Lane] = {None: Lane(None)}  # the default lane stays
         self.slots: int = settings.max_lanes_running  # how many more lanes may run
         self.unfinished: int = 0  # jobs that are owed an end
@@ -90,7 +93,7 @@ class Line:
         `take`: the place is taken now, if it is not in line. `owed`: it did not come through `add_task`,
         which could have refused it; there is always room. Raises `ExecutorClosed` and `QueueFull`.
         """
-        if self.state is not LineState.OPEN:
+        if self.state is not OPEN:
             raise ExecutorClosed(job.name)
         if (self._max_pending is not None or job.options.max_pending is not None) and not owed:
             self._check_room(job, place)
@@ -99,7 +102,7 @@ class Line:
         lane.waiting += 1
         self.waiting += 1
         self.unfinished += 1
-        if take and place.state is PlaceState.OUTSIDE:
+        if take and place.state is OUTSIDE:
             lane.append(place, self.clock())
         if place.added:
             place.added.append(job)
@@ -132,8 +135,8 @@ class Line:
 
         Raises `ExecutorClosed` if the place would have to be taken after the end.
         """
-        if place.state is not PlaceState.IN_LINE:
-            if self.state is not LineState.OPEN:
+        if place.state is not IN_LINE:
+            if self.state is not OPEN:
                 raise ExecutorClosed(jobs[0].name)
             self.take(place)
         lane: Lane = place.lane  # type: ignore[assignment]
@@ -160,11 +163,11 @@ class Line:
         function = _hashable(job)
         other = lane.latest.get(function)
         if other is not None and other.place is not None and other.place.number > place.number:
-            self.end_waiting(job, JobState.SUPERSEDED)
+            self.end_waiting(job, SUPERSEDED)
             return
         lane.latest[function] = job
         if other is not None:
-            self.end_waiting(other, JobState.SUPERSEDED)
+            self.end_waiting(other, SUPERSEDED)
 
     # -- room -------------------------------------------------------------------------------------------
 
@@ -180,7 +183,7 @@ class Line:
 
     def _room(self, lane: Lane) -> None:
         """A job of the lane does not wait any more: let in who waited for that, first come, first served."""
-        if self.state is not LineState.OPEN:
+        if self.state is not OPEN:
             return
         self._with_room.append(lane)
         if len(self._with_room) > 1:  # one that was let in replaced another: the loop below goes on with it
@@ -202,12 +205,12 @@ class Line:
         """Nobody waits for room for this job any more: it does not run, unless it runs already."""
         job = wanted.job
         lane = self.lanes.get(wanted.place.key)
-        if job.state is JobState.QUEUED:
-            self.end_waiting(job, JobState.CANCELLED)
+        if job.state is QUEUED:
+            self.end_waiting(job, CANCELLED)
         elif wanted in self.wanted:
             self.wanted.remove(wanted)
             self.waiting += 1  # it was counted in its lane only
-            self.end_waiting(job, JobState.CANCELLED)
+            self.end_waiting(job, CANCELLED)
         elif lane is not None and lane.wanted and wanted in lane.wanted:
             lane.wanted.remove(wanted)
             self._room(lane)
@@ -274,7 +277,7 @@ class Line:
         lane.queued -= 1
         lane.waiting -= 1
         self.waiting -= 1
-        job.move(JobState.RUNNING)
+        job.move(RUNNING)
         runner.job = job
         runner.since = self.clock()
         if lane.latest is not None:
@@ -344,7 +347,7 @@ class Line:
             self._count_out(job)
         self.ready += 1
         job.place = outer.place
-        job.move(JobState.RUNNING)
+        job.move(RUNNING)
 
     # -- slots ------------------------------------------------------------------------------------------
 
@@ -390,7 +393,7 @@ class Line:
 
     def end_waiting(self, job: Job[Any], state: JobState) -> None:
         """End a job that does not run."""
-        queued = job.state is JobState.QUEUED
+        queued = job.state is QUEUED
         job.move(state)
         place: Place = job.place  # type: ignore[assignment]
         lane: Lane = place.lane  # type: ignore[assignment]
@@ -443,13 +446,13 @@ class Line:
         The first failure skips what stands behind it in its place. With `after_failure="stop"` the lane
         stops, and lets go the requests that wait in it.
         """
-        self.end(job, JobState.FAILED, error)
+        self.end(job, FAILED, error)
         place: Place = job.place  # type: ignore[assignment]
         skipped = list(place.queued) if place.skip_rest else []
         for other in skipped:
-            self.end_waiting(other, JobState.SKIPPED)
+            self.end_waiting(other, SKIPPED)
         lane = place.lane
-        if job.options.after_failure == "stop" and lane is not None and self.state is LineState.OPEN:
+        if job.options.after_failure == "stop" and lane is not None and self.state is OPEN:
             assert place.context is not None
             lane.failed = Place(lane.key, place.owner)
             lane.failed.context = place.context.copy()  # its runner has not left it yet
@@ -463,7 +466,7 @@ class Line:
     def _let_go(self, lane: Lane, job: Job[Any]) -> None:
         """The request that waits for a job in a stopped lane does not wait any more."""
         batch = job.batch
-        if job.state is not JobState.QUEUED or batch is None or not batch.attached:
+        if job.state is not QUEUED or batch is None or not batch.attached:
             return
         if batch.stopped is None and lane.failed is not None:
             batch.stopped = LaneStopped(lane.key, lane.failed.added[0].name)

@@ -13,6 +13,7 @@ import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ class EventLoop(Protocol):
         """
         ...
 
-    def runs_started(self) -> bool:
-        """Whether the caller runs in a task that `start` has started, not in one that this has spawned."""
+    def runs(self, run: Coroutine[Any, Any, None]) -> bool:
+        """Whether the caller is in the task that `start` has made of `run`, not in one spawned by it."""
         ...
 
     def soon(self, call: Callable[..., object], *args: Any) -> bool:
@@ -157,7 +158,6 @@ class AsyncioLoop:
         # `is_ending` asks whether all others are being cancelled; and asyncio keeps only weak references
         self._tasks: set[asyncio.Task[None]] = set()
         self._was_cancelled = False  # one of them, since `is_ending` has looked
-        self._runs: set[object] = set()  # their coroutines; a task that starts eagerly is known by its own
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         loop = self._ref()
@@ -196,33 +196,25 @@ class AsyncioLoop:
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
         loop = asyncio.get_running_loop()
-        self._runs.add(run)
-        try:
-            if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
-                task = context.run(loop.create_task, run)  # not every factory knows `context=`
-            else:
-                task = asyncio.Task(run, loop=loop, context=context, eager_start=True)
-        except BaseException:
-            self._runs.discard(run)
-            raise
+        if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
+            task = context.run(loop.create_task, run)  # not every factory knows `context=`
+        else:
+            task = asyncio.Task(run, loop=loop, context=context, eager_start=True)
         if task.done():
-            self._runs.discard(run)
             return None
         self._tasks.add(task)
-
-        def over(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            self._runs.discard(run)
-            if task.cancelled() and _by_others(task):
-                self._was_cancelled = True
-            ended(*args)
-
-        task.add_done_callback(over)
+        task.add_done_callback(partial(self._over, ended, args))
         return task
 
-    def runs_started(self) -> bool:
+    def _over(self, ended: Callable[..., None], args: tuple[Any, ...], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() and _by_others(task):
+            self._was_cancelled = True
+        ended(*args)
+
+    def runs(self, run: Coroutine[Any, Any, None]) -> bool:
         task = asyncio.current_task()
-        return task is not None and task.get_coro() in self._runs
+        return task is not None and task.get_coro() is run
 
     def soon(self, call: Callable[..., object], *args: Any) -> bool:
         try:
@@ -278,7 +270,7 @@ class TrioLoop:
         self._ref = weakref.ref(token)
         self._clock = trio.lowlevel.current_clock()
         self._ending = False
-        self._tasks: set[object] = set()
+        self._tasks: dict[object, Coroutine[Any, Any, None]] = {}
         self.cancelled: type[BaseException] = trio.Cancelled
 
     @property
@@ -315,7 +307,7 @@ class TrioLoop:
             if _sniffio_library is not None:  # trio < 0.22 sets it in contexts of its own only
                 _sniffio_library.set("trio")
             task = self._trio.lowlevel.current_task()
-            self._tasks.add(task)
+            self._tasks[task] = run
             try:
                 with scope:
                     await run
@@ -323,14 +315,14 @@ class TrioLoop:
                 self._ending = True
                 raise
             finally:
-                self._tasks.discard(task)
+                del self._tasks[task]
                 ended(*args)
 
         self._trio.lowlevel.spawn_system_task(system_task, context=context)
         return scope
 
-    def runs_started(self) -> bool:
-        return self._trio.lowlevel.current_task() in self._tasks
+    def runs(self, run: Coroutine[Any, Any, None]) -> bool:
+        return self._tasks.get(self._trio.lowlevel.current_task()) is run
 
     def soon(self, call: Callable[..., object], *args: Any) -> bool:
         token = self._ref()

@@ -15,7 +15,7 @@ from fifo_background._executor import current
 from fifo_background._job import Job
 from fifo_background._log import logger
 from fifo_background._loop import running_loop
-from fifo_background._request import Stage, TrackedRequest
+from fifo_background._request import RESPONDED, TrackedRequest
 from fifo_background._routes import asks_for_tasks
 from fifo_background._serial import SerialExecutor
 from fifo_background._settings import AfterFailure, OnError, Order, Settings
@@ -164,7 +164,7 @@ class OrderedBackgroundMiddleware:
         finally:
             current.reset(token)
             scope[_KEY] = executor  # for what goes on after the request
-        if request.handed_over is not None and request.stage is Stage.RESPONDED:
+        if request.handed_over is not None and request.stage is RESPONDED:
             self._warn_once(
                 "response held back",
                 f"{request}: its tasks were awaited before its response had ended, by the handler itself or "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fifo_background._job import Job, JobState
+from fifo_background._job import DROPPED, SKIPPED, Job, JobState
 from fifo_background._lane import Lane, Wanted
-from fifo_background._line import Line, LineState
+from fifo_background._line import CLOSED, CLOSING, Line
 from fifo_background.exceptions import ExecutorClosed
 
 __all__ = ("clear_lane", "close", "drop_all", "retry_head", "skip_head")
@@ -19,7 +19,7 @@ def skip_head(line: Line, lane: Lane) -> Job[Any] | None:
         lane.failed = None
         line.wants_turn(lane)
     elif job is not None:
-        line.end_waiting(job, JobState.SKIPPED)
+        line.end_waiting(job, SKIPPED)
     return job
 
 
@@ -54,17 +54,17 @@ def close(line: Line) -> list[Job[Any]]:
 
     These are the jobs that nobody has awaited, and those behind a paused or stopped head.
     """
-    line.state = LineState.CLOSING
+    line.state = CLOSING
     dropped: list[Job[Any]] = []
     for lane in list(line.lanes.values()):
         if lane.open:
             unclaimed = [job for place in lane.places for job in place.added if job.batch is None]
             for job in unclaimed:
-                line.end_waiting(job, JobState.DROPPED)
+                line.end_waiting(job, DROPPED)
             dropped += unclaimed
         else:
             lane.paused = False
-            dropped += clear_lane(line, lane, JobState.DROPPED)
+            dropped += clear_lane(line, lane, DROPPED)
         for place in lane.places:
             place.arriving = False
         _refuse(line, lane.wanted or ())
@@ -81,8 +81,8 @@ def _refuse(line: Line, wanted: Iterable[Wanted]) -> None:
 
 def drop_all(line: Line) -> list[Job[Any]]:
     """The end: drop what is ready to run; returns it."""
-    line.state = LineState.CLOSED
+    line.state = CLOSED
     left = [job for lane in line.lanes.values() for place in lane.places for job in place.queued]
     for job in left:
-        line.end_waiting(job, JobState.DROPPED)
+        line.end_waiting(job, DROPPED)
     return left

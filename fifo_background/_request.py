@@ -18,9 +18,9 @@ from starlette.websockets import WebSocketDisconnect
 from fifo_background import _call
 from fifo_background._call import Around
 from fifo_background._executor import current
-from fifo_background._job import Batch, Job, JobState
-from fifo_background._lane import NOTHING, Place, PlaceState
-from fifo_background._line import LineState
+from fifo_background._job import CANCELLED, DROPPED, PENDING, SKIPPED, SUPERSEDED, Batch, Job
+from fifo_background._lane import GONE, IN_LINE, NOTHING, OUTSIDE, Place
+from fifo_background._line import OPEN
 from fifo_background._log import logger, names
 from fifo_background._loop import running_loop
 from fifo_background._serial import SerialExecutor
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = (
     "ENTRY",
+    "HANDLING",
+    "RESPONDED",
+    "ENDED",
     "JOB",
     "Entry",
     "TrackedRequest",
@@ -49,7 +52,7 @@ JOB = "_fifo_background_job"
 ENTRY = "_fifo_background_entry"
 
 # A job that ended like this before its object was awaited stays away from it.
-CALLED_OFF = frozenset({JobState.CANCELLED, JobState.SKIPPED, JobState.SUPERSEDED})
+CALLED_OFF = frozenset({CANCELLED, SKIPPED, SUPERSEDED})
 
 
 class Entry(NamedTuple):
@@ -62,9 +65,12 @@ class Entry(NamedTuple):
 class Stage(Enum):
     """How far a request is."""
 
-    OPEN = "open"
+    HANDLING = "handling"
     RESPONDED = "responded"
     ENDED = "ended"
+
+
+HANDLING, RESPONDED, ENDED = Stage
 
 
 class TrackedRequest:
@@ -91,7 +97,7 @@ class TrackedRequest:
         self.executor: SerialExecutor = executor
         self.settings: Settings = settings
         self.scope: Scope = scope
-        self.stage: Stage = Stage.OPEN
+        self.stage: Stage = HANDLING
         self.places: dict[Hashable, Place] = {}
         # awaited before the response had ended: the middleware waits for it
         self.handed_over: Batch | None = None
@@ -107,7 +113,7 @@ class TrackedRequest:
     def outside(cls, executor: SerialExecutor, settings: Settings) -> TrackedRequest:
         """For an object that is awaited where none of our middlewares is: no response to wait for."""
         request = cls(executor, settings, {"type": "no request"}, None)
-        request.stage = Stage.RESPONDED
+        request.stage = RESPONDED
         return request
 
     def __str__(self) -> str:
@@ -150,8 +156,8 @@ class TrackedRequest:
     async def _send_last(self, message: Message) -> None:
         assert self._send is not None
         await self._send(message)
-        if self.stage is Stage.OPEN:
-            self.stage = Stage.RESPONDED
+        if self.stage is HANDLING:
+            self.stage = RESPONDED
             if self.settings.order == "responded" and self.places:
                 self._take_places()
 
@@ -159,7 +165,7 @@ class TrackedRequest:
         line = self.executor.line
         with line.lock:
             for place in self.places.values():
-                if place.added and place.state is PlaceState.OUTSIDE and line.state is LineState.OPEN:
+                if place.added and place.state is OUTSIDE and line.state is OPEN:
                     line.take(place)
 
     @property
@@ -173,7 +179,7 @@ class TrackedRequest:
         """Take a place for tasks that the request may add; it is free again when the request has ended."""
         key, line = self.key(), self.executor.line
         with line.lock:
-            if line.state is LineState.OPEN:
+            if line.state is OPEN:
                 place = self.places[key] = Place(key, self)
                 place.arriving = True
                 line.take(place)
@@ -205,7 +211,7 @@ class TrackedRequest:
         with line.lock:
             if batch is None and self.scope["type"] == "websocket":
                 batch = self.handed_over  # nobody but us has awaited its objects
-            ended = self.stage is Stage.ENDED if batch is None else not batch.left
+            ended = self.stage is ENDED if batch is None else not batch.left
             if ended:
                 raise RuntimeError(
                     f"{job.name} was added after the tasks of {self} had ended, and would never run: "
@@ -216,7 +222,7 @@ class TrackedRequest:
                 batch.claim([job], _call.around_here())
                 if place.context is None:
                     place.context = copy_context()
-                if batch is not self.handed_over or self.stage is Stage.ENDED:
+                if batch is not self.handed_over or self.stage is ENDED:
                     line.queue(place, [job])
                     executor.settle_soon()
         return job
@@ -224,9 +230,9 @@ class TrackedRequest:
     def _place(self, job: Job[Any], key: Hashable, *, owed: bool = False) -> Place:
         """Give a job its place, which the request has, or takes now or later."""
         place = self.places.get(key)
-        if place is None or place.state is PlaceState.GONE:
+        if place is None or place.state is GONE:
             place = self.places[key] = Place(key, self)
-        take = self.stage is not Stage.OPEN or (
+        take = self.stage is not HANDLING or (
             place.number == 0  # one that was lost is taken again when the response has ended
             and self.settings.order != "responded"
             and self.scope["type"] != "websocket"
@@ -244,7 +250,7 @@ class TrackedRequest:
             executor.check_caller()
         if self.settings.lane is not None:
             self.key()
-        ready = self.stage is not Stage.OPEN
+        ready = self.stage is not HANDLING
         batch = Batch(self.settings.wait) if ready or self.handed_over is None else self.handed_over
         runner = None
         with line.lock:
@@ -278,7 +284,7 @@ class TrackedRequest:
         """
         job: Job[Any] | None = getattr(task, JOB, None)
         if job is not None and job.batch is None:
-            if job.state is JobState.PENDING:
+            if job.state is PENDING:
                 delattr(task, JOB)
                 place = job.place
                 if place is not None and place is self.places.get(place.key):
@@ -287,7 +293,7 @@ class TrackedRequest:
                     return self._register(job, getattr(task, ENTRY, None))
             elif job.state in CALLED_OFF:
                 return None
-        elif job is not None and job.state is JobState.PENDING:
+        elif job is not None and job.state is PENDING:
             delattr(task, JOB)  # added when its object had been handed over already: it runs with that
             return None
         return self._register(Job(task, None, self.settings.options), getattr(task, ENTRY, None))
@@ -309,8 +315,8 @@ class TrackedRequest:
         executor, line = self.executor, self.executor.line
         dropped: list[Job[Any]] = []
         with line.lock:  # a thread of the handler may still be adding
-            interrupted = error is not None and self._started and self.stage is Stage.OPEN
-            self.stage = Stage.ENDED
+            interrupted = error is not None and self._started and self.stage is HANDLING
+            self.stage = ENDED
             for place in self.places.values():
                 if place.arriving:
                     self._arrived()
@@ -330,12 +336,12 @@ class TrackedRequest:
     def _owe_or_drop(self, place: Place) -> list[Job[Any]]:
         """What was awaited is ready now; what was not is dropped, and returned."""
         line = self.executor.line
-        closed = place.state is not PlaceState.IN_LINE and line.state is not LineState.OPEN
+        closed = place.state is not IN_LINE and line.state is not OPEN
         added, place.added = place.added, NOTHING
         dropped = [job for job in added if closed or job.batch is None]
         for job in dropped:
-            line.end_waiting(job, JobState.DROPPED)
-        owed = [job for job in added if job.state is JobState.PENDING]
+            line.end_waiting(job, DROPPED)
+        owed = [job for job in added if job.state is PENDING]
         if owed:
             line.queue(place, owed)
         return dropped
@@ -380,7 +386,7 @@ def take_job(task: BackgroundTask) -> Job[Any] | None:
 def tracked_request() -> TrackedRequest | None:
     """The request in whose context the caller runs, if any."""
     found = current.get()
-    return found if isinstance(found, TrackedRequest) and found.stage is not Stage.ENDED else None
+    return found if isinstance(found, TrackedRequest) and found.stage is not ENDED else None
 
 
 def default_executor() -> SerialExecutor:

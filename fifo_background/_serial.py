@@ -12,9 +12,9 @@ import anyio
 import anyio.lowlevel
 from starlette.background import BackgroundTask
 
-from fifo_background._job import Job, JobState
+from fifo_background._job import CANCELLED, QUEUED, Job
 from fifo_background._lane import Place
-from fifo_background._line import LineState
+from fifo_background._line import CLOSED, OPEN
 from fifo_background._log import logger, names
 from fifo_background._operations import clear_lane, close, retry_head, skip_head
 from fifo_background._settings import AfterFailure, Keep, Options, Settings, check_key
@@ -90,7 +90,7 @@ class Submitter:
         try:
             await anyio.lowlevel.cancel_shielded_checkpoint()
         except BaseException:  # cancelled natively, which no shield stops
-            if job.state is JobState.QUEUED:
+            if job.state is QUEUED:
                 job.cancel()
             raise
         return job
@@ -181,7 +181,7 @@ class ExecutorLane(Submitter):
         executor.check_caller()
         with line.lock:
             lane = line.lanes.get(self._key)
-            jobs = [] if lane is None else clear_lane(line, lane, JobState.CANCELLED)
+            jobs = [] if lane is None else clear_lane(line, lane, CANCELLED)
         executor.settle_soon()
         if jobs:
             logger.warning("%s was cleared: cancelled %s", lane_name(self._key), names(jobs))
@@ -284,7 +284,7 @@ class SerialExecutor(Submitter, WaitingExecutor):
             raise WouldDeadlock(party.name, "it is one of the tasks that `aclose` waits for")
         while self._closing:
             await self._until(lambda: not self._closing, math.inf)
-        if line.state is LineState.CLOSED:
+        if line.state is CLOSED:
             return
         self._closing = True
         try:
@@ -333,7 +333,7 @@ class SerialExecutor(Submitter, WaitingExecutor):
     @property
     def is_open(self) -> bool:
         """Whether new work is taken: True until `aclose`, or the end of the `async with` block."""
-        return self.line.state is LineState.OPEN
+        return self.line.state is OPEN
 
     def __repr__(self) -> str:
         line = self.line

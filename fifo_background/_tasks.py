@@ -9,13 +9,13 @@ from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _call
 from fifo_background._executor import Executor, current
-from fifo_background._job import Batch, Job, JobState
+from fifo_background._job import PENDING, RUNNING, Batch, Job
 from fifo_background._request import (
     CALLED_OFF,
+    ENDED,
     ENTRY,
     JOB,
     Entry,
-    Stage,
     TrackedRequest,
     default_executor,
     take_job,
@@ -75,7 +75,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         super().__init__(tasks)
         here = current.get()
-        if isinstance(here, TrackedRequest) and here.stage is not Stage.ENDED:
+        if isinstance(here, TrackedRequest) and here.stage is not ENDED:
             self._request = here
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
         around = _call.around_here() if self._spans else None
         here = current.get()
         if isinstance(here, Job):
-            if here.state is JobState.RUNNING and here.executor is not None:
+            if here.state is RUNNING and here.executor is not None:
                 await self._run_inline(here, here.executor, around)
                 return
             here = None
@@ -182,7 +182,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
                 if job is not None and job.state in CALLED_OFF and job.batch is None:
                     setattr(task, JOB, job)
                     continue
-                if job is None or job.state is not JobState.PENDING or job.batch is not None:
+                if job is None or job.state is not PENDING or job.batch is not None:
                     job = Job(task, None, PLAIN)
                 entry: Entry | None = getattr(task, ENTRY, None)
                 job.options = PLAIN if entry is None else PLAIN.but(**entry.changes)

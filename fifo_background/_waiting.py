@@ -10,14 +10,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._executor import Executor, current
-from fifo_background._job import Batch, Job, JobState
-from fifo_background._lane import Place, PlaceState, Wanted
+from fifo_background._job import PENDING, RUNNING, Batch, Job
+from fifo_background._lane import OUTSIDE, Place, Wanted
 from fifo_background._settings import Settings
 from fifo_background._statistics import ExecutorStatistics, snapshot
 from fifo_background._waits import holds_back, jobs_awaited
 from fifo_background.exceptions import QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
+    from fifo_background._loop import Waiter
     from fifo_background._request import TrackedRequest
 
 __all__ = ("WaitingExecutor",)
@@ -35,40 +36,52 @@ class WaitingExecutor(Executor):
 
         Raises WouldDeadlock if a running task awaits the `request`, and they cannot end before it.
         """
-        line = self.line
         outer = None if request is None or request.inside is None else self._who_awaits(request.inside)
-        jobs: list[Job[Any]] = []
-        with line.lock:
-            if not batch.left or batch.stopped is not None:
-                return
-            batch.waiter = self._loop.waiter()
-            if request is not None:
-                request.awaits = batch
-                if outer is not None:
-                    jobs = jobs_awaited(request)
-                    if any(line.waits.would_deadlock(outer, job) for job in jobs):
-                        request.awaits = None
-                        raise WouldDeadlock(_name(outer), f"it awaits {request}, whose tasks wait for it")
-                    for job in jobs:
-                        line.waits.add(outer, job)
+        if request is not None:
+            request.awaits = batch
         try:
-            if outer is None:
-                await batch.waiter
-            else:
-                async with self._lent(outer):
-                    await batch.waiter
+            if request is not None and outer is not None:
+                await self._wait_inside(outer, request, batch)
+            elif (waiter := self._waiter(batch)) is not None:
+                await waiter
         finally:
             if request is not None:
                 request.awaits = None
-            if outer is not None:
-                with line.lock:
-                    for job in jobs:
-                        line.waits.remove(outer, job)
+
+    def _waiter(self, batch: Batch) -> Waiter | None:
+        """What to await until a batch is done; None if it is."""
+        with self.line.lock:
+            if not batch.left or batch.stopped is not None:
+                return None
+            waiter = batch.waiter = self._loop.waiter()
+        return waiter
+
+    async def _wait_inside(self, outer: Job[Any], request: TrackedRequest, batch: Batch) -> None:
+        """The running task `outer` awaits the request that waits for the batch."""
+        waits = self.line.waits
+        with self.line.lock:
+            if not batch.left or batch.stopped is not None:
+                return
+            jobs = jobs_awaited(request)
+            if any(waits.would_deadlock(outer, job) for job in jobs):
+                raise WouldDeadlock(_name(outer), f"it awaits {request}, whose tasks wait for it")
+            for job in jobs:
+                waits.add(outer, job)
+        try:
+            async with self._lent(outer):
+                if (waiter := self._waiter(batch)) is not None:
+                    await waiter
+        finally:
+            with self.line.lock:
+                for job in jobs:
+                    waits.remove(outer, job)
 
     def _who_awaits(self, maker: Job[Any]) -> Job[Any] | None:
         """The running task that made a request in its own process, if it awaits it: in one asyncio task."""
-        running = maker.executor is self and maker.state is JobState.RUNNING
-        return maker if running and self._loop.runs_started() else None
+        if maker.executor is not self or maker.state is not RUNNING or maker.place is None:
+            return None
+        runner = None if maker.place.lane is None else maker.place.lane.runner
+        return maker if runner is not None and runner.run and self._loop.runs(runner.run) else None
 
     async def wait_for(self, job: Job[Any]) -> None:
         """Wait until `job` has ended, however it ends. Raises WouldDeadlock."""
@@ -102,7 +115,7 @@ class WaitingExecutor(Executor):
         """The caller, if others may have to wait for it: a running job, or a request."""
         here = current.get()
         if isinstance(here, Job):
-            return here if here.executor is self and here.state is JobState.RUNNING else None
+            return here if here.executor is self and here.state is RUNNING else None
         return here if here is not None and here.executor is self else None
 
     @asynccontextmanager
@@ -167,7 +180,7 @@ class WaitingExecutor(Executor):
         """Whether a job whose start makes room can start before the one who waits for it ends."""
         line, party = self.line, wanted.party
         assert party is not None
-        if wanted.error is not None or wanted.job.state is not JobState.PENDING:
+        if wanted.error is not None or wanted.job.state is not PENDING:
             return True  # it has been let in, or refused, and has not gone on yet
         lane = line.lanes.get(wanted.place.key)
         full = lane is not None and lane.waiting >= wanted.limit
@@ -180,7 +193,7 @@ class WaitingExecutor(Executor):
         outside -= sum(one.place.lane in lanes for one in line.wanted)
         if not isinstance(party, Job):
             own = (place for place in party.places.values() if place.lane in lanes)
-            outside -= sum(len(place.added) for place in own if place.state is PlaceState.OUTSIDE)
+            outside -= sum(len(place.added) for place in own if place.state is OUTSIDE)
         return outside > 0
 
     async def join(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Union
 
-from fifo_background._job import Job, JobState
-from fifo_background._lane import PlaceState
+from fifo_background._job import PENDING, RUNNING, Job
+from fifo_background._lane import IN_LINE
 
 if TYPE_CHECKING:
     from fifo_background._request import TrackedRequest
@@ -41,7 +41,7 @@ class Waits:
             job = look.pop()
             if holds_back(party, job):
                 return True
-            if job.place is not None and job.state is JobState.PENDING and job.batch is None:
+            if job.place is not None and job.state is PENDING and job.batch is None:
                 look += jobs_awaited(job.place.owner)  # before them its request neither ends nor awaits it
             for other, jobs in self._of.items():
                 if other not in seen and holds_back(other, job):
@@ -67,20 +67,20 @@ def holds_back(party: Party, job: Job[Any]) -> bool:
     if place is None or job.state.ended:
         return False
     if isinstance(party, Job):
-        if party.state is not JobState.RUNNING or party.place is None:
+        if party.state is not RUNNING or party.place is None:
             return False
-        if job.state is JobState.RUNNING:
+        if job.state is RUNNING:
             return place is party.place  # it is the party, or runs inside it
         return place.lane is party.place.lane
-    if job.state is JobState.RUNNING:
+    if job.state is RUNNING:
         return False
-    if job.state is JobState.PENDING and place.owner is party:
+    if job.state is PENDING and place.owner is party:
         return True
     held = party.places.get(place.key)
     return (
         held is not None
-        and held.state is PlaceState.IN_LINE
+        and held.state is IN_LINE
         and held is not place
         and held.held
-        and (place.state is not PlaceState.IN_LINE or held.number < place.number)
+        and (place.state is not IN_LINE or held.number < place.number)
     )

@@ -165,7 +165,7 @@ async def test_last_message(messages: list[dict[str, Any]], events: list[Any]) -
         await tasks()
 
     await get(OrderedBackgroundMiddleware(app))
-    assert [stage for _, stage in events[:-1]] == ["open"] * (len(messages) - 1) + ["responded"]
+    assert [stage for _, stage in events[:-1]] == ["handling"] * (len(messages) - 1) + ["responded"]
     assert events[-1] == "task"
 
 
