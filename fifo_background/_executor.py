@@ -23,7 +23,7 @@ import anyio
 from fifo_background._call import call, drive, run_here
 from fifo_background._job import CANCELLED, FAILED, RUNNING, SUCCEEDED, Job
 from fifo_background._lane import IN_LINE, Lane, Place, Runner
-from fifo_background._line import Held, Line, Lost
+from fifo_background._line import Held, Line, Lost, Overdue
 from fifo_background._log import logger, names, of_request
 from fifo_background._loop import EventLoop, NoLoop, enter_thread, face_of, running_loop
 from fifo_background._operations import drop_all
@@ -139,8 +139,14 @@ class Executor:
                     self._log_lost(effect.place)
                 elif isinstance(effect, Held):
                     self._look_again(effect.lane, effect.delay)
-                else:
+                elif isinstance(effect, Overdue):
                     self._watch(effect.runner, effect.job)
+                else:
+                    self.end_hopeless()
+
+    def end_hopeless(self) -> None:
+        """Tell who waits for room that cannot come any more."""
+        raise NotImplementedError
 
     def start(self, runner: Runner) -> None:
         """Let a runner that the line has just made run its jobs. On the loop only."""
@@ -362,6 +368,8 @@ class Executor:
                 skipped = self.line.fail(job, error)
         if cancelled:
             logger.warning("%s was cancelled%s", job.name, of_request(job.place))
+        elif logged and skipped:  # the error of a task inside it
+            logger.warning("skipped after %s%s: %s", job.name, of_request(job.place), names(skipped))
         elif not logged:
             after = f"; skipped after it: {names(skipped)}" if skipped else ""
             lane = None if inline or job.place is None else job.place.lane

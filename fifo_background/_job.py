@@ -71,11 +71,11 @@ class JobState(Enum):
         return not self.after
 
 
-_UNRUN = frozenset({JobState.SKIPPED, JobState.CANCELLED, JobState.SUPERSEDED, JobState.DROPPED})
+UNRUN = frozenset({JobState.SKIPPED, JobState.CANCELLED, JobState.SUPERSEDED, JobState.DROPPED})
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.PENDING: frozenset({JobState.QUEUED, JobState.RUNNING}) | _UNRUN,
-    JobState.QUEUED: frozenset({JobState.RUNNING}) | _UNRUN,
+    JobState.PENDING: frozenset({JobState.QUEUED, JobState.RUNNING}) | UNRUN,
+    JobState.QUEUED: frozenset({JobState.RUNNING}) | UNRUN,
     JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset(),
@@ -167,6 +167,7 @@ class Job(Generic[T]):
         "on_loop",
         "options",
         "outcome",
+        "parts",
         "place",
         "state",
         "task",
@@ -187,6 +188,7 @@ class Job(Generic[T]):
         self.outcome: Any = None
         self.traceback: TracebackType | None = None  # of the error, where the function raised it
         self.batch: Batch | None = None  # of the object in whose list it is, once that is awaited
+        self.parts: tuple[Job[Any], ...] = ()  # of the object that is its task: they run inside it
         self.watchers: tuple[Batch, ...] = ()  # of those who wait for this one job
 
     @property

@@ -14,14 +14,26 @@ from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
 from typing import Any, NamedTuple
 
-from fifo_background._job import CANCELLED, FAILED, QUEUED, RUNNING, SKIPPED, SUPERSEDED, Job, JobState
+from fifo_background._job import (
+    CANCELLED,
+    DROPPED,
+    FAILED,
+    PENDING,
+    QUEUED,
+    RUNNING,
+    SKIPPED,
+    SUPERSEDED,
+    UNRUN,
+    Job,
+    JobState,
+)
 from fifo_background._lane import IN_LINE, OUTSIDE, Lane, Place, Runner, Wanted
 from fifo_background._loop import Waiter
 from fifo_background._settings import Settings
 from fifo_background._waits import Waits
 from fifo_background.exceptions import ExecutorClosed, LaneStopped, QueueFull
 
-__all__ = ("OPEN", "CLOSING", "CLOSED", "Held", "Line", "LineState", "Lost", "Overdue")
+__all__ = ("OPEN", "CLOSING", "CLOSED", "Full", "Held", "Line", "LineState", "Lost", "Overdue")
 
 
 class LineState(Enum):
@@ -53,6 +65,10 @@ class Overdue(NamedTuple):
     job: Job[Any]
 
 
+class Full(NamedTuple):
+    """There was room, and others got it: who still waits for some may have no hope any more."""
+
+
 class Line:
     """The lanes of one executor."""
 
@@ -69,12 +85,13 @@ class Line:
         # for the executor to do
         self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
         self.woken: list[Waiter] = []
-        self.effects: list[Lost | Held | Overdue] = []
+        self.effects: list[Lost | Held | Overdue | Full] = []
         # who waits for something that is not the end of a job
         self.joiners: list[Waiter] = []  # for nothing being unfinished
         self.drainers: list[Waiter] = []  # for nothing being ready, and for no runner being left
         self.returning: deque[Waiter] = deque()  # for a slot that they had lent
         self.wanted: deque[Wanted] = deque()  # for room
+        self.in_need: set[Wanted] = set()  # of them, and of the lanes' own, who hold something back
         self._with_room: list[Lane] = []  # in which somebody may be let in, while `_room` does so
         self._hold = settings.hold
         self._max_pending = settings.max_pending
@@ -200,6 +217,8 @@ class Line:
                 self.woken.append(wanted.waiter)
                 self.queue(wanted.place, [wanted.job])
         self._with_room.clear()
+        if self.in_need:
+            self.effects.append(Full())
 
     def withdraw(self, wanted: Wanted) -> None:
         """Nobody waits for room for this job any more: it does not run, unless it runs already."""
@@ -434,6 +453,24 @@ class Line:
         if not self.ready and self.drainers:
             self.woken += self.drainers
             self.drainers = []
+        if job.parts:
+            self._end_parts(job)
+
+    def _end_parts(self, job: Job[Any]) -> None:
+        """What has not run inside the job does not run any more: it is skipped if the job has failed."""
+        state = job.state if job.state in UNRUN else SKIPPED if job.state is FAILED else DROPPED
+        for part in job.parts:
+            if part.state is PENDING and part.batch is None:
+                self.end_waiting(part, state)
+                part.batch = job.batch  # it was awaited, with the object
+
+    def take_in(self, job: Job[Any], parts: tuple[Job[Any], ...]) -> None:
+        """The job's task is an object that has these jobs: they run inside it, and hold no place."""
+        job.parts = parts
+        for part in parts:
+            place: Place = part.place  # type: ignore[assignment]
+            place.release(part)
+            self.wants_turn(place.lane)  # type: ignore[arg-type]
 
     def _wake_joiners(self) -> None:
         if not self.unfinished:
@@ -443,13 +480,14 @@ class Line:
     def fail(self, job: Job[Any], error: BaseException) -> list[Job[Any]]:
         """End a running job with its error; returns what is skipped for it.
 
-        The first failure skips what stands behind it in its place. With `after_failure="stop"` the lane
-        stops, and lets go the requests that wait in it.
+        The first failure skips what stands behind it in its place, and what would have run inside it. With
+        `after_failure="stop"` the lane stops, and lets go the requests that wait in it.
         """
+        inside = [part for part in job.parts if part.state is PENDING]
         self.end(job, FAILED, error)
         place: Place = job.place  # type: ignore[assignment]
-        skipped = list(place.queued) if place.skip_rest else []
-        for other in skipped:
+        rest = list(place.queued) if place.skip_rest else []
+        for other in rest:
             self.end_waiting(other, SKIPPED)
         lane = place.lane
         if job.options.after_failure == "stop" and lane is not None and self.state is OPEN:
@@ -461,7 +499,7 @@ class Line:
             for waiting in lane.places:
                 for other in waiting.waiting:
                     self._let_go(lane, other)
-        return skipped
+        return [*inside, *rest]
 
     def _let_go(self, lane: Lane, job: Job[Any]) -> None:
         """The request that waits for a job in a stopped lane does not wait any more."""

@@ -15,10 +15,14 @@ logger = logging.getLogger("fifo_background")
 
 
 def names(jobs: Iterable[Job[Any]]) -> str:
-    """How a log record lists tasks: their number, and their names with how often each."""
+    """How a log record lists tasks: their number, and their names with how often each.
+
+    For one of our objects its own tasks are named.
+    """
     counted: dict[str, int] = {}
     for job in jobs:
-        counted[job.name] = counted.get(job.name, 0) + 1
+        for named in job.parts or (job,):
+            counted[named.name] = counted.get(named.name, 0) + 1
     total = sum(counted.values())
     listed = ", ".join(name if n == 1 else f"{name} x{n}" for name, n in counted.items())
     return f"{total} task{'' if total == 1 else 's'}: {listed}"

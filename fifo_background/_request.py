@@ -6,12 +6,12 @@ Decides when tasks are ready: their object has been awaited and the response has
 from __future__ import annotations
 
 import weakref
-from collections.abc import Awaitable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Iterator, Sequence
 from contextvars import copy_context
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from starlette.background import BackgroundTask
+from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
@@ -257,6 +257,9 @@ class TrackedRequest:
             jobs = [job for task in tasks if (job := self._job_of(task)) is not None]
             batch.claim(jobs, around)
             owner._awaited = self, batch
+            for job in jobs:
+                if (inner := _object_in(job.task)) is not None:
+                    line.take_in(job, tuple(self._jobs_in(inner)))
             for place, its_jobs in _by_place(jobs):
                 # one for each lane: two could not run in one context side by side
                 place.context = copy_context()
@@ -297,6 +300,23 @@ class TrackedRequest:
             delattr(task, JOB)  # added when its object had been handed over already: it runs with that
             return None
         return self._register(Job(task, None, self.settings.options), getattr(task, ENTRY, None))
+
+    def _jobs_in(self, owner: BackgroundTasks) -> Iterator[Job[Any]]:
+        """What was added to an object, and to those in its list, and waits for being awaited."""
+        look, seen = [owner], {id(owner)}
+        while look:
+            for task in look.pop().tasks:
+                job: Job[Any] | None = getattr(task, JOB, None)
+                if job is not None and job.batch is None and self._has_pending(job):
+                    yield job
+                inner = _object_in(task)
+                if inner is not None and id(inner) not in seen:
+                    seen.add(id(inner))
+                    look.append(inner)
+
+    def _has_pending(self, job: Job[Any]) -> bool:
+        place = job.place
+        return job.state is PENDING and place is not None and place is self.places.get(place.key)
 
     def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
         key = self._key if entry is None or entry.key is ... else entry.key
@@ -364,6 +384,12 @@ class TrackedRequest:
         if error is not None:
             return f"it raised {error!r}"
         return "its response did not carry them (it had a background of its own, or none was attached)"
+
+
+def _object_in(task: BackgroundTask) -> BackgroundTasks | None:
+    """The object that a task runs, if it is one: an entry of a list, or what `add_task` was given."""
+    inner = task if isinstance(task, BackgroundTasks) else getattr(task, "func", None)
+    return inner if isinstance(inner, BackgroundTasks) else None
 
 
 def _by_place(jobs: list[Job[Any]]) -> Iterable[tuple[Place, list[Job[Any]]]]:

@@ -9,7 +9,8 @@ from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _call
 from fifo_background._executor import Executor, current
-from fifo_background._job import PENDING, RUNNING, Batch, Job
+from fifo_background._job import CANCELLED, PENDING, RUNNING, SKIPPED, Batch, Job, JobState
+from fifo_background._log import logger, names
 from fifo_background._request import (
     CALLED_OFF,
     ENDED,
@@ -188,8 +189,23 @@ class OrderedBackgroundTasks(BackgroundTasks):
                 job.options = PLAIN if entry is None else PLAIN.but(**entry.changes)
                 job.around = around
                 await executor.run_inline(job, outer)
+        except BaseException as error:
+            self._end_rest(SKIPPED if isinstance(error, Exception) else CANCELLED)
+            raise
         finally:
             self._inline -= 1
+
+    def _end_rest(self, state: JobState) -> None:
+        """What no line knows of the list, which ran inside a task, does not run any more."""
+        ended: list[Job[Any]] = []
+        for task in self.tasks:
+            job: Job[Any] | None = getattr(task, JOB, None)
+            if job is not None and job.executor is None and job.state is PENDING:
+                delattr(task, JOB)
+                job.move(state)
+                ended.append(job)
+        if ended:
+            logger.warning("not run after a task of the same list: %s", names(ended))
 
 
 class _Single(OrderedBackgroundTasks):

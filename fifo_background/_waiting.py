@@ -10,11 +10,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._executor import Executor, current
-from fifo_background._job import PENDING, RUNNING, Batch, Job
+from fifo_background._job import PENDING, QUEUED, RUNNING, Batch, Job
 from fifo_background._lane import OUTSIDE, Place, Wanted
-from fifo_background._settings import Settings
 from fifo_background._statistics import ExecutorStatistics, snapshot
-from fifo_background._waits import holds_back, jobs_awaited
+from fifo_background._waits import holds_anything, holds_back, jobs_awaited
 from fifo_background.exceptions import QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
@@ -26,10 +25,6 @@ __all__ = ("WaitingExecutor",)
 
 class WaitingExecutor(Executor):
     """An executor that tasks, requests and others can wait for."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._in_need: set[Wanted] = set()  # who waits for room
 
     async def wait(self, batch: Batch, request: TrackedRequest | None = None) -> None:
         """Wait for the jobs of a batch; a cancelled wait leaves them as they are.
@@ -65,8 +60,7 @@ class WaitingExecutor(Executor):
             jobs = jobs_awaited(request)
             if any(waits.would_deadlock(outer, job) for job in jobs):
                 raise WouldDeadlock(_name(outer), f"it awaits {request}, whose tasks wait for it")
-            for job in jobs:
-                waits.add(outer, job)
+            self._add_waits(outer, jobs)
         try:
             async with self._lent(outer):
                 if (waiter := self._waiter(batch)) is not None:
@@ -94,14 +88,9 @@ class WaitingExecutor(Executor):
                 return
             if party is not None and line.waits.would_deadlock(party, job):
                 raise WouldDeadlock(_name(party), f"{job.name} cannot end before it does")
-            in_need = [] if party is None else list(filter(self._room_may_come, self._in_need))
-            batch.watch(job)
             if party is not None:
-                line.waits.add(party, job)
-                if not all(map(self._room_may_come, in_need)):
-                    line.waits.remove(party, job)
-                    job.watchers = job.watchers[:-1]
-                    raise WouldDeadlock(_name(party), f"what {job.name} waits for waits for room behind it")
+                self._add_waits(party, [job])
+            batch.watch(job)
         try:
             async with self._lent(party):
                 await self.wait(batch)
@@ -110,6 +99,16 @@ class WaitingExecutor(Executor):
                 job.watchers = tuple(watcher for watcher in job.watchers if watcher is not batch)
                 if party is not None:
                     line.waits.remove(party, job)
+
+    def _add_waits(self, party: TrackedRequest | Job[Any], jobs: list[Job[Any]]) -> None:
+        """The party waits for jobs. Raises WouldDeadlock if one of them waits for room that is behind it."""
+        waits, in_need = self.line.waits, self.line.in_need
+        for job in jobs:
+            waits.add(party, job)
+        if in_need and self._hopeless(in_need):
+            for job in jobs:
+                waits.remove(party, job)
+            raise WouldDeadlock(_name(party), f"what {jobs[0].name} waits for waits for room behind it")
 
     def _party(self) -> TrackedRequest | Job[Any] | None:
         """The caller, if others may have to wait for it: a running job, or a request."""
@@ -153,47 +152,67 @@ class WaitingExecutor(Executor):
                 line.add(job, place, take=True)
             except QueueFull:
                 wanted = Wanted(job, place, self._loop.waiter(), party)
-                if party is not None and not self._room_may_come(wanted):
-                    raise WouldDeadlock(
-                        _name(party), f"there is no room for {job.name} before it ends"
-                    ) from None
+                if holds_anything(party):
+                    if wanted in self._hopeless({*line.in_need, wanted}):
+                        raise WouldDeadlock(_name(party), _no_room(wanted)) from None
+                    line.in_need.add(wanted)
                 line.want(wanted)
             else:
                 line.queue(place, [job])
                 return
         try:
-            if party is not None:
-                self._in_need.add(wanted)
             async with self._lent(party):
                 await wanted.waiter
             if wanted.error is not None:
                 raise wanted.error
         except BaseException:
             with line.lock:
+                line.in_need.discard(wanted)
                 line.withdraw(wanted)
             self.settle()
             raise
-        finally:
-            self._in_need.discard(wanted)
+        line.in_need.discard(wanted)
 
-    def _room_may_come(self, wanted: Wanted) -> bool:
-        """Whether a job whose start makes room can start before the one who waits for it ends."""
-        line, party = self.line, wanted.party
-        assert party is not None
-        if wanted.error is not None or wanted.job.state is not PENDING:
-            return True  # it has been let in, or refused, and has not gone on yet
+    def end_hopeless(self) -> None:
+        with self.line.lock:
+            for wanted in self._hopeless(self.line.in_need):
+                wanted.error = WouldDeadlock(_name(wanted.party), _no_room(wanted))
+                self._loop.wake(wanted.waiter)
+                break  # there may be hope for the others: they are looked at when this one has given up
+
+    def _hopeless(self, in_need: set[Wanted]) -> set[Wanted]:
+        """Those of them for whom there is no room before one of them ends."""
+        # who has been let in, or refused, and has not gone on yet does not wait any more
+        stuck = {one for one in in_need if one.error is None and one.job.state is PENDING}
+        while stuck:
+            saved = {wanted for wanted in stuck if self._room_may_come(wanted, stuck)}
+            if not saved:
+                break
+            stuck -= saved
+        return stuck
+
+    def _room_may_come(self, wanted: Wanted, stuck: set[Wanted]) -> bool:
+        """Whether a job whose start makes room can start before one of those who are stuck ends."""
+        line = self.line
+        parties = {one.party for one in stuck if one.party is not None}
         lane = line.lanes.get(wanted.place.key)
         full = lane is not None and lane.waiting >= wanted.limit
         lanes = [lane] if full and lane is not None else list(line.lanes.values())
-        heads = (lane.peek() for lane in lanes if lane.waiting)
-        if any(head is not None and not line.waits.would_deadlock(party, head) for head in heads):
-            return True
+        for lane in lanes:
+            head = lane.peek() if lane.waiting else None
+            if head is not None:
+                running = None if lane.runner is None else lane.runner.job
+                if head.state is QUEUED and running not in parties and not line.waits.has(running):
+                    return True  # nothing that waits is before it
+                if not any(line.waits.would_deadlock(party, head) for party in parties):
+                    return True
         # what waits, and is not in line yet: tasks of requests that have not responded
         outside = sum(lane.waiting - sum(len(place.waiting) for place in lane.places) for lane in lanes)
         outside -= sum(one.place.lane in lanes for one in line.wanted)
-        if not isinstance(party, Job):
-            own = (place for place in party.places.values() if place.lane in lanes)
-            outside -= sum(len(place.added) for place in own if place.state is OUTSIDE)
+        for party in parties:
+            if not isinstance(party, Job):
+                own = (place for place in party.places.values() if place.lane in lanes)
+                outside -= sum(len(place.added) for place in own if place.state is OUTSIDE)
         return outside > 0
 
     async def join(self) -> None:
@@ -234,5 +253,9 @@ class WaitingExecutor(Executor):
             return snapshot(self.line)
 
 
-def _name(party: TrackedRequest | Job[Any]) -> str:
+def _name(party: TrackedRequest | Job[Any] | None) -> str:
     return party.name if isinstance(party, Job) else str(party)
+
+
+def _no_room(wanted: Wanted) -> str:
+    return f"there is no room for {wanted.job.name} before it ends"

@@ -10,7 +10,7 @@ from fifo_background._lane import IN_LINE
 if TYPE_CHECKING:
     from fifo_background._request import TrackedRequest
 
-__all__ = ("Waits", "holds_back", "jobs_awaited")
+__all__ = ("Waits", "holds_anything", "holds_back", "jobs_awaited")
 
 # What can keep a job from ending while it waits: a running job, or a request that holds places.
 Party = Union["Job[Any]", "TrackedRequest"]
@@ -31,10 +31,14 @@ class Waits:
         if not jobs:
             del self._of[party]
 
+    def has(self, party: Party | None) -> bool:
+        """Whether the party waits for a job."""
+        return party in self._of
+
     def would_deadlock(self, party: Party, job: Job[Any]) -> bool:
         """Whether `job` cannot end before `party` goes on, if need be by way of others that wait."""
-        if not (isinstance(party, Job) or any(place.held for place in party.places.values())):
-            return False  # it holds nothing back: no need to look at all who wait
+        if not holds_anything(party):
+            return False  # no need to look at all who wait
         look = [job]
         seen: set[Party] = set()
         while look:
@@ -61,6 +65,13 @@ def jobs_awaited(request: TrackedRequest | None) -> list[Job[Any]]:
     return [job for job in jobs if job.batch is request.awaits and not job.state.ended]
 
 
+def holds_anything(party: Party | None) -> bool:
+    """Whether something may have to wait for it."""
+    return isinstance(party, Job) or (
+        party is not None and any(place.held for place in party.places.values())
+    )
+
+
 def holds_back(party: Party, job: Job[Any]) -> bool:
     """Whether `job` cannot end before `party` ends or gives up its place."""
     place = job.place
@@ -74,7 +85,7 @@ def holds_back(party: Party, job: Job[Any]) -> bool:
         return place.lane is party.place.lane
     if job.state is RUNNING:
         return False
-    if job.state is PENDING and place.owner is party:
+    if job.state is PENDING and place.owner is party and job in place.added:
         return True
     held = party.places.get(place.key)
     return (

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fifo_background import (
+    BackgroundTask,
     BackgroundTasks,
     Job,
     JobDropped,
@@ -306,3 +307,87 @@ async def test_request_waiting_for_room(events: list[Any]) -> None:
 
     assert (await get(make_app(handler, max_pending=1), "/handler")).error is None
     assert events == ["request's"]
+
+
+async def test_room_that_another_takes(events: list[Any]) -> None:
+    """`submit` raises as soon as the room that it waits for is behind it, because another got it first."""
+    busy = anyio.Event()
+
+    async def wants_room() -> None:
+        await busy.wait()
+        with pytest.raises(WouldDeadlock, match=r"no room for list\.append"):
+            await executor.lane("c").submit(events.append, "never")
+        events.append("told")
+
+    async with SerialExecutor(max_pending=1) as executor, anyio.create_task_group() as group:
+        gate = anyio.Event()
+        for key, task in (("a", wants_room), ("b", gate.wait)):
+            executor.lane(key).submit_nowait(task)
+            await wait_all_tasks_blocked()
+        executor.lane("b").submit_nowait(events.append, "makes room")
+        group.start_soon(executor.lane("a").submit, events.append, "behind")  # the first to wait for it
+        await wait_all_tasks_blocked()
+        busy.set()
+        await wait_all_tasks_blocked()
+        gate.set()
+        await executor.join()
+    assert sorted(events) == ["behind", "makes room", "told"]
+    assert events.index("told") < events.index("behind")
+
+
+async def test_room_behind_each_other(events: list[Any]) -> None:
+    """Of two tasks that wait for room which only the other one's end can make, one gets `WouldDeadlock`."""
+
+    async def wants_room(key: str) -> None:
+        await gates[key].wait()
+        try:
+            await executor.lane("c").submit(events.append, "submitted")
+        except WouldDeadlock:
+            events.append(f"{key} is told")
+
+    gates = {"a": anyio.Event(), "b": anyio.Event()}
+    async with SerialExecutor(max_pending=2) as executor:
+        for key in gates:
+            executor.lane(key).submit_nowait(wants_room, key)
+            await wait_all_tasks_blocked()
+        for key in gates:
+            executor.lane(key).submit_nowait(events.append, f"behind {key}")
+        for gate in gates.values():
+            gate.set()
+            await wait_all_tasks_blocked()
+        await executor.join()
+    assert events[0] == "b is told"
+    assert sorted(events[1:]) == ["behind a", "behind b", "submitted"]
+
+
+async def test_room_behind_who_awaits_a_request(events: list[Any]) -> None:
+    """A task that awaits a request to its own app closes no ring by way of one who waits for room."""
+    asks, submits = anyio.Event(), anyio.Event()
+
+    async def asks_app() -> None:
+        await asks.wait()
+        events.append(type((await get(app, "/handler")).error))
+
+    async def wants_room() -> None:
+        await submits.wait()
+        with pytest.raises(WouldDeadlock):  # the request's task, which could not be refused, has taken it
+            await executor.lane("c").submit(events.append, "never")
+        events.append("no room")
+
+    async def handler(request: Request) -> Response:
+        return Response(background=BackgroundTasks([BackgroundTask(events.append, "the request's")]))
+
+    app = make_app(handler, max_pending=1)
+    await get(app, "/handler")
+    executor = executor_of(app)
+    for key, task in (("a", asks_app), (None, wants_room)):
+        executor.lane(key).submit_nowait(task)
+        await wait_all_tasks_blocked()
+    executor.lane("a").submit_nowait(events.append, "makes room")
+    for event in (submits, asks):
+        event.set()
+        await wait_all_tasks_blocked()
+    with anyio.fail_after(5):
+        await executor.join()
+    assert events[:2] == ["the request's", WouldDeadlock]
+    assert sorted(events[2:]) == ["makes room", "no room", "the request's"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from typing import Any
+from typing import Any, cast
 from unittest.mock import AsyncMock, MagicMock, Mock, call
 
 import anyio
 import anyio.from_thread
 import pytest
+from anyio import wait_all_tasks_blocked
 from starlette.background import BackgroundTask as StarletteTask
 from starlette.background import BackgroundTasks as StarletteTasks
 from starlette.requests import Request
@@ -167,25 +168,159 @@ async def test_nested(in_list: bool, events: list[Any]) -> None:
 
 
 async def test_nested_failure(events: list[Any], log: Log) -> None:
-    """A failure inside a nested object fails the task that awaits it; each is logged once, by its name."""
+    """A failure inside a nested object fails the task that awaits it, and skips the rest of both lists."""
+    jobs: list[Job[Any]] = []
 
     def fail() -> None:
+        jobs.append(inner.add_task(events.append, "added"))
         raise ValueError("inner")
+
+    inner = BackgroundTasks()
+
+    async def handler(request: Request) -> Response:
+        nonlocal inner
+        inner = BackgroundTasks()
+        jobs.append(inner.add_task(fail))
+        jobs.append(inner.add_task(events.append, 1))
+        tasks = BackgroundTasks([inner])
+        jobs.append(tasks.add_task(events.append, 2))
+        return Response(background=tasks)
+
+    app = make_app(handler)
+    exchange = await get(app, "/handler")
+    assert isinstance(exchange.error, ValueError)
+    assert events == []
+    assert [job.state for job in jobs] == [JobState.FAILED] + [JobState.SKIPPED] * 3
+    assert len(log) == 3
+    assert log[0].endswith("fail failed (GET /handler)")
+    assert log[1] == "WARNING not run after a task of the same list: 1 task: list.append"
+    assert log[2].startswith("WARNING skipped after ")
+    assert log[2].endswith(" (GET /handler): 2 tasks: list.append x2")
+    assert executor_of(app).line.unfinished == executor_of(app).line.waiting == 0
+
+
+@pytest.mark.parametrize("added", [True, False])
+async def test_nested_outlives_its_request(added: bool, events: list[Any], log: Log) -> None:
+    """The tasks of a nested object are as owed as the entry: they run, although the request has ended."""
+    jobs: list[Job[Any]] = []
+    gate = anyio.Event()
+
+    async def handler(request: Request) -> Response:
+        innermost = BackgroundTasks()
+        jobs.append(innermost.add_task(events.append, 2))
+        inner = BackgroundTasks()
+        jobs.append(inner.add_task(events.append, 0))
+        jobs.append(inner.lane("other").add_task(events.append, 1))
+        inner.tasks.append(innermost)
+        tasks = BackgroundTasks()
+        tasks.add_task(gate.wait)
+        if added:
+            tasks.add_task(inner)
+        else:
+            tasks.tasks.append(inner)
+        return Response(background=tasks)
+
+    app = make_app(handler, wait=False)
+    await get(app, "/handler")
+    await wait_all_tasks_blocked()
+    assert {job.state for job in jobs} == {JobState.PENDING}
+    executor = executor_of(app)
+    await executor.lane("other").submit_nowait(events.append, "not held up").wait()
+    gate.set()
+    await jobs[0].wait()
+    await executor.join()
+    assert events == ["not held up", 0, 1, 2]
+    assert {job.state for job in jobs} == {JobState.SUCCEEDED}
+    assert log == []
+    assert executor.line.waiting == 0
+
+
+async def test_nested_awaited_by_its_detached_request(events: list[Any]) -> None:
+    """A request that does not wait for its tasks may await the handle of one in a nested object."""
 
     async def handler(request: Request) -> Response:
         inner = BackgroundTasks()
-        inner.add_task(fail)
-        inner.add_task(events.append, 1)
-        tasks = BackgroundTasks([inner])
-        tasks.add_task(events.append, 2)
+        job = inner.add_task(events.append, 0)
+        BackgroundTasks().add_task(events.append, "never awaited")
+        response = Response(background=BackgroundTasks([inner]))
+
+        async def respond(scope: Any, receive: Any, send: Any) -> None:
+            await response(scope, receive, send)
+            await job.wait()
+            events.append("waited")
+
+        answer: Any = respond
+        return cast(Response, answer)
+
+    assert (await get(make_app(handler, wait=False), "/handler")).error is None
+    assert events == [0, "waited"]
+
+
+async def test_nested_runs_again(events: list[Any]) -> None:
+    """What did not run inside an entry that was skipped runs when the objects are awaited again."""
+    kept: list[BackgroundTasks] = []
+
+    async def handler(request: Request) -> Response:
+        if not kept:
+            inner, tasks = BackgroundTasks(), BackgroundTasks()
+            inner.add_task(events.append, 0)
+            tasks.add_task(fail)
+            tasks.add_task(inner)
+            kept.append(tasks)
+        return Response(background=kept[0])
+
+    def fail() -> None:
+        del kept[0].tasks[0]
+        raise ValueError
+
+    app = make_app(handler)
+    assert isinstance((await get(app, "/handler")).error, ValueError)
+    assert events == []
+    assert (await get(app, "/handler")).error is None
+    assert events == [0]
+
+
+@pytest.mark.parametrize("end", ["cancelled", "dropped", "emptied", "part"])
+async def test_nested_never_runs(end: str, events: list[Any], log: Log) -> None:
+    """What does not run inside an entry ends with it, and does not run any more."""
+    jobs: list[Job[Any]] = []
+    gate = anyio.Event()
+
+    async def handler(request: Request) -> Response:
+        inner = BackgroundTasks()
+        jobs.append(inner.add_task(events.append, 0))
+        jobs.append(inner.add_task(events.append, 1))
+        tasks = BackgroundTasks()
+        tasks.add_task(gate.wait)
+        if end == "emptied":
+            tasks.add_task(inner.tasks.clear)
+        elif end == "dropped":
+            executor_of(request).lane(None).pause()
+        jobs.append(tasks.add_task(inner))
         return Response(background=tasks)
 
-    exchange = await get(make_app(handler), "/handler")
-    assert isinstance(exchange.error, ValueError)
-    assert events == []
-    assert len(log) == 2
-    assert log[0].endswith("fail failed (GET /handler)")
-    assert log[1].startswith("WARNING GET /handler ended without running 1 task")
+    app = make_app(handler, wait=False)
+    await get(app, "/handler")
+    executor = executor_of(app)
+    if end == "cancelled":
+        assert jobs[2].cancel()
+    elif end == "part":
+        assert jobs[0].cancel()
+    elif end == "dropped":
+        await executor.aclose()
+    gate.set()
+    await executor.join()
+    states = [job.state for job in jobs]
+    expected: dict[str, tuple[list[JobState], list[Any]]] = {
+        "cancelled": ([JobState.CANCELLED] * 3, []),
+        "dropped": ([JobState.DROPPED] * 3, []),
+        "emptied": ([JobState.DROPPED, JobState.DROPPED, JobState.SUCCEEDED], []),
+        "part": ([JobState.CANCELLED, JobState.SUCCEEDED, JobState.SUCCEEDED], [1]),
+    }
+    assert (states, events) == expected[end]
+    assert executor.line.unfinished == executor.line.waiting == 0
+    if end == "dropped":
+        assert log[0].endswith(": dropped 3 tasks: Event.wait, list.append x2")
 
 
 @pytest.mark.parametrize("middleware", [True, False])
