@@ -90,7 +90,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "skip_head skips nothing": (
         "_operations.py",
-        "        line.end_waiting(job, JobState.SKIPPED)\n    return job",
+        "        line.end_waiting(job, SKIPPED)\n    return job",
         "        pass\n    return job",
     ),
     "a retry goes to the tail": (
@@ -105,7 +105,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a cancelled task runs": (
         "_executor.py",
-        "            line.end_waiting(job, JobState.CANCELLED)\n        self.settle_soon()\n",
+        "            line.end_waiting(job, CANCELLED)\n        self.settle_soon()\n",
         "        self.settle_soon()\n",
     ),
     "a cancelled task is counted as waiting": (
@@ -120,13 +120,13 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "nobody is superseded": (
         "_line.py",
-        "        if other is not None:\n            self.end_waiting(other, JobState.SUPERSEDED)",
+        "        if other is not None:\n            self.end_waiting(other, SUPERSEDED)",
         "",
     ),
     "the newest is superseded": (
         "_line.py",
-        "            self.end_waiting(other, JobState.SUPERSEDED)",
-        "            self.end_waiting(job, JobState.SUPERSEDED)",
+        "            self.end_waiting(other, SUPERSEDED)",
+        "            self.end_waiting(job, SUPERSEDED)",
     ),
     "held heads are never lost": (
         "_line.py",
@@ -180,7 +180,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "what a failed request added stays": (
         "_request.py",
-        "        for job in dropped:\n            line.end_waiting(job, JobState.DROPPED)\n",
+        "        for job in dropped:\n            line.end_waiting(job, DROPPED)\n",
         "",
     ),
     "closing keeps held places": (

@@ -6,15 +6,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTasks as StarletteTasks
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from fifo_background import BackgroundTasks, ExecutorClosed, OrderedBackgroundMiddleware, executor_of
+from fifo_background import (
+    BackgroundTasks,
+    ExecutorClosed,
+    OrderedBackgroundMiddleware,
+    executor_of,
+)
+from tests.asgi import Exchange, get
 from tests.loops import run
 
 
@@ -88,3 +95,43 @@ def test_two_apps(events: list[Any]) -> None:
             executor_of(plain)
 
     run("asyncio", compare)
+
+
+async def test_executor_of_an_ended_request() -> None:
+    """A task finds the executor by its request when that has ended, in a mounted app, too."""
+    found: list[Any] = []
+    ended = anyio.Event()
+
+    async def look(request: Request) -> None:
+        await ended.wait()
+        found.append(executor_of(request))
+
+    async def endpoint(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(look, request)
+        return Response(background=tasks)
+
+    app = Starlette(routes=[Mount("/inner", app=Starlette(routes=[Route("/", endpoint)]))])
+    app.add_middleware(OrderedBackgroundMiddleware, wait=False)
+    with pytest.raises(LookupError, match="has not been started yet"):
+        executor_of(app)
+    exchange = await Exchange(app, "/inner/").run()
+    assert exchange.error is None
+    ended.set()
+    await executor_of(app).join()
+    assert found == [executor_of(app)]
+    outside_of_ours = HTTPConnection({"type": "http", "app": app})
+    assert executor_of(outside_of_ours) is executor_of(app)
+
+
+async def test_executor_of_a_connection_that_is_kept() -> None:
+    """What keeps the scope of a request that has ended finds the executor by it."""
+    scopes: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        assert executor_of(HTTPConnection(scope)) is middleware.executor
+
+    middleware = OrderedBackgroundMiddleware(app)
+    await get(middleware)
+    assert executor_of(HTTPConnection(scopes[0])) is middleware.executor

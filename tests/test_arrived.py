@@ -16,9 +16,9 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware, executor_of
+from tests.apps import make_app
 from tests.asgi import Client, get
 from tests.conftest import Log
-from tests.test_middleware import make_app
 
 
 def everything(scope: Any) -> bool:

@@ -22,9 +22,10 @@ from fifo_background import (
     WouldDeadlock,
     executor_of,
 )
+from fifo_background._executor import current
+from fifo_background._request import TrackedRequest
+from tests.apps import Work, app_of, make_app
 from tests.asgi import Client, get
-from tests.test_executor import Work
-from tests.test_middleware import make_app
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -391,3 +392,268 @@ async def test_room_behind_who_awaits_a_request(events: list[Any]) -> None:
         await executor.join()
     assert events[:2] == ["the request's", WouldDeadlock]
     assert sorted(events[2:]) == ["makes room", "no room", "the request's"]
+
+
+async def test_room_that_comes_from_outside_the_line(events: list[Any]) -> None:
+    """`submit` waits for room that requests make which have no place in line yet."""
+    responds = anyio.Event()
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/slow":
+            tasks.add_task(events.append, "slow")
+            await responds.wait()
+        else:
+            await app.executor.submit(events.append, "submitted")
+        await respond()
+        await tasks()
+
+    app = app_of(handle, order="responded", max_pending=1)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        await client.start("/slow")
+        submits = await client.start("/submits")
+        responds.set()
+        await app.executor.join()
+    assert submits.error is None
+    assert events == ["slow", "submitted"]
+
+
+async def test_handler_without_a_place() -> None:
+    """A handler that has added nothing may wait for any task, as often as it likes."""
+    seen: list[Any] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        seen.append(await (await app.executor.submit(len, "a")).wait())
+        seen.append(await app.executor.submit_nowait(len, "ab").wait())
+        await respond()
+
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    assert seen == [1, 2]
+
+
+async def test_no_room_from_outside_the_line() -> None:
+    """`submit` raises `WouldDeadlock` where only the caller's own tasks could make room."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(print)
+        with pytest.raises(WouldDeadlock):
+            await app.executor.submit(print)
+        await respond()
+
+    app = app_of(handle, order="responded", max_pending=1)
+    assert (await get(app)).error is None
+
+
+async def test_room_that_waits_for_who_waits(events: list[Any]) -> None:
+    """The one whose wait would close a ring by way of a `submit` that waits for room gets `WouldDeadlock`."""
+    may_submit, may_wait = anyio.Event(), anyio.Event()
+
+    async def one() -> None:
+        await may_submit.wait()
+        await executor.submit(events.append, "submitted")
+
+    async def two() -> None:
+        await may_wait.wait()
+        with pytest.raises(WouldDeadlock, match="waits for room behind it"):
+            await first.wait()
+        events.append("two")
+
+    async with SerialExecutor(max_pending=1) as executor:
+        first = executor.lane("x").submit_nowait(one)
+        await wait_all_tasks_blocked()
+        executor.lane("y").submit_nowait(two)
+        await wait_all_tasks_blocked()
+        executor.lane("y").submit_nowait(events.append, "behind two")  # whose start would make room
+        may_submit.set()
+        await wait_all_tasks_blocked()
+        may_wait.set()
+        await executor.join()
+    assert (events[0], sorted(events)) == ("two", ["behind two", "submitted", "two"])
+
+
+async def test_room_that_has_come() -> None:
+    """Who has got room, and has not gone on yet, is no reason for `WouldDeadlock`."""
+    gate, go_on = anyio.Event(), anyio.Event()
+
+    async def first() -> str:
+        await go_on.wait()
+        await executor.lane("y").submit(print, end="")
+        return "first"
+
+    async def second() -> str:
+        return await first_job.wait()
+
+    async with SerialExecutor(max_pending=1) as executor:
+        executor.lane("y").submit_nowait(gate.wait)
+        await wait_all_tasks_blocked()
+        first_job = executor.lane("x").submit_nowait(first)
+        await wait_all_tasks_blocked()
+        second_job = executor.lane("y").submit_nowait(second)
+        go_on.set()
+        await wait_all_tasks_blocked()
+        gate.set()
+        assert await second_job.wait() == "first"
+
+
+async def test_app_that_asks_itself(events: list[Any]) -> None:
+    """A task that awaits a request to its own app, in its own process, is told that it would deadlock."""
+
+    async def asks() -> None:
+        for path in ("/inner", "/handed"):
+            inner = await get(app, path)
+            assert isinstance(inner.error, WouldDeadlock)
+            assert inner.status == 200
+        events.append("outer")
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(asks if path == "/outer" else partial(events.append, path))
+        if path == "/handed":
+            await tasks()
+            await respond()
+        else:
+            await respond()
+            await tasks()
+
+    app = app_of(handle)
+    assert (await get(app, "/outer")).error is None
+    await app.executor.join()
+    assert events == ["outer", "/inner", "/handed"]
+
+
+async def test_request_that_a_task_only_starts(events: list[Any]) -> None:
+    """A request that a task has started and does not wait for waits for its own tasks, like any other."""
+
+    async def starts() -> None:
+        group.start_soon(ask)
+        await wait_all_tasks_blocked()
+        events.append("outer")
+
+    async def ask() -> None:
+        events.append((await get(app, "/inner")).error)
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/outer":
+            tasks.add_task(starts)
+        else:
+            tasks.add_task(events.append, "inner")
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        await get(app, "/outer")
+    assert events == ["outer", "inner", None]
+
+
+async def test_slot_of_a_task_that_asks_its_app(events: list[Any]) -> None:
+    """A task that awaits a request to its own app lends its slot to the tasks of that request."""
+
+    async def asks() -> None:
+        events.append((await get(app, "/inner")).error)
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/outer":
+            tasks.lane("a").add_task(asks)
+        else:
+            tasks.lane("b").add_task(events.append, "inner")
+        await respond()
+        await tasks()
+
+    app = app_of(handle, max_lanes_running=1)
+    assert (await get(app, "/outer")).error is None
+    assert events == ["inner", None]
+    assert app.executor.line.slots == 1
+
+
+async def test_ring_of_tasks_that_ask_their_app() -> None:
+    """Of tasks that await requests whose tasks stand behind each other, one gets `WouldDeadlock`."""
+    errors: dict[str, Any] = {}
+
+    async def asks(path: str) -> None:
+        errors[path] = (await get(app, path)).error
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/1":
+            tasks.lane("a").add_task(asks, "/2")
+        elif path == "/2":
+            tasks.lane("b").add_task(asks, "/3")
+        else:
+            tasks.lane("a").add_task(print, end="")
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    assert (await get(app, "/1")).error is None
+    await app.executor.join()
+    assert [type(error) for error in errors.values()].count(WouldDeadlock) == 1
+    assert list(errors.values()).count(None) == 1
+    assert app.executor.line.unfinished == 0
+
+
+async def test_requests_that_start_requests() -> None:
+    """A request that is made inside another one does not keep that one in memory."""
+    kept: list[Any] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        request = current.get()
+        assert isinstance(request, TrackedRequest)
+        kept.append(request.inside)
+        await respond()
+        if path == "/outer":
+            group.start_soon(get, app, "/inner")
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        await get(app, "/outer")
+    assert kept == [None, None]
+
+
+async def test_waiting_for_what_the_request_forgot() -> None:
+    """A task that waits for a task which its own request drops only after it gets `WouldDeadlock`."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks, forgotten = BackgroundTasks(), BackgroundTasks()
+        job = forgotten.lane("b").add_task(print)
+
+        async def waits() -> None:
+            with pytest.raises(WouldDeadlock):
+                await job.wait()
+
+        tasks.add_task(waits)
+        await respond()
+        await tasks()
+
+    assert (await get(app_of(handle))).error is None
+
+
+async def test_waiting_for_a_task_of_an_open_request(events: list[Any]) -> None:
+    """A task may wait for one of a request that has not responded."""
+    responds = anyio.Event()
+    jobs: list[Job[Any]] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        jobs.append(tasks.lane("b").add_task(events.append, 1))
+        await responds.wait()
+        await respond()
+        await tasks()
+
+    async def waits() -> None:
+        await jobs[0].wait()
+        events.append(2)
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        await Client(app, group).start()
+        job = app.executor.submit_nowait(waits)
+        await wait_all_tasks_blocked()
+        responds.set()
+        await job.wait()
+    assert events == [1, 2]

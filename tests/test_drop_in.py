@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 import fifo_background
+from tests.apps import make_app
 from tests.asgi import get
-from tests.test_middleware import make_app
 
 STARLETTE = (StarletteTask, StarletteTasks)
 OURS = (fifo_background.BackgroundTask, fifo_background.BackgroundTasks)

@@ -12,44 +12,10 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from fifo_background import ExecutorClosed, Job, JobDropped, JobState, SerialExecutor
+from tests.apps import Work
 from tests.conftest import Log
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
-
-
-class Work:
-    """Tasks that record their start and end, and end when they are let."""
-
-    def __init__(self, events: list[Any]) -> None:
-        self.events = events
-        self.gates: dict[int, anyio.Event] = {}
-        self.thread_gates: dict[int, threading.Event] = {}
-
-    def gate(self, n: int) -> anyio.Event:
-        return self.gates.setdefault(n, anyio.Event())
-
-    async def gated(self, n: int) -> int:
-        self.events.append(f"start {n}")
-        await self.gate(n).wait()
-        self.events.append(f"end {n}")
-        return n
-
-    async def quick(self, n: int) -> int:
-        self.events.append(n)
-        return n
-
-    def sync(self, n: int) -> int:
-        self.events.append(n)
-        return n
-
-    def thread_gate(self, n: int) -> threading.Event:
-        return self.thread_gates.setdefault(n, threading.Event())
-
-    def thread_gated(self, n: int) -> int:
-        self.events.append(f"start {n}")
-        assert self.thread_gate(n).wait(10)
-        self.events.append(f"end {n}")
-        return n
 
 
 async def test_one_after_the_other(events: list[Any]) -> None:

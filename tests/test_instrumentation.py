@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import anyio
 import pytest
+import starlette.background
 
-from fifo_background import BackgroundTasks, Job, JobState, OrderedBackgroundMiddleware
+from fifo_background import (
+    BackgroundTasks,
+    Job,
+    JobState,
+    OrderedBackgroundMiddleware,
+    _call,
+)
+from tests.apps import app_of
 from tests.asgi import get
 
 pytest.importorskip("fastapi")
@@ -189,3 +199,70 @@ async def test_uninstrumented_again(
     assert (await get(app)).status == 200
     assert events == ["sync", "sync"]
     assert task_spans(exporter) == []
+
+
+class _Wrapper:
+    """As wrapt does it: every look at the attribute gives another object."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return _Wrapper(self.wrapped.__get__(instance, owner))
+
+    def __call__(self, *args: Any) -> Any:
+        return self.wrapped(*args)
+
+
+async def test_wrapped_by_descriptors(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instrumentation that wraps `BackgroundTask.__call__` in a descriptor changes nothing."""
+    task_class = starlette.background.BackgroundTask
+    monkeypatch.setattr(task_class, "__call__", _Wrapper(task_class.__call__))
+    started, go_on = threading.Event(), threading.Event()
+
+    def sync() -> int:
+        events.append("start")
+        started.set()
+        go_on.wait(5)
+        events.append("end")
+        return 1
+
+    tasks = BackgroundTasks()
+    first, second = tasks.add_task(sync), tasks.add_task(events.append, "second")
+    async with anyio.create_task_group() as group:
+        group.start_soon(tasks)
+        while not started.is_set():
+            await anyio.lowlevel.checkpoint()
+        assert not first.cancel()
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        assert limiter.borrowed_tokens == 0
+        go_on.set()
+    assert events == ["start", "end", "second"]
+    assert (first.result(), second.state) == (1, JobState.SUCCEEDED)
+
+
+async def test_around_a_retry(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What FastAPI opens around a task is there again when it is retried."""
+
+    class Spans(starlette.background.BackgroundTasks):
+        async def __call__(self) -> None:
+            events.append("span")
+            await super().__call__()
+
+    async def work() -> None:
+        events.append("work")
+        if len(events) == 2:
+            raise ValueError
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.lane("a", after_failure="stop").add_task(work)
+        await respond()
+        await tasks()
+
+    monkeypatch.setattr(_call, "around_here", lambda: Spans)
+    app = app_of(handle)
+    await get(app)
+    app.executor.lane("a").retry_head()
+    await app.executor.join()
+    assert events == ["span", "work", "span", "work"]

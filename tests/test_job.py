@@ -1,10 +1,28 @@
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
+from functools import partial
+from typing import Any
+
+import anyio
 import pytest
+from anyio import wait_all_tasks_blocked
 from starlette.background import BackgroundTask
 
-from fifo_background import Job, JobDropped, JobNotEnded, JobState
+from fifo_background import (
+    BackgroundTasks,
+    Job,
+    JobDropped,
+    JobNotEnded,
+    JobState,
+    SerialExecutor,
+)
+from fifo_background._executor import current
 from fifo_background._job import TRANSITIONS, name_of
+from tests.apps import app_of
+from tests.asgi import get
 
 
 def make_job(state: JobState = JobState.PENDING, outcome: object = None) -> Job[object]:
@@ -57,7 +75,6 @@ def test_outcomes() -> None:
 
 def test_names() -> None:
     """A task is called by its function's qualified name, or its class's."""
-    from functools import partial
 
     class Callable:
         def __call__(self) -> None: ...
@@ -66,3 +83,55 @@ def test_names() -> None:
     assert name_of(partial(partial(test_names))) == "test_names"
     assert name_of(Callable()) == "test_names.<locals>.Callable"
     assert repr(make_job()) == "<Job print pending>"
+
+
+async def test_result_keeps_nobody() -> None:
+    """However often the result of a failed task is asked for, its error keeps none of those who asked."""
+
+    class Big: ...
+
+    kept: list[Any] = []
+
+    async def fails() -> None:
+        raise ValueError
+
+    async def ask() -> None:
+        big = Big()
+        kept.append(weakref.ref(big))
+        with contextlib.suppress(ValueError):
+            job.result()
+        with contextlib.suppress(ValueError):
+            await job.wait()
+
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(fails)
+        await executor.join()
+        for _ in range(10):
+            await ask()
+        with contextlib.suppress(ValueError):
+            job.result()
+    gc.collect()
+    assert [ref() for ref in kept[:-1]] == [None] * 9
+
+
+async def test_handle_keeps_nothing() -> None:
+    """Whoever keeps the handle of a task that has ended keeps neither its request nor other tasks by it."""
+    kept: list[Job[Any]] = []
+    refs: list[Any] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        request = current.get()
+        assert request is not None
+        refs.append(weakref.ref(request))
+        tasks = BackgroundTasks()
+        kept.append(tasks.add_task(anyio.sleep, 0))
+        refs.append(weakref.ref(tasks.add_task(anyio.sleep, 0)))
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    await get(app)
+    await wait_all_tasks_blocked()
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
+    assert kept[0].state is JobState.SUCCEEDED

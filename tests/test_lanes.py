@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import threading
 import tracemalloc
 from typing import Any
 
@@ -14,11 +15,16 @@ from anyio import wait_all_tasks_blocked
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fifo_background import BackgroundTasks, Job, JobState, SerialExecutor, executor_of
+from fifo_background import (
+    BackgroundTasks,
+    Job,
+    JobState,
+    SerialExecutor,
+    executor_of,
+)
+from tests.apps import Work, app_of, make_app, user
 from tests.asgi import Client, get
 from tests.conftest import Log
-from tests.test_executor import Work
-from tests.test_middleware import make_app
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -315,3 +321,120 @@ async def test_idle_lanes_leave_nothing(sync: bool) -> None:
     assert grown < 10_000
     assert repr(executor.lane("a")) == "<ExecutorLane 'a'>"
     assert executor.lane("a").key == "a"
+
+
+async def test_looking_changes_nothing(events: list[Any]) -> None:
+    """Statistics and peeks change no order: what a running task adds to its place stays in its place."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+
+        async def grows() -> None:
+            behind = app.executor.submit_nowait(events.append, "behind")
+            executor = app.executor
+            assert executor.statistics().waiting == 1
+            assert executor.lane(None).peek() is behind
+            tasks.add_task(events.append, "own")
+
+        tasks.add_task(grows)
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    await app.executor.join()
+    assert events == ["own", "behind"]
+
+
+async def test_a_thread_for_each_lane() -> None:
+    """Own threads: no limit but `max_lanes_running`."""
+    barrier = threading.Barrier(50)
+    async with SerialExecutor(max_lanes_running=50) as executor:
+        jobs = [executor.lane(n).submit_nowait(barrier.wait, 10) for n in range(50)]
+        assert sorted([await job.wait() for job in jobs]) == list(range(50))
+
+
+async def test_no_lane_for_nothing() -> None:
+    """With order="responded" a lane whose tasks were all called off leaves nothing behind."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.lane(path).add_task(print).cancel()
+        await wait_all_tasks_blocked()
+        await respond()
+        await tasks()
+
+    app = app_of(handle, order="responded")
+    for n in range(3):
+        await get(app, f"/{n}")
+    assert list(app.executor.line.lanes) == [None]
+
+
+async def test_running_task_adds_to_another_lane(events: list[Any]) -> None:
+    """A running task may add to its own object in another lane: it runs there, in the request's context."""
+
+    async def look() -> None:
+        events.append(user.get())
+
+    async def handle(path: str, respond: Any) -> None:
+        user.set("alice")
+        tasks = BackgroundTasks()
+
+        async def grows() -> None:
+            tasks.lane("other").add_task(look)
+
+        tasks.add_task(grows)
+        await respond()
+        await tasks()
+
+    assert (await get(app_of(handle))).error is None
+    assert events == ["alice"]
+
+
+async def test_lane_that_goes_on_before_the_response(events: list[Any]) -> None:
+    """A request that had not responded when its lane stopped, and went on, waits for its tasks as ever."""
+    responds, gate = anyio.Event(), anyio.Event()
+
+    async def fails() -> None:
+        await gate.wait()
+        raise ValueError
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, 1)
+        await tasks()
+        await responds.wait()
+        await respond()
+
+    app = app_of(handle, after_failure="stop")
+    async with anyio.create_task_group() as group:
+        app.executor.submit_nowait(fails)
+        exchange = await Client(app, group).start()
+        gate.set()
+        await wait_all_tasks_blocked()
+        app.executor.lane(None).skip_head()
+        await wait_all_tasks_blocked()
+        responds.set()
+    assert exchange.error is None
+    assert events == [1]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_added_to_another_lane_after_handing_over(sync: bool, events: list[Any]) -> None:
+    """What is added after its object was handed over runs with it, in whichever lane."""
+
+    async def append(what: str) -> None:
+        events.append(what)
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(append, "task")
+        await tasks()
+        tasks.lane("audit").add_task(events.append if sync else append, "audit")
+        await respond()
+
+    app = app_of(handle)
+    for _ in range(2):
+        assert (await get(app)).error is None
+    assert sorted(events) == ["audit", "audit", "task", "task"]
+    assert (app.executor.line.unfinished, app.executor.line.slots) == (0, 16)

@@ -23,10 +23,9 @@ from fifo_background import (
     executor_of,
 )
 from fifo_background._middleware import _refusal
+from tests.apps import Work, app_of, make_app
 from tests.asgi import Client, get
 from tests.conftest import Log
-from tests.test_executor import Work
-from tests.test_middleware import make_app
 
 
 async def test_queue_full(events: list[Any]) -> None:
@@ -328,3 +327,89 @@ async def test_options_of_an_object(events: list[Any]) -> None:
         for n in range(2):
             work.gate(n).set()
     assert [job.state for job in jobs] == [JobState.SUCCEEDED] * 2
+
+
+async def test_many_that_replace_one_another() -> None:
+    """A `submit` that is let in and replaces an older task makes room for the next one, without end."""
+    gate = anyio.Event()
+    jobs: list[Job[Any]] = []
+
+    async def work() -> None:
+        await gate.wait()
+
+    async def submit() -> None:
+        jobs.append(await executor.lane("a", keep="latest").submit(work))
+
+    async with SerialExecutor(max_pending=2) as executor:
+        lane = executor.lane("a", keep="latest")
+        lane.submit_nowait(work)
+        await wait_all_tasks_blocked()
+        jobs.append(lane.submit_nowait(work))
+        executor.lane("b").pause()
+        executor.lane("b").submit_nowait(work)
+        async with anyio.create_task_group() as group:
+            for _ in range(400):
+                group.start_soon(submit)
+            await wait_all_tasks_blocked()
+            executor.lane("b").clear()
+        gate.set()
+    states = [job.state for job in jobs]
+    assert (states.count(JobState.SUPERSEDED), states.count(JobState.SUCCEEDED)) == (400, 1)
+
+
+async def test_who_gives_up_waits_no_more() -> None:
+    """A `submit` that was called off does not stand in the way of others."""
+    async with SerialExecutor() as executor:
+        executor.lane("a").pause()
+        lane = executor.lane("a", max_pending=1)
+        lane.submit_nowait(print)
+        with anyio.move_on_after(0):
+            await lane.submit(print)
+        async with anyio.create_task_group() as group:
+            group.start_soon(lane.submit, print)
+            await wait_all_tasks_blocked()
+            with pytest.raises(QueueFull):
+                executor.lane("a", max_pending=10).submit_nowait(print)
+            group.cancel_scope.cancel()
+        executor.lane("a", max_pending=10).submit_nowait(print)
+        assert executor.line.waiting == 2
+        executor.lane("a").clear()
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_submit_that_is_cancelled_natively(paused: bool) -> None:
+    """A `submit` that is cancelled, however, leaves no task behind that has not begun."""
+    events: list[Any] = []
+
+    async def append(n: int) -> None:
+        events.append(n)
+
+    async def main() -> None:
+        async with SerialExecutor() as executor:
+            lane = executor.lane("a")
+            if paused:
+                lane.pause()
+            submit = asyncio.ensure_future(lane.submit(append, 1))
+            await asyncio.sleep(0)
+            submit.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await submit
+            assert executor.line.waiting == 0
+            lane.resume()
+            await lane.submit(append, 2)
+
+    asyncio.run(main())
+    assert events == ([2] if paused else [1, 2])
+
+
+async def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`QueueFull.retry_after` is what the client is told."""
+    monkeypatch.setattr(QueueFull, "retry_after", 7)
+
+    async def handle(path: str, respond: Any) -> None:
+        BackgroundTasks().add_task(print)
+        BackgroundTasks().add_task(print)
+
+    exchange = await get(app_of(handle, max_pending=1))
+    assert exchange.status == 503
+    assert (b"retry-after", b"7") in exchange.messages[0]["headers"]

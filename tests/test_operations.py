@@ -22,10 +22,9 @@ from fifo_background import (
     WaitsFor,
     executor_of,
 )
+from tests.apps import Work, make_app
 from tests.asgi import Client, Exchange, get
 from tests.conftest import Log
-from tests.test_executor import Work
-from tests.test_middleware import make_app
 
 
 class Flaky:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import functools
-from typing import Any, cast
+import pickle
+from typing import Any
 from unittest.mock import AsyncMock, MagicMock, Mock, call
 
 import anyio
 import anyio.from_thread
 import pytest
-from anyio import wait_all_tasks_blocked
 from starlette.background import BackgroundTask as StarletteTask
 from starlette.background import BackgroundTasks as StarletteTasks
 from starlette.requests import Request
@@ -23,13 +24,13 @@ from fifo_background import (
     JobState,
     OrderedBackgroundTask,
     OrderedBackgroundTasks,
+    SerialExecutor,
     executor_of,
 )
 from fifo_background._executor import current
+from tests.apps import Work, app_of, make_app
 from tests.asgi import Client, get
 from tests.conftest import Log
-from tests.test_executor import Work
-from tests.test_middleware import make_app
 
 
 def test_classes() -> None:
@@ -132,197 +133,6 @@ async def test_list_changed_by_hand(events: list[Any]) -> None:
     assert jobs[0].state is JobState.DROPPED
 
 
-@pytest.mark.parametrize("in_list", [True, False])
-async def test_nested(in_list: bool, events: list[Any]) -> None:
-    """Tasks inside tasks: one of our objects in a running task runs inline, and never waits for it."""
-    inner_jobs: list[Job[Any]] = []
-
-    async def outer_task() -> None:
-        events.append("outer")
-        inner = BackgroundTasks([StarletteTask(events.append, "inner 0")])
-        inner_jobs.append(inner.add_task(events.append, "inner 1"))
-        inner_jobs.append(inner.add_task(Work(events).quick, 2))
-        await inner()
-        await BackgroundTask(events.append, "inner single")()
-
-    async def handler(request: Request) -> Response:
-        if in_list:
-            inner = BackgroundTasks([BackgroundTask(events.append, "inner 0")])
-            inner_jobs.append(inner.add_task(events.append, "inner 1"))
-            tasks = BackgroundTasks([StarletteTask(events.append, "outer"), inner])
-        else:
-            tasks = BackgroundTasks()
-            tasks.add_task(outer_task)
-        tasks.add_task(events.append, "last")
-        return Response(background=tasks)
-
-    app = make_app(handler)
-    async with anyio.create_task_group() as group:
-        client = Client(app, group)
-        for _ in range(2):
-            await client.start("/handler")
-    one = ["outer", "inner 0", "inner 1", *([] if in_list else [2, "inner single"]), "last"]
-    assert events == one * 2
-    assert {job.state for job in inner_jobs} == {JobState.SUCCEEDED}
-    assert executor_of(app).line.unfinished == 0
-
-
-async def test_nested_failure(events: list[Any], log: Log) -> None:
-    """A failure inside a nested object fails the task that awaits it, and skips the rest of both lists."""
-    jobs: list[Job[Any]] = []
-
-    def fail() -> None:
-        jobs.append(inner.add_task(events.append, "added"))
-        raise ValueError("inner")
-
-    inner = BackgroundTasks()
-
-    async def handler(request: Request) -> Response:
-        nonlocal inner
-        inner = BackgroundTasks()
-        jobs.append(inner.add_task(fail))
-        jobs.append(inner.add_task(events.append, 1))
-        tasks = BackgroundTasks([inner])
-        jobs.append(tasks.add_task(events.append, 2))
-        return Response(background=tasks)
-
-    app = make_app(handler)
-    exchange = await get(app, "/handler")
-    assert isinstance(exchange.error, ValueError)
-    assert events == []
-    assert [job.state for job in jobs] == [JobState.FAILED] + [JobState.SKIPPED] * 3
-    assert len(log) == 3
-    assert log[0].endswith("fail failed (GET /handler)")
-    assert log[1] == "WARNING not run after a task of the same list: 1 task: list.append"
-    assert log[2].startswith("WARNING skipped after ")
-    assert log[2].endswith(" (GET /handler): 2 tasks: list.append x2")
-    assert executor_of(app).line.unfinished == executor_of(app).line.waiting == 0
-
-
-@pytest.mark.parametrize("added", [True, False])
-async def test_nested_outlives_its_request(added: bool, events: list[Any], log: Log) -> None:
-    """The tasks of a nested object are as owed as the entry: they run, although the request has ended."""
-    jobs: list[Job[Any]] = []
-    gate = anyio.Event()
-
-    async def handler(request: Request) -> Response:
-        innermost = BackgroundTasks()
-        jobs.append(innermost.add_task(events.append, 2))
-        inner = BackgroundTasks()
-        jobs.append(inner.add_task(events.append, 0))
-        jobs.append(inner.lane("other").add_task(events.append, 1))
-        inner.tasks.append(innermost)
-        tasks = BackgroundTasks()
-        tasks.add_task(gate.wait)
-        if added:
-            tasks.add_task(inner)
-        else:
-            tasks.tasks.append(inner)
-        return Response(background=tasks)
-
-    app = make_app(handler, wait=False)
-    await get(app, "/handler")
-    await wait_all_tasks_blocked()
-    assert {job.state for job in jobs} == {JobState.PENDING}
-    executor = executor_of(app)
-    await executor.lane("other").submit_nowait(events.append, "not held up").wait()
-    gate.set()
-    await jobs[0].wait()
-    await executor.join()
-    assert events == ["not held up", 0, 1, 2]
-    assert {job.state for job in jobs} == {JobState.SUCCEEDED}
-    assert log == []
-    assert executor.line.waiting == 0
-
-
-async def test_nested_awaited_by_its_detached_request(events: list[Any]) -> None:
-    """A request that does not wait for its tasks may await the handle of one in a nested object."""
-
-    async def handler(request: Request) -> Response:
-        inner = BackgroundTasks()
-        job = inner.add_task(events.append, 0)
-        BackgroundTasks().add_task(events.append, "never awaited")
-        response = Response(background=BackgroundTasks([inner]))
-
-        async def respond(scope: Any, receive: Any, send: Any) -> None:
-            await response(scope, receive, send)
-            await job.wait()
-            events.append("waited")
-
-        answer: Any = respond
-        return cast(Response, answer)
-
-    assert (await get(make_app(handler, wait=False), "/handler")).error is None
-    assert events == [0, "waited"]
-
-
-async def test_nested_runs_again(events: list[Any]) -> None:
-    """What did not run inside an entry that was skipped runs when the objects are awaited again."""
-    kept: list[BackgroundTasks] = []
-
-    async def handler(request: Request) -> Response:
-        if not kept:
-            inner, tasks = BackgroundTasks(), BackgroundTasks()
-            inner.add_task(events.append, 0)
-            tasks.add_task(fail)
-            tasks.add_task(inner)
-            kept.append(tasks)
-        return Response(background=kept[0])
-
-    def fail() -> None:
-        del kept[0].tasks[0]
-        raise ValueError
-
-    app = make_app(handler)
-    assert isinstance((await get(app, "/handler")).error, ValueError)
-    assert events == []
-    assert (await get(app, "/handler")).error is None
-    assert events == [0]
-
-
-@pytest.mark.parametrize("end", ["cancelled", "dropped", "emptied", "part"])
-async def test_nested_never_runs(end: str, events: list[Any], log: Log) -> None:
-    """What does not run inside an entry ends with it, and does not run any more."""
-    jobs: list[Job[Any]] = []
-    gate = anyio.Event()
-
-    async def handler(request: Request) -> Response:
-        inner = BackgroundTasks()
-        jobs.append(inner.add_task(events.append, 0))
-        jobs.append(inner.add_task(events.append, 1))
-        tasks = BackgroundTasks()
-        tasks.add_task(gate.wait)
-        if end == "emptied":
-            tasks.add_task(inner.tasks.clear)
-        elif end == "dropped":
-            executor_of(request).lane(None).pause()
-        jobs.append(tasks.add_task(inner))
-        return Response(background=tasks)
-
-    app = make_app(handler, wait=False)
-    await get(app, "/handler")
-    executor = executor_of(app)
-    if end == "cancelled":
-        assert jobs[2].cancel()
-    elif end == "part":
-        assert jobs[0].cancel()
-    elif end == "dropped":
-        await executor.aclose()
-    gate.set()
-    await executor.join()
-    states = [job.state for job in jobs]
-    expected: dict[str, tuple[list[JobState], list[Any]]] = {
-        "cancelled": ([JobState.CANCELLED] * 3, []),
-        "dropped": ([JobState.DROPPED] * 3, []),
-        "emptied": ([JobState.DROPPED, JobState.DROPPED, JobState.SUCCEEDED], []),
-        "part": ([JobState.CANCELLED, JobState.SUCCEEDED, JobState.SUCCEEDED], [1]),
-    }
-    assert (states, events) == expected[end]
-    assert executor.line.unfinished == executor.line.waiting == 0
-    if end == "dropped":
-        assert log[0].endswith(": dropped 3 tasks: Event.wait, list.append x2")
-
-
 @pytest.mark.parametrize("middleware", [True, False])
 async def test_running_task_extends_its_list(middleware: bool, events: list[Any]) -> None:
     """A running task may add to its own list: the new task joins the same place."""
@@ -353,24 +163,6 @@ async def test_running_task_extends_its_list(middleware: bool, events: list[Any]
             else:
                 group.start_soon(make_tasks())
     assert events == ["first", "second", "third", "fourth"] * 2
-
-
-async def test_nested_list_extended(events: list[Any]) -> None:
-    """A task of a nested object may add to the nested list: it runs inline too."""
-
-    async def handler(request: Request) -> Response:
-        inner = BackgroundTasks()
-        inner.add_task(lambda: jobs.append(inner.add_task(events.append, "extended")))
-        tasks = BackgroundTasks([inner])
-        tasks.add_task(events.append, "last")
-        return Response(background=tasks)
-
-    jobs: list[Job[Any]] = []
-    app = make_app(handler)
-    await get(app, "/handler")
-    assert events == ["extended", "last"]
-    assert jobs[0].state is JobState.SUCCEEDED
-    assert executor_of(app).line.unfinished == 0
 
 
 async def test_added_too_late(events: list[Any], log: Log) -> None:
@@ -596,3 +388,100 @@ async def test_entries_that_are_no_tasks(events: list[Any]) -> None:
     tasks.tasks += [Slots(), function]  # type: ignore[list-item]
     await tasks()
     assert events == ["slots", "function"]
+
+
+async def test_called_off_stays_called_off(events: list[Any]) -> None:
+    """A cancelled entry stays away, however often a task awaits its object."""
+    inner = BackgroundTasks()
+    inner.add_task(events.append, "called off").cancel()
+    inner.add_task(events.append, "runs")
+
+    async def outer() -> None:
+        await inner()
+        await inner()
+
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(outer).wait()
+    assert events == ["runs", "runs"]
+
+
+async def test_added_between_two_awaits(events: list[Any]) -> None:
+    """Awaiting again runs the list again; what was added in between, and not awaited yet, runs once."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, 1)
+        await tasks()
+        tasks.add_task(events.append, 2)
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    assert sorted(events) == [1, 1, 2]
+
+
+async def test_object_made_after_the_request(events: list[Any]) -> None:
+    """What a handler has left running may make objects of its own when the request has ended."""
+    go_on = anyio.Event()
+
+    async def worker() -> None:
+        await go_on.wait()
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, "worker")
+        await tasks()
+
+    async with anyio.create_task_group() as group:
+
+        async def handle(path: str, respond: Any) -> None:
+            group.start_soon(worker)
+            await respond()
+
+        await get(app_of(handle))
+        go_on.set()
+    assert events == ["worker"]
+
+
+async def test_copies(events: list[Any]) -> None:
+    """A copy of an object has its tasks and no part in the request: it runs in a place of its own."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(print, end="")
+        copies = [copy.copy(tasks), copy.deepcopy(tasks), pickle.loads(pickle.dumps(tasks))]
+        assert [[task.func for task in one.tasks] for one in copies] == [[print]] * 3
+        assert [one._request for one in copies] == [None] * 3
+        tasks.add_task(events.append, 1)
+        await respond()
+        await copies[1]()
+        await tasks()
+
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    assert events == [1]
+    assert app.executor.line.unfinished == 0
+
+
+async def test_single_task_is_what_it_was_made(events: list[Any]) -> None:
+    """The single form keeps `is_async` and the request in which it was made."""
+
+    async def later() -> None:
+        await anyio.lowlevel.checkpoint()
+        events.append("awaited")
+
+    def returns_a_coroutine() -> Any:
+        return later()
+
+    async def handle(path: str, respond: Any) -> None:
+        task = BackgroundTask(returns_a_coroutine)
+        task.is_async = True
+        ordered = BackgroundTask(events.append, "task")
+        token = current.set(None)
+        await ordered()
+        await task()
+        current.reset(token)
+        events.append("handler")
+        await respond()
+
+    assert (await get(app_of(handle))).error is None
+    assert events == ["handler", "task", "awaited"]

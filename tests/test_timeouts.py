@@ -13,10 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fifo_background import BackgroundTasks, Job, JobState, SerialExecutor
+from tests.apps import Work, make_app
 from tests.asgi import get
 from tests.conftest import Log
-from tests.test_executor import Work
-from tests.test_middleware import make_app
 
 
 @pytest.mark.virtual_clock

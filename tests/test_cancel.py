@@ -1,0 +1,164 @@
+"""Owed is owed: disconnects and cancels stop the waiting, never the tasks, and never let two overlap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio import wait_all_tasks_blocked
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from fifo_background import (
+    BackgroundTask,
+    BackgroundTasks,
+    JobState,
+    SerialExecutor,
+    executor_of,
+)
+from tests.apps import Work, make_app
+from tests.asgi import Client, Exchange
+from tests.conftest import Log
+
+
+async def test_disconnect_and_cancel(events: list[Any]) -> None:
+    """Owed is owed: once `await tasks()` is reached, a cancelled request only stops waiting."""
+    work = Work(events)
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(work.gated, 0)
+        tasks.add_task(work.sync, 1)
+        return Response(background=tasks)
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start("/handler")
+        exchange.cancel_scope.cancel()
+        await exchange.ended.wait()
+        assert events == ["start 0"]
+        work.gate(0).set()
+        await executor_of(app).join()
+    assert events == ["start 0", "end 0", 1]
+
+
+async def test_failure_after_the_wait_was_cancelled(events: list[Any], log: Log) -> None:
+    """If only the waiting was interrupted, a later failure goes to our log alone."""
+    work = Work(events)
+
+    async def fail() -> None:
+        await work.gated(0)
+        raise ValueError("later")
+
+    async def handler(request: Request) -> Response:
+        return Response(background=BackgroundTask(fail))
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start("/handler")
+        exchange.cancel_scope.cancel()
+        await exchange.ended.wait()
+        work.gate(0).set()
+        await executor_of(app).join()
+    assert exchange.error is None
+    assert len(log) == 1
+    assert log[0].endswith("fail failed (GET /handler)")
+
+
+class _Interrupted(Exchange):
+    """A client that is gone when the body comes."""
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await super().send(message)
+        if message["type"] == "http.response.body":
+            raise OSError("gone")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_response_interrupted(stream: bool, events: list[Any], log: Log) -> None:
+    """If sending fails before the tasks are awaited, they are dropped and logged as interrupted."""
+
+    async def chunks() -> AsyncIterator[str]:
+        yield "x"
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, 1)
+        return StreamingResponse(chunks(), background=tasks) if stream else Response(background=tasks)
+
+    app = make_app(handler)
+    exchange = _Interrupted(app, "/handler", asgi={"version": "3.0", "spec_version": "2.4"})
+    await exchange.run()
+    assert exchange.error is not None
+    assert events == []
+    assert log == ["WARNING GET /handler ended without running 1 task: list.append: response interrupted"]
+    assert executor_of(app).line.unfinished == 0
+
+
+async def test_streaming_client_leaves(events: list[Any]) -> None:
+    """A stream whose client leaves, on ASGI 2.3, owes its tasks: its background is reached."""
+
+    async def chunks() -> AsyncIterator[str]:
+        yield "x"
+        await anyio.sleep_forever()
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, 1)
+        return StreamingResponse(chunks(), background=tasks)
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start("/handler")
+        exchange.disconnected.set()
+        await exchange.ended.wait()
+    assert (events, exchange.error) == ([1], None)
+
+
+async def test_native_cancel_in_mid_thread(events: list[Any]) -> None:
+    """A task cancelled natively in mid-thread never overlaps the next one."""
+    if "trio" in str(anyio.get_current_task()).lower() or not _on_asyncio():
+        return  # trio has no native cancel
+    work = Work(events)
+    executor = SerialExecutor()
+    executor.submit_nowait(work.thread_gated, 0)
+    last = executor.submit_nowait(work.sync, 1)
+    while "start 0" not in events:
+        await asyncio.sleep(0)
+    for _ in range(3):
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert events == ["start 0"]
+    work.thread_gate(0).set()
+    assert await last.wait() == 1
+    assert events == ["start 0", "end 0", 1]
+
+
+def _on_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def test_native_cancel_of_async_task(events: list[Any], log: Log) -> None:
+    """An async task that is cancelled natively ends as cancelled, and the next one runs."""
+    if not _on_asyncio():
+        return  # trio has no native cancel
+    work = Work(events)
+    executor = SerialExecutor()
+    first = executor.submit_nowait(work.gated, 0)
+    last = executor.submit_nowait(work.quick, 1)
+    await wait_all_tasks_blocked()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    assert await last.wait() == 1
+    assert (first.state, events) == (JobState.CANCELLED, ["start 0", 1])
+    assert log == ["WARNING Work.gated was cancelled"]

@@ -1,0 +1,326 @@
+"""Tasks inside tasks: objects as entries, objects that tasks await, lists that grow."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import anyio
+import anyio.from_thread
+import pytest
+import starlette.background
+from anyio import wait_all_tasks_blocked
+from starlette.background import BackgroundTask as StarletteTask
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fifo_background import (
+    BackgroundTask,
+    BackgroundTasks,
+    Job,
+    JobState,
+    SerialExecutor,
+    executor_of,
+)
+from tests.apps import Work, app_of, make_app
+from tests.asgi import Client, get
+from tests.conftest import Log
+
+
+@pytest.mark.parametrize("in_list", [True, False])
+async def test_nested(in_list: bool, events: list[Any]) -> None:
+    """Tasks inside tasks: one of our objects in a running task runs inline, and never waits for it."""
+    inner_jobs: list[Job[Any]] = []
+
+    async def outer_task() -> None:
+        events.append("outer")
+        inner = BackgroundTasks([StarletteTask(events.append, "inner 0")])
+        inner_jobs.append(inner.add_task(events.append, "inner 1"))
+        inner_jobs.append(inner.add_task(Work(events).quick, 2))
+        await inner()
+        await BackgroundTask(events.append, "inner single")()
+
+    async def handler(request: Request) -> Response:
+        if in_list:
+            inner = BackgroundTasks([BackgroundTask(events.append, "inner 0")])
+            inner_jobs.append(inner.add_task(events.append, "inner 1"))
+            tasks = BackgroundTasks([StarletteTask(events.append, "outer"), inner])
+        else:
+            tasks = BackgroundTasks()
+            tasks.add_task(outer_task)
+        tasks.add_task(events.append, "last")
+        return Response(background=tasks)
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        for _ in range(2):
+            await client.start("/handler")
+    one = ["outer", "inner 0", "inner 1", *([] if in_list else [2, "inner single"]), "last"]
+    assert events == one * 2
+    assert {job.state for job in inner_jobs} == {JobState.SUCCEEDED}
+    assert executor_of(app).line.unfinished == 0
+
+
+async def test_nested_failure(events: list[Any], log: Log) -> None:
+    """A failure inside a nested object fails the task that awaits it, and skips the rest of both lists."""
+    jobs: list[Job[Any]] = []
+
+    def fail() -> None:
+        jobs.append(inner.add_task(events.append, "added"))
+        raise ValueError("inner")
+
+    inner = BackgroundTasks()
+
+    async def handler(request: Request) -> Response:
+        nonlocal inner
+        inner = BackgroundTasks()
+        jobs.append(inner.add_task(fail))
+        jobs.append(inner.add_task(events.append, 1))
+        tasks = BackgroundTasks([inner])
+        jobs.append(tasks.add_task(events.append, 2))
+        return Response(background=tasks)
+
+    app = make_app(handler)
+    exchange = await get(app, "/handler")
+    assert isinstance(exchange.error, ValueError)
+    assert events == []
+    assert [job.state for job in jobs] == [JobState.FAILED] + [JobState.SKIPPED] * 3
+    assert len(log) == 3
+    assert log[0].endswith("fail failed (GET /handler)")
+    assert log[1] == "WARNING not run after a task of the same list: 1 task: list.append"
+    assert log[2].startswith("WARNING skipped after ")
+    assert log[2].endswith(" (GET /handler): 2 tasks: list.append x2")
+    assert executor_of(app).line.unfinished == executor_of(app).line.waiting == 0
+
+
+@pytest.mark.parametrize("added", [True, False])
+async def test_nested_outlives_its_request(added: bool, events: list[Any], log: Log) -> None:
+    """The tasks of a nested object are as owed as the entry: they run, although the request has ended."""
+    jobs: list[Job[Any]] = []
+    gate = anyio.Event()
+
+    async def handler(request: Request) -> Response:
+        innermost = BackgroundTasks()
+        jobs.append(innermost.add_task(events.append, 2))
+        inner = BackgroundTasks()
+        jobs.append(inner.add_task(events.append, 0))
+        jobs.append(inner.lane("other").add_task(events.append, 1))
+        inner.tasks.append(innermost)
+        tasks = BackgroundTasks()
+        tasks.add_task(gate.wait)
+        if added:
+            tasks.add_task(inner)
+        else:
+            tasks.tasks.append(inner)
+        return Response(background=tasks)
+
+    app = make_app(handler, wait=False)
+    await get(app, "/handler")
+    await wait_all_tasks_blocked()
+    assert {job.state for job in jobs} == {JobState.PENDING}
+    executor = executor_of(app)
+    await executor.lane("other").submit_nowait(events.append, "not held up").wait()
+    gate.set()
+    await jobs[0].wait()
+    await executor.join()
+    assert events == ["not held up", 0, 1, 2]
+    assert {job.state for job in jobs} == {JobState.SUCCEEDED}
+    assert log == []
+    assert executor.line.waiting == 0
+
+
+async def test_nested_awaited_by_its_detached_request(events: list[Any]) -> None:
+    """A request that does not wait for its tasks may await the handle of one in a nested object."""
+
+    async def handler(request: Request) -> Response:
+        inner = BackgroundTasks()
+        job = inner.add_task(events.append, 0)
+        BackgroundTasks().add_task(events.append, "never awaited")
+        response = Response(background=BackgroundTasks([inner]))
+
+        async def respond(scope: Any, receive: Any, send: Any) -> None:
+            await response(scope, receive, send)
+            await job.wait()
+            events.append("waited")
+
+        answer: Any = respond
+        return cast(Response, answer)
+
+    assert (await get(make_app(handler, wait=False), "/handler")).error is None
+    assert events == [0, "waited"]
+
+
+async def test_nested_runs_again(events: list[Any]) -> None:
+    """What did not run inside an entry that was skipped runs when the objects are awaited again."""
+    kept: list[BackgroundTasks] = []
+
+    async def handler(request: Request) -> Response:
+        if not kept:
+            inner, tasks = BackgroundTasks(), BackgroundTasks()
+            inner.add_task(events.append, 0)
+            tasks.add_task(fail)
+            tasks.add_task(inner)
+            kept.append(tasks)
+        return Response(background=kept[0])
+
+    def fail() -> None:
+        del kept[0].tasks[0]
+        raise ValueError
+
+    app = make_app(handler)
+    assert isinstance((await get(app, "/handler")).error, ValueError)
+    assert events == []
+    assert (await get(app, "/handler")).error is None
+    assert events == [0]
+
+
+@pytest.mark.parametrize("end", ["cancelled", "dropped", "emptied", "part"])
+async def test_nested_never_runs(end: str, events: list[Any], log: Log) -> None:
+    """What does not run inside an entry ends with it, and does not run any more."""
+    jobs: list[Job[Any]] = []
+    gate = anyio.Event()
+
+    async def handler(request: Request) -> Response:
+        inner = BackgroundTasks()
+        jobs.append(inner.add_task(events.append, 0))
+        jobs.append(inner.add_task(events.append, 1))
+        tasks = BackgroundTasks()
+        tasks.add_task(gate.wait)
+        if end == "emptied":
+            tasks.add_task(inner.tasks.clear)
+        elif end == "dropped":
+            executor_of(request).lane(None).pause()
+        jobs.append(tasks.add_task(inner))
+        return Response(background=tasks)
+
+    app = make_app(handler, wait=False)
+    await get(app, "/handler")
+    executor = executor_of(app)
+    if end == "cancelled":
+        assert jobs[2].cancel()
+    elif end == "part":
+        assert jobs[0].cancel()
+    elif end == "dropped":
+        await executor.aclose()
+    gate.set()
+    await executor.join()
+    states = [job.state for job in jobs]
+    expected: dict[str, tuple[list[JobState], list[Any]]] = {
+        "cancelled": ([JobState.CANCELLED] * 3, []),
+        "dropped": ([JobState.DROPPED] * 3, []),
+        "emptied": ([JobState.DROPPED, JobState.DROPPED, JobState.SUCCEEDED], []),
+        "part": ([JobState.CANCELLED, JobState.SUCCEEDED, JobState.SUCCEEDED], [1]),
+    }
+    assert (states, events) == expected[end]
+    assert executor.line.unfinished == executor.line.waiting == 0
+    if end == "dropped":
+        assert log[0].endswith(": dropped 3 tasks: Event.wait, list.append x2")
+
+
+async def test_nested_list_extended(events: list[Any]) -> None:
+    """A task of a nested object may add to the nested list: it runs inline too."""
+
+    async def handler(request: Request) -> Response:
+        inner = BackgroundTasks()
+        inner.add_task(lambda: jobs.append(inner.add_task(events.append, "extended")))
+        tasks = BackgroundTasks([inner])
+        tasks.add_task(events.append, "last")
+        return Response(background=tasks)
+
+    jobs: list[Job[Any]] = []
+    app = make_app(handler)
+    await get(app, "/handler")
+    assert events == ["extended", "last"]
+    assert jobs[0].state is JobState.SUCCEEDED
+    assert executor_of(app).line.unfinished == 0
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_nested_object_extends_itself(wait: bool, events: list[Any]) -> None:
+    """An object that runs inside a task may get more tasks from there, after its request, too."""
+
+    async def handle(path: str, respond: Any) -> None:
+        inner = BackgroundTasks()
+
+        async def grows() -> None:
+            await anyio.lowlevel.checkpoint()
+            inner.add_task(events.append, "more")
+
+        inner.add_task(grows)
+        await respond()
+        await BackgroundTasks([inner])()
+
+    app = app_of(handle, wait=wait)
+    assert (await get(app)).error is None
+    await app.executor.join()
+    assert events == ["more"]
+
+
+async def test_object_in_a_task_of_another_executor(events: list[Any]) -> None:
+    """A task of another executor that awaits a request's object runs its tasks; both books are closed."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        job = tasks.add_task(events.append, 1)
+        await respond()
+        await own.submit_nowait(tasks).wait()
+        assert job.state is JobState.SUCCEEDED
+
+    app = app_of(handle)
+    async with SerialExecutor() as own:
+        assert (await get(app)).error is None
+        lines = own.line, app.executor.line
+        assert [(line.unfinished, line.ready, line.waiting) for line in lines] == [(0, 0, 0)] * 2
+        await app.executor.join()
+    assert events == [1]
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+async def test_plain_list_as_an_entry(timeout: float | None, events: list[Any]) -> None:
+    """One of Starlette's own lists as an entry runs inline, in that entry's place."""
+
+    async def later(n: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        events.append(n)
+
+    async def handle(path: str, respond: Any) -> None:
+        plain = starlette.background.BackgroundTasks()
+        plain.add_task(events.append, 1)
+        plain.add_task(later, 2)
+        tasks = BackgroundTasks([plain])
+        tasks.add_task(events.append, 3)
+        await respond()
+        await tasks()
+
+    app = app_of(handle, timeout=timeout)
+    assert [(await get(app)).error for _ in range(2)] == [None, None]
+    assert events == [1, 2, 3] * 2
+    assert app.executor.line.unfinished == 0
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+async def test_entries_of_all_kinds(timeout: float | None, events: list[Any]) -> None:
+    """What is no plain task fails, if it must, as a task: the line goes on."""
+
+    class OwnCall(starlette.background.BackgroundTask):
+        def __init__(self) -> None: ...
+
+        async def __call__(self) -> None:
+            events.append("own call")
+
+    class Bare(starlette.background.BackgroundTask):
+        def __init__(self) -> None: ...
+
+    async def handle(path: str, respond: Any) -> None:
+        entries: list[Any] = [OwnCall()] if path == "/own" else [Bare()]
+        if path == "/nested":
+            entries = [BackgroundTasks([OwnCall()])]
+        await respond()
+        await BackgroundTasks(entries)()
+
+    app = app_of(handle, timeout=timeout)
+    assert (await get(app, "/own")).error is None
+    assert isinstance((await get(app, "/bare")).error, AttributeError)
+    assert (await get(app, "/nested")).error is None
+    assert events == ["own call", "own call"]
+    assert app.executor.line.unfinished == 0
