@@ -26,9 +26,9 @@ from fifo_background._executor import current
 from fifo_background._job import Batch, Job, JobState
 from fifo_background._lane import NOTHING, Lane, Place, PlaceState, Runner
 from fifo_background._line import Line, LineState
-from fifo_background._loop import enter_thread
 from fifo_background._request import JOB, Stage, TrackedRequest
 from fifo_background._settings import Settings
+from fifo_background._sniffio import set_library
 
 
 class Tasks(BackgroundTasks):
@@ -62,7 +62,7 @@ class Tasks(BackgroundTasks):
                 place = request.places[key] = Place(key, request)
             if line.state is not LineState.OPEN:  # a clean end
                 raise NotImplementedError
-            if line._max_pending is not None or job.options.max_pending is not None:  # a bounded line
+            if line.room.limit is not None or job.options.max_pending is not None:  # a bounded line
                 raise NotImplementedError
             job.place = place
             lane = place.lane = line.lanes.get(key)
@@ -219,7 +219,7 @@ class FullFloor:
         job.move(JobState.RUNNING)
         runner.job = job
         runner.since = line.clock()
-        if lane.latest is not None or job.options.timeout is not None or line.wanted or lane.wanted:
+        if lane.latest is not None or job.options.timeout is not None or line.room.wanted or lane.wanted:
             raise NotImplementedError
 
     def start(self, runner: Runner) -> None:
@@ -340,7 +340,7 @@ class FullFloor:
 
 
 def call_sync(job: Job[Any]) -> Any:
-    enter_thread()
+    set_library(None)
     current.set(job)
     if not job.direct:
         raise NotImplementedError

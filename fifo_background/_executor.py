@@ -25,9 +25,10 @@ from fifo_background._job import CANCELLED, FAILED, RUNNING, SUCCEEDED, Job
 from fifo_background._lane import IN_LINE, Lane, Place, Runner
 from fifo_background._line import Held, Line, Lost, Overdue
 from fifo_background._log import logger, names, of_request
-from fifo_background._loop import EventLoop, NoLoop, enter_thread, face_of, running_loop
+from fifo_background._loop import EventLoop, NoLoop, face_of, running_loop
 from fifo_background._operations import drop_all
 from fifo_background._settings import Settings
+from fifo_background._sniffio import set_library
 from fifo_background._threads import Threads, in_loop_of_caller
 from fifo_background.exceptions import lane_name
 
@@ -126,11 +127,6 @@ class Executor:
                 self.settle_soon()
         finally:
             self._starting = False
-        if line.woken:
-            with line.lock:
-                woken, line.woken = line.woken, []
-            for waiter in woken:
-                self._loop.wake(waiter)
         if line.effects:
             with line.lock:
                 effects, line.effects = line.effects, []
@@ -142,11 +138,13 @@ class Executor:
                 elif isinstance(effect, Overdue):
                     self._watch(effect.runner, effect.job)
                 else:
-                    self.end_hopeless()
-
-    def end_hopeless(self) -> None:
-        """Tell who waits for room that cannot come any more."""
-        raise NotImplementedError
+                    with line.lock:
+                        line.room.tell_hopeless()
+        if line.woken:
+            with line.lock:
+                woken, line.woken = line.woken, []
+            for waiter in woken:
+                self._loop.wake(waiter)
 
     def start(self, runner: Runner) -> None:
         """Let a runner that the line has just made run its jobs. On the loop only."""
@@ -415,7 +413,7 @@ def _leave_context(runner: Runner) -> None:
 
 
 def _call_sync(job: Job[Any]) -> Any:
-    enter_thread()
+    set_library(None)
     current.set(job)
     if job.direct:
         return job.task.func(*job.task.args, **job.task.kwargs)

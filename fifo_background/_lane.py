@@ -7,7 +7,6 @@ when it reaches the head: no operation grows with the length of the line.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Coroutine, Hashable, Iterator
 from contextvars import Context
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from fifo_background._job import QUEUED, Job
 
 if TYPE_CHECKING:
-    from fifo_background._loop import Handle, Waiter
+    from fifo_background._loop import Handle
     from fifo_background._request import TrackedRequest
+    from fifo_background._room import Wanted
 
-__all__ = ("NOTHING", "OUTSIDE", "IN_LINE", "GONE", "Lane", "Place", "PlaceState", "Runner", "Wanted")
+__all__ = ("NOTHING", "OUTSIDE", "IN_LINE", "GONE", "Lane", "Place", "PlaceState", "Runner")
 
 
 # What a place without jobs has for a list, so that 100,000 waiting places need no lists for nothing. It is
@@ -157,23 +157,6 @@ class Runner:
         self.stopped: bool = False  # it starts no other job: somebody has cancelled it
         self.cancelled: bool = False  # that was the executor
         self.lent: int = 0  # how often its job waits for another lane: its slot is free for others
-
-
-class Wanted:
-    """A `submit` that waits for room."""
-
-    __slots__ = ("error", "job", "limit", "party", "place", "waiter")
-
-    def __init__(
-        self, job: Job[Any], place: Place, waiter: Waiter, party: TrackedRequest | Job[Any] | None
-    ) -> None:
-        self.job: Job[Any] = job
-        self.place: Place = place
-        # how many may wait in its lane
-        self.limit: float = math.inf if job.options.max_pending is None else job.options.max_pending
-        self.waiter: Waiter = waiter
-        self.party: TrackedRequest | Job[Any] | None = party  # who waits, if others may wait for it
-        self.error: Exception | None = None
 
 
 class Lane:

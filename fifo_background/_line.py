@@ -7,7 +7,6 @@ nothing of a user's runs under it, and nothing is awaited. What has to be done o
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
@@ -15,7 +14,6 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from fifo_background._job import (
-    CANCELLED,
     DROPPED,
     FAILED,
     PENDING,
@@ -27,13 +25,14 @@ from fifo_background._job import (
     Job,
     JobState,
 )
-from fifo_background._lane import IN_LINE, OUTSIDE, Lane, Place, Runner, Wanted
+from fifo_background._lane import IN_LINE, OUTSIDE, Lane, Place, Runner
 from fifo_background._loop import Waiter
+from fifo_background._room import Full, Room
 from fifo_background._settings import Settings
 from fifo_background._waits import Waits
-from fifo_background.exceptions import ExecutorClosed, LaneStopped, QueueFull
+from fifo_background.exceptions import ExecutorClosed, LaneStopped
 
-__all__ = ("OPEN", "CLOSING", "CLOSED", "Full", "Held", "Line", "LineState", "Lost", "Overdue")
+__all__ = ("OPEN", "CLOSING", "CLOSED", "Held", "Line", "LineState", "Lost", "Overdue")
 
 
 class LineState(Enum):
@@ -65,10 +64,6 @@ class Overdue(NamedTuple):
     job: Job[Any]
 
 
-class Full(NamedTuple):
-    """There was room, and others got it: who still waits for some may have no hope any more."""
-
-
 class Line:
     """The lanes of one executor."""
 
@@ -90,13 +85,15 @@ class Line:
         self.joiners: list[Waiter] = []  # for nothing being unfinished
         self.drainers: list[Waiter] = []  # for nothing being ready, and for no runner being left
         self.returning: deque[Waiter] = deque()  # for a slot that they had lent
-        self.wanted: deque[Wanted] = deque()  # for room
-        self.in_need: set[Wanted] = set()  # of them, and of the lanes' own, who hold something back
-        self._with_room: list[Lane] = []  # in which somebody may be let in, while `_room` does so
+        self.room: Room = Room(self, settings.max_pending)
         self._hold = settings.hold
-        self._max_pending = settings.max_pending
 
     # -- adding -----------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes new work."""
+        return self.state is OPEN
 
     def lane(self, key: Hashable) -> Lane:
         lane = self.lanes.get(key)
@@ -112,8 +109,8 @@ class Line:
         """
         if self.state is not OPEN:
             raise ExecutorClosed(job.name)
-        if (self._max_pending is not None or job.options.max_pending is not None) and not owed:
-            self._check_room(job, place)
+        if (self.room.limit is not None or job.options.max_pending is not None) and not owed:
+            self.room.check(job, place)
         job.place = place
         lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
         lane.waiting += 1
@@ -125,16 +122,6 @@ class Line:
             place.added.append(job)
         else:
             place.added = [job]
-
-    def _check_room(self, job: Job[Any], place: Place) -> None:
-        lane, limit = self.lanes.get(place.key), job.options.max_pending
-        if lane is not None and limit is not None and (lane.wanted or lane.waiting >= limit):
-            raise QueueFull(job.name, lane.waiting)
-        if self._full():
-            raise QueueFull(job.name, self.waiting)
-
-    def _full(self) -> bool:
-        return self._max_pending is not None and (bool(self.wanted) or self.waiting >= self._max_pending)
 
     def count_in(self, job: Job[Any], place: Place) -> None:
         job.place = place
@@ -185,54 +172,6 @@ class Line:
         lane.latest[function] = job
         if other is not None:
             self.end_waiting(other, SUPERSEDED)
-
-    # -- room -------------------------------------------------------------------------------------------
-
-    def want(self, wanted: Wanted) -> None:
-        """There is no room for this job: it is registered and queued when there is, in turn."""
-        lane = self.lane(wanted.place.key)
-        if lane.wanted or lane.waiting >= wanted.limit:
-            lane.wanted = lane.wanted or deque()
-            lane.wanted.append(wanted)
-        else:
-            self.count_in(wanted.job, wanted.place)
-            self.wanted.append(wanted)
-
-    def _room(self, lane: Lane) -> None:
-        """A job of the lane does not wait any more: let in who waited for that, first come, first served."""
-        if self.state is not OPEN:
-            return
-        self._with_room.append(lane)
-        if len(self._with_room) > 1:  # one that was let in replaced another: the loop below goes on with it
-            return
-        most = math.inf if self._max_pending is None else self._max_pending
-        for lane in self._with_room:
-            while lane.wanted and lane.waiting < lane.wanted[0].limit:
-                wanted = lane.wanted.popleft()
-                self.count_in(wanted.job, wanted.place)
-                self.wanted.append(wanted)
-            while self.wanted and self.waiting < most:
-                wanted = self.wanted.popleft()
-                self.waiting += 1
-                self.woken.append(wanted.waiter)
-                self.queue(wanted.place, [wanted.job])
-        self._with_room.clear()
-        if self.in_need:
-            self.effects.append(Full())
-
-    def withdraw(self, wanted: Wanted) -> None:
-        """Nobody waits for room for this job any more: it does not run, unless it runs already."""
-        job = wanted.job
-        lane = self.lanes.get(wanted.place.key)
-        if job.state is QUEUED:
-            self.end_waiting(job, CANCELLED)
-        elif wanted in self.wanted:
-            self.wanted.remove(wanted)
-            self.waiting += 1  # it was counted in its lane only
-            self.end_waiting(job, CANCELLED)
-        elif lane is not None and lane.wanted and wanted in lane.wanted:
-            lane.wanted.remove(wanted)
-            self._room(lane)
 
     # -- running ----------------------------------------------------------------------------------------
 
@@ -303,8 +242,8 @@ class Line:
             self._forget_latest(lane, job)
         if job.options.timeout is not None and not job.stoppable:
             self.effects.append(Overdue(runner, job))
-        if self.wanted or lane.wanted:
-            self._room(lane)
+        if self.room.wanted or lane.wanted:
+            self.room.let_in(lane)
 
     def next_job(self, runner: Runner) -> Job[Any] | None:
         """The runner's job has ended: the next one for it, started; None if it has left the lane.
@@ -432,8 +371,8 @@ class Line:
         if lane.latest is not None:
             self._forget_latest(lane, job)
         self.wants_turn(lane)
-        if self.wanted or lane.wanted:
-            self._room(lane)
+        if self.room.wanted or lane.wanted:
+            self.room.let_in(lane)
 
     def _forget_latest(self, lane: Lane, job: Job[Any]) -> None:
         function = _hashable(job)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from fifo_background._job import DROPPED, SKIPPED, Job, JobState
-from fifo_background._lane import Lane, Wanted
+from fifo_background._lane import Lane
 from fifo_background._line import CLOSED, CLOSING, Line
+from fifo_background._room import Wanted
 from fifo_background.exceptions import ExecutorClosed
 
 __all__ = ("clear_lane", "close", "drop_all", "retry_head", "skip_head")
@@ -69,7 +70,7 @@ def close(line: Line) -> list[Job[Any]]:
             place.arriving = False
         _refuse(line, lane.wanted or ())
         line.wants_turn(lane)
-    _refuse(line, line.wanted)
+    _refuse(line, line.room.wanted)
     return dropped
 
 

@@ -20,7 +20,6 @@ from fifo_background._call import Around
 from fifo_background._executor import current
 from fifo_background._job import CANCELLED, DROPPED, PENDING, SKIPPED, SUPERSEDED, Batch, Job
 from fifo_background._lane import GONE, IN_LINE, NOTHING, OUTSIDE, Place
-from fifo_background._line import OPEN
 from fifo_background._log import logger, names
 from fifo_background._loop import running_loop
 from fifo_background._serial import SerialExecutor
@@ -165,7 +164,7 @@ class TrackedRequest:
         line = self.executor.line
         with line.lock:
             for place in self.places.values():
-                if place.added and place.state is OUTSIDE and line.state is OPEN:
+                if place.added and place.state is OUTSIDE and line.is_open:
                     line.take(place)
 
     @property
@@ -179,7 +178,7 @@ class TrackedRequest:
         """Take a place for tasks that the request may add; it is free again when the request has ended."""
         key, line = self.key(), self.executor.line
         with line.lock:
-            if line.state is OPEN:
+            if line.is_open:
                 place = self.places[key] = Place(key, self)
                 place.arriving = True
                 line.take(place)
@@ -356,7 +355,7 @@ class TrackedRequest:
     def _owe_or_drop(self, place: Place) -> list[Job[Any]]:
         """What was awaited is ready now; what was not is dropped, and returned."""
         line = self.executor.line
-        closed = place.state is not IN_LINE and line.state is not OPEN
+        closed = place.state is not IN_LINE and not line.is_open
         added, place.added = place.added, NOTHING
         dropped = [job for job in added if closed or job.batch is None]
         for job in dropped:

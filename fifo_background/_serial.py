@@ -14,7 +14,7 @@ from starlette.background import BackgroundTask
 
 from fifo_background._job import CANCELLED, QUEUED, Job
 from fifo_background._lane import Place
-from fifo_background._line import CLOSED, OPEN
+from fifo_background._line import CLOSED
 from fifo_background._log import logger, names
 from fifo_background._operations import clear_lane, close, retry_head, skip_head
 from fifo_background._settings import AfterFailure, Keep, Options, Settings, check_key
@@ -333,7 +333,7 @@ class SerialExecutor(Submitter, WaitingExecutor):
     @property
     def is_open(self) -> bool:
         """Whether new work is taken: True until `aclose`, or the end of the `async with` block."""
-        return self.line.state is OPEN
+        return self.line.is_open
 
     def __repr__(self) -> str:
         line = self.line

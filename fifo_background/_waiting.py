@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._executor import Executor, current
-from fifo_background._job import PENDING, QUEUED, RUNNING, Batch, Job
-from fifo_background._lane import OUTSIDE, Place, Wanted
+from fifo_background._job import RUNNING, Batch, Job
+from fifo_background._lane import Place
+from fifo_background._room import Wanted, no_room
 from fifo_background._statistics import ExecutorStatistics, snapshot
-from fifo_background._waits import holds_anything, holds_back, jobs_awaited
+from fifo_background._waits import holds_anything, holds_back, jobs_awaited, name_of_party
 from fifo_background.exceptions import QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
@@ -55,16 +56,13 @@ class WaitingExecutor(Executor):
         """The running task `outer` awaits the request that waits for the batch."""
         waits = self.line.waits
         with self.line.lock:
-            if not batch.left or batch.stopped is not None:
-                return
             jobs = jobs_awaited(request)
             if any(waits.would_deadlock(outer, job) for job in jobs):
-                raise WouldDeadlock(_name(outer), f"it awaits {request}, whose tasks wait for it")
+                raise WouldDeadlock(name_of_party(outer), f"it awaits {request}, whose tasks wait for it")
             self._add_waits(outer, jobs)
         try:
             async with self._lent(outer):
-                if (waiter := self._waiter(batch)) is not None:
-                    await waiter
+                await self.wait(batch)
         finally:
             with self.line.lock:
                 for job in jobs:
@@ -72,10 +70,10 @@ class WaitingExecutor(Executor):
 
     def _who_awaits(self, maker: Job[Any]) -> Job[Any] | None:
         """The running task that made a request in its own process, if it awaits it: in one asyncio task."""
-        if maker.executor is not self or maker.state is not RUNNING or maker.place is None:
-            return None
-        runner = None if maker.place.lane is None else maker.place.lane.runner
-        return maker if runner is not None and runner.run and self._loop.runs(runner.run) else None
+        lane = None if maker.place is None else maker.place.lane
+        run = None if lane is None or lane.runner is None else lane.runner.run
+        running = maker.executor is self and maker.state is RUNNING
+        return maker if running and run is not None and self._loop.runs(run) else None
 
     async def wait_for(self, job: Job[Any]) -> None:
         """Wait until `job` has ended, however it ends. Raises WouldDeadlock."""
@@ -87,7 +85,7 @@ class WaitingExecutor(Executor):
             if job.state.ended:
                 return
             if party is not None and line.waits.would_deadlock(party, job):
-                raise WouldDeadlock(_name(party), f"{job.name} cannot end before it does")
+                raise WouldDeadlock(name_of_party(party), f"{job.name} cannot end before it does")
             if party is not None:
                 self._add_waits(party, [job])
             batch.watch(job)
@@ -102,13 +100,15 @@ class WaitingExecutor(Executor):
 
     def _add_waits(self, party: TrackedRequest | Job[Any], jobs: list[Job[Any]]) -> None:
         """The party waits for jobs. Raises WouldDeadlock if one of them waits for room that is behind it."""
-        waits, in_need = self.line.waits, self.line.in_need
+        waits, room = self.line.waits, self.line.room
         for job in jobs:
             waits.add(party, job)
-        if in_need and self._hopeless(in_need):
+        if room.in_need and room.hopeless(room.in_need):
             for job in jobs:
                 waits.remove(party, job)
-            raise WouldDeadlock(_name(party), f"what {jobs[0].name} waits for waits for room behind it")
+            raise WouldDeadlock(
+                name_of_party(party), f"what {jobs[0].name} waits for waits for room behind it"
+            )
 
     def _party(self) -> TrackedRequest | Job[Any] | None:
         """The caller, if others may have to wait for it: a running job, or a request."""
@@ -145,7 +145,7 @@ class WaitingExecutor(Executor):
 
     async def wait_for_room(self, job: Job[Any], place: Place) -> None:
         """Put a job in line as soon as there is room for it, in turn. Raises WouldDeadlock."""
-        line = self.line
+        line, room = self.line, self.line.room
         party = self._party()
         with line.lock:
             try:
@@ -153,10 +153,10 @@ class WaitingExecutor(Executor):
             except QueueFull:
                 wanted = Wanted(job, place, self._loop.waiter(), party)
                 if holds_anything(party):
-                    if wanted in self._hopeless({*line.in_need, wanted}):
-                        raise WouldDeadlock(_name(party), _no_room(wanted)) from None
-                    line.in_need.add(wanted)
-                line.want(wanted)
+                    if wanted in room.hopeless({*room.in_need, wanted}):
+                        raise no_room(wanted) from None
+                    room.in_need.add(wanted)
+                room.want(wanted)
             else:
                 line.queue(place, [job])
                 return
@@ -167,53 +167,11 @@ class WaitingExecutor(Executor):
                 raise wanted.error
         except BaseException:
             with line.lock:
-                line.in_need.discard(wanted)
-                line.withdraw(wanted)
+                room.in_need.discard(wanted)
+                room.withdraw(wanted)
             self.settle()
             raise
-        line.in_need.discard(wanted)
-
-    def end_hopeless(self) -> None:
-        with self.line.lock:
-            for wanted in self._hopeless(self.line.in_need):
-                wanted.error = WouldDeadlock(_name(wanted.party), _no_room(wanted))
-                self._loop.wake(wanted.waiter)
-                break  # there may be hope for the others: they are looked at when this one has given up
-
-    def _hopeless(self, in_need: set[Wanted]) -> set[Wanted]:
-        """Those of them for whom there is no room before one of them ends."""
-        # who has been let in, or refused, and has not gone on yet does not wait any more
-        stuck = {one for one in in_need if one.error is None and one.job.state is PENDING}
-        while stuck:
-            saved = {wanted for wanted in stuck if self._room_may_come(wanted, stuck)}
-            if not saved:
-                break
-            stuck -= saved
-        return stuck
-
-    def _room_may_come(self, wanted: Wanted, stuck: set[Wanted]) -> bool:
-        """Whether a job whose start makes room can start before one of those who are stuck ends."""
-        line = self.line
-        parties = {one.party for one in stuck if one.party is not None}
-        lane = line.lanes.get(wanted.place.key)
-        full = lane is not None and lane.waiting >= wanted.limit
-        lanes = [lane] if full and lane is not None else list(line.lanes.values())
-        for lane in lanes:
-            head = lane.peek() if lane.waiting else None
-            if head is not None:
-                running = None if lane.runner is None else lane.runner.job
-                if head.state is QUEUED and running not in parties and not line.waits.has(running):
-                    return True  # nothing that waits is before it
-                if not any(line.waits.would_deadlock(party, head) for party in parties):
-                    return True
-        # what waits, and is not in line yet: tasks of requests that have not responded
-        outside = sum(lane.waiting - sum(len(place.waiting) for place in lane.places) for lane in lanes)
-        outside -= sum(one.place.lane in lanes for one in line.wanted)
-        for party in parties:
-            if not isinstance(party, Job):
-                own = (place for place in party.places.values() if place.lane in lanes)
-                outside -= sum(len(place.added) for place in own if place.state is OUTSIDE)
-        return outside > 0
+        room.in_need.discard(wanted)
 
     async def join(self) -> None:
         """Wait until every task that was added or submitted has ended.
@@ -225,7 +183,7 @@ class WaitingExecutor(Executor):
         party = self._party()
         line = self.line
         if isinstance(party, Job):
-            raise WouldDeadlock(_name(party), "it is one of the tasks that `join` waits for")
+            raise WouldDeadlock(name_of_party(party), "it is one of the tasks that `join` waits for")
         while line.unfinished:
             waiter = self._loop.waiter()
             with line.lock:
@@ -233,7 +191,7 @@ class WaitingExecutor(Executor):
                     return
                 if party is not None and self._holds_back_any(party):
                     raise WouldDeadlock(
-                        _name(party), "its own place keeps tasks waiting that `join` waits for"
+                        name_of_party(party), "its own place keeps tasks waiting that `join` waits for"
                     )
                 line.joiners.append(waiter)
             await waiter
@@ -251,11 +209,3 @@ class WaitingExecutor(Executor):
         self.check_caller()
         with self.line.lock:
             return snapshot(self.line)
-
-
-def _name(party: TrackedRequest | Job[Any] | None) -> str:
-    return party.name if isinstance(party, Job) else str(party)
-
-
-def _no_room(wanted: Wanted) -> str:
-    return f"there is no room for {wanted.job.name} before it ends"

@@ -10,7 +10,7 @@ from fifo_background._lane import IN_LINE
 if TYPE_CHECKING:
     from fifo_background._request import TrackedRequest
 
-__all__ = ("Waits", "holds_anything", "holds_back", "jobs_awaited")
+__all__ = ("Waits", "holds_anything", "holds_back", "jobs_awaited", "name_of_party")
 
 # What can keep a job from ending while it waits: a running job, or a request that holds places.
 Party = Union["Job[Any]", "TrackedRequest"]
@@ -56,13 +56,14 @@ class Waits:
 
 def jobs_awaited(request: TrackedRequest | None) -> list[Job[Any]]:
     """The jobs that a request waits for, and which have not ended."""
-    if request is None or request.awaits is None or not request.awaits.attached:
+    batch = None if request is None else request.awaits
+    if request is None or batch is None or not batch.attached or batch.stopped is not None:
         return []
     jobs = [job for place in request.places.values() for job in place.waiting]
     for place in request.places.values():
         if place.lane is not None and place.lane.runner is not None:
             jobs.append(place.lane.runner.job)
-    return [job for job in jobs if job.batch is request.awaits and not job.state.ended]
+    return [job for job in jobs if job.batch is batch and not job.state.ended]
 
 
 def holds_anything(party: Party | None) -> bool:
@@ -95,3 +96,7 @@ def holds_back(party: Party, job: Job[Any]) -> bool:
         and held.held
         and (place.state is not IN_LINE or held.number < place.number)
     )
+
+
+def name_of_party(party: Party | None) -> str:
+    return party.name if isinstance(party, Job) else str(party)

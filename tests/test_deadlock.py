@@ -419,6 +419,33 @@ async def test_room_that_comes_from_outside_the_line(events: list[Any]) -> None:
     assert events == ["slow", "submitted"]
 
 
+async def test_room_that_a_request_makes(events: list[Any]) -> None:
+    """A task waits for the room that a request makes which holds the head of a lane and has not responded."""
+    full, responds = anyio.Event(), anyio.Event()
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, "the request's")
+        await responds.wait()
+        await respond()
+        await tasks()
+
+    async def submits() -> None:
+        await full.wait()
+        await app.executor.lane("b").submit(events.append, "submitted")
+
+    app = app_of(handle, max_pending=1)
+    async with anyio.create_task_group() as group:
+        app.executor.lane("a").submit_nowait(submits)
+        await wait_all_tasks_blocked()
+        await Client(app, group).start()
+        for event in (full, responds):
+            event.set()
+            await wait_all_tasks_blocked()
+        await app.executor.join()
+    assert events == ["the request's", "submitted"]
+
+
 async def test_handler_without_a_place() -> None:
     """A handler that has added nothing may wait for any task, as often as it likes."""
     seen: list[Any] = []

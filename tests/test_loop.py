@@ -25,10 +25,13 @@ from fifo_background import (
     SerialExecutor,
     _call,
     _loop,
+    _sniffio,
     _threads,
     executor_of,
 )
-from fifo_background._loop import AsyncioLoop, TrioLoop, face_of, running_loop
+from fifo_background._asyncio import AsyncioLoop
+from fifo_background._loop import face_of, running_loop
+from fifo_background._trio import TrioLoop
 from tests.apps import make_app, user
 from tests.asgi import get
 from tests.conftest import Log
@@ -90,7 +93,7 @@ def test_task_factory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_sniffio(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no sniffio, nothing has to be told to it."""
-    monkeypatch.setattr(_loop, "_sniffio_library", None)
+    monkeypatch.setattr(_sniffio, "_library", None)
 
     async def main() -> None:
         assert await SerialExecutor().submit_nowait(str, 1).wait() == "1"
@@ -153,7 +156,7 @@ async def test_abandoned_before_it_began() -> None:
 def test_import_without_sniffio(monkeypatch: pytest.MonkeyPatch) -> None:
     """The module can be imported where there is no sniffio."""
     monkeypatch.setitem(sys.modules, "sniffio", None)
-    assert runpy.run_path(_loop.__file__)["_sniffio_library"] is None
+    assert runpy.run_path(_sniffio.__file__)["_library"] is None
 
 
 def test_wrapper_that_suspends() -> None:
