@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fifo_background._job import CANCELLED, PENDING, QUEUED, Job
 from fifo_background._lane import OUTSIDE, Lane, Place
 from fifo_background._loop import Waiter
-from fifo_background._waits import name_of_party
+from fifo_background._waits import Party, name_of_party
 from fifo_background.exceptions import QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
@@ -120,19 +120,24 @@ class Room:
         # who has been let in, or refused, and has not gone on yet does not wait any more
         stuck = {one for one in in_need if one.error is None and one.job.state is PENDING}
         while stuck:
-            saved = {wanted for wanted in stuck if self._may_come(wanted, stuck)}
+            parties = {one.party for one in stuck if one.party is not None}
+            lanes = {one: self._full_lane(one) for one in stuck}
+            hope = {lane: self._may_come(lane, parties) for lane in set(lanes.values())}
+            saved = {one for one, lane in lanes.items() if hope[lane]}
             if not saved:
                 break
             stuck -= saved
         return stuck
 
-    def _may_come(self, wanted: Wanted, stuck: set[Wanted]) -> bool:
-        """Whether a job whose start makes room can start before one of those who are stuck ends."""
+    def _full_lane(self, wanted: Wanted) -> Lane | None:
+        """The lane that is full for it; None if it waits for room in the whole line."""
+        lane = self._line.lanes.get(wanted.place.key)
+        return lane if lane is not None and lane.waiting >= wanted.limit else None
+
+    def _may_come(self, full: Lane | None, parties: set[Party]) -> bool:
+        """Whether a job whose start makes room can start before one of these ends."""
         line = self._line
-        parties = {one.party for one in stuck if one.party is not None}
-        lane = line.lanes.get(wanted.place.key)
-        full = lane is not None and lane.waiting >= wanted.limit
-        lanes = [lane] if full and lane is not None else list(line.lanes.values())
+        lanes = list(line.lanes.values()) if full is None else [full]
         for lane in lanes:
             head = lane.peek() if lane.waiting else None
             if head is not None:
@@ -142,13 +147,19 @@ class Room:
                 if not any(line.waits.would_deadlock(party, head) for party in parties):
                     return True
         # what waits, and is not in line yet: tasks of requests that have not responded
-        outside = sum(lane.waiting - sum(len(place.waiting) for place in lane.places) for lane in lanes)
-        outside -= sum(one.place.lane in lanes for one in self.wanted)
+        known = {job for lane in line.lanes.values() for place in lane.places for job in place.waiting}
         for party in parties:
-            if not isinstance(party, Job):
-                own = (place for place in party.places.values() if place.lane in lanes)
-                outside -= sum(len(place.added) for place in own if place.state is OUTSIDE)
-        return outside > 0
+            known |= {party} if isinstance(party, Job) else _outside(party)
+        known |= {part for job in known for part in job.parts}
+        known |= {one.job for one in self.wanted}
+        places = [job.place for job in known if job.state in (PENDING, QUEUED)]
+        waiting = sum(place is not None and place.lane in lanes for place in places)
+        return sum(lane.waiting for lane in lanes) > waiting
+
+
+def _outside(request: TrackedRequest) -> set[Job[Any]]:
+    """What the request has added without having a place in line for it."""
+    return {job for place in request.places.values() if place.state is OUTSIDE for job in place.added}
 
 
 def no_room(wanted: Wanted) -> WouldDeadlock:

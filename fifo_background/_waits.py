@@ -10,7 +10,7 @@ from fifo_background._lane import IN_LINE
 if TYPE_CHECKING:
     from fifo_background._request import TrackedRequest
 
-__all__ = ("Waits", "holds_anything", "holds_back", "jobs_awaited", "name_of_party")
+__all__ = ("Party", "Waits", "holds_anything", "holds_back", "jobs_awaited", "name_of_party")
 
 # What can keep a job from ending while it waits: a running job, or a request that holds places.
 Party = Union["Job[Any]", "TrackedRequest"]

@@ -443,7 +443,7 @@ async def test_room_that_a_request_makes(events: list[Any]) -> None:
             event.set()
             await wait_all_tasks_blocked()
         await app.executor.join()
-    assert events == ["the request's", "submitted"]
+    assert sorted(events) == ["submitted", "the request's"]
 
 
 async def test_handler_without_a_place() -> None:
@@ -684,3 +684,23 @@ async def test_waiting_for_a_task_of_an_open_request(events: list[Any]) -> None:
         responds.set()
         await job.wait()
     assert events == [1, 2]
+
+
+async def test_room_that_is_inside_a_task_behind(events: list[Any]) -> None:
+    """The tasks of an object that stands behind who waits for room make none."""
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, tasks = BackgroundTasks(), BackgroundTasks()
+        tasks.add_task(wants_room)
+        inner.add_task(events.append, "inside")
+        tasks.tasks.append(inner)
+        await respond()
+        await tasks()
+
+    async def wants_room() -> None:
+        with pytest.raises(WouldDeadlock):
+            await app.executor.submit(events.append, "never")
+
+    app = app_of(handle, max_pending=2)
+    assert (await get(app)).error is None
+    assert events == ["inside"]
