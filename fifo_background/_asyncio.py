@@ -82,9 +82,9 @@ class AsyncioLoop:
             self._was_cancelled = True
         ended(*args)
 
-    def runs(self, run: Coroutine[Any, Any, None]) -> bool:
+    def runs(self, run: Coroutine[Any, Any, None], handle: Handle | None) -> bool:
         task = asyncio.current_task()
-        return task is not None and task.get_coro() is run
+        return task is not None and (task is handle or task.get_coro() is run)
 
     def soon(self, call: Callable[..., object], *args: Any) -> bool:
         try:

@@ -23,8 +23,8 @@ import anyio
 from fifo_background._call import call, drive, run_here
 from fifo_background._job import CANCELLED, FAILED, RUNNING, SUCCEEDED, Job
 from fifo_background._lane import IN_LINE, Lane, Place, Runner
-from fifo_background._line import Held, Line, Lost, Overdue
-from fifo_background._log import logger, names, of_request
+from fifo_background._line import Held, Line, Lost, Overdue, Unrun
+from fifo_background._log import in_brackets, logger, names, of_request
 from fifo_background._loop import EventLoop, NoLoop, face_of, running_loop
 from fifo_background._operations import drop_all
 from fifo_background._settings import Settings
@@ -137,6 +137,13 @@ class Executor:
                     self._look_again(effect.lane, effect.delay)
                 elif isinstance(effect, Overdue):
                     self._watch(effect.runner, effect.job)
+                elif isinstance(effect, Unrun):
+                    logger.warning(
+                        "%s ended without running %s%s",
+                        effect.job.name,
+                        names(effect.parts),
+                        in_brackets(effect.owner),
+                    )
                 else:
                     with line.lock:
                         line.room.tell_hopeless()
@@ -290,6 +297,8 @@ class Executor:
         try:
             outcome = await self._call(job)
         except BaseException as error:
+            if outer.outcome is error:  # of a job inside this one
+                job.outcome = error
             self._end_badly(job, error, self._is_cancellation(error), inline=True)
             outer.outcome = error  # logged: `outer` need not log it again if it fails of it
             raise
@@ -366,14 +375,15 @@ class Executor:
                 skipped = self.line.fail(job, error)
         if cancelled:
             logger.warning("%s was cancelled%s", job.name, of_request(job.place))
-        elif logged and skipped:  # the error of a task inside it
-            logger.warning("skipped after %s%s: %s", job.name, of_request(job.place), names(skipped))
-        elif not logged:
+        else:
             after = f"; skipped after it: {names(skipped)}" if skipped else ""
             lane = None if inline or job.place is None else job.place.lane
             if lane is not None and lane.failed is not None:
                 after += f"; {lane_name(lane.key)} has stopped"
-            logger.error("%s failed%s%s", job.name, of_request(job.place), after, exc_info=error)
+            if not logged:
+                logger.error("%s failed%s%s", job.name, of_request(job.place), after, exc_info=error)
+            elif after:
+                logger.warning("%s failed of that%s%s", job.name, of_request(job.place), after)
 
     def _is_cancellation(self, error: BaseException) -> bool:
         if isinstance(error, (self._loop.cancelled, GeneratorExit)):

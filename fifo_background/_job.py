@@ -173,6 +173,7 @@ class Job(Generic[T]):
         "task",
         "traceback",
         "watchers",
+        "within",
     )
 
     def __init__(self, task: BackgroundTask, executor: WaitingExecutor | None, options: Options) -> None:
@@ -189,12 +190,25 @@ class Job(Generic[T]):
         self.traceback: TracebackType | None = None  # of the error, where the function raised it
         self.batch: Batch | None = None  # of the object in whose list it is, once that is awaited
         self.parts: tuple[Job[Any], ...] = ()  # of the object that is its task: they run inside it
+        self.within: Job[Any] | None = None  # whose part it is
         self.watchers: tuple[Batch, ...] = ()  # of those who wait for this one job
 
     @property
     def name(self) -> str:
         """The qualified name of the task's function."""
         return name_of(self.task)
+
+    @property
+    def entry(self) -> Job[Any]:
+        """The job inside which it will run; itself if it stands in line by itself, or has started."""
+        job: Job[Any] = self
+        while job.within is not None and job.waits_inside(job.within):
+            job = job.within
+        return job
+
+    def waits_inside(self, entry: Job[Any]) -> bool:
+        """Whether it waits for running inside `entry`, as a part of it; nobody has awaited it by itself."""
+        return self.within is entry and self.state is PENDING and self.batch is None
 
     def queue(self) -> None:
         """Be ready to run. From here on it is settled where the task runs, and whether straight."""

@@ -170,6 +170,7 @@ class Lane:
         "last",
         "latest",
         "number",
+        "outside",
         "paused",
         "queued",
         "rings",
@@ -190,6 +191,7 @@ class Lane:
         self.in_turn: bool = False  # it waits, with other lanes, for being looked at
         self.timer: Handle | None = None  # rings when the head's `hold` is over,
         self.rings: float = 0.0  # which is then, in the loop's seconds
+        self.outside: set[Place] | None = None  # places that are not in line, and wait for a response
         self.paused: bool = False
         self.failed: Place | None = None  # stopped; the place holds the failed job, for a retry
         self.latest: dict[Any, Job[Any]] | None = None  # of each function, with keep="latest"
@@ -205,6 +207,24 @@ class Lane:
         else:
             self.last.behind = place
         self.last = place
+        if self.outside:
+            self.outside.discard(place)
+
+    def keep_outside(self, place: Place) -> None:
+        """A place that is not in line has jobs."""
+        if self.outside is None:
+            self.outside = set()
+        self.outside.add(place)
+
+    def openings(self) -> Iterator[Job[Any]]:
+        """Jobs one of which is the next to start, as far as can be told: who is first may not respond."""
+        if self.runner is not None:
+            yield from (part for part in self.runner.job.parts if part.waits_inside(self.runner.job))
+        first = next((job for place in self.places if (job := place.peek()) is not None), None)
+        if first is not None:
+            yield first
+        for place in self.outside or ():
+            yield from place.added[:1]
 
     def put_first(self, place: Place, now: float) -> None:
         """Before everything in line: for a retry, which keeps the order that there was."""
@@ -259,6 +279,8 @@ class Lane:
         """The head, which this is and holds back what is ready behind it, leaves and keeps its tasks."""
         self._pop(place)
         place.state = OUTSIDE
+        if place.added:
+            self.keep_outside(place)
 
     @property
     def open(self) -> bool:

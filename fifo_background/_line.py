@@ -11,12 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fifo_background._job import (
     DROPPED,
     FAILED,
-    PENDING,
     QUEUED,
     RUNNING,
     SKIPPED,
@@ -27,12 +26,15 @@ from fifo_background._job import (
 )
 from fifo_background._lane import IN_LINE, OUTSIDE, Lane, Place, Runner
 from fifo_background._loop import Waiter
-from fifo_background._room import Full, Room
+from fifo_background._room import Room
 from fifo_background._settings import Settings
 from fifo_background._waits import Waits
 from fifo_background.exceptions import ExecutorClosed, LaneStopped
 
-__all__ = ("OPEN", "CLOSING", "CLOSED", "Held", "Line", "LineState", "Lost", "Overdue")
+if TYPE_CHECKING:
+    from fifo_background._request import TrackedRequest
+
+__all__ = ("OPEN", "CLOSING", "CLOSED", "Held", "Line", "LineState", "Lost", "Overdue", "Unrun")
 
 
 class LineState(Enum):
@@ -64,6 +66,21 @@ class Overdue(NamedTuple):
     job: Job[Any]
 
 
+class Unrun(NamedTuple):
+    """A job has ended without running these parts of it: to be logged."""
+
+    job: Job[Any]
+    parts: list[Job[Any]]
+    owner: TrackedRequest | None
+
+
+class Hope(NamedTuple):
+    """There may be no hope any more for somebody who waits for room: look."""
+
+
+HOPE = Hope()
+
+
 class Line:
     """The lanes of one executor."""
 
@@ -76,16 +93,16 @@ class Line:
         self.unfinished: int = 0  # jobs that are owed an end
         self.ready: int = 0  # those of them that are queued or run
         self.waiting: int = 0  # those of them that do not run
-        self.waits: Waits = Waits()
         # for the executor to do
         self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
         self.woken: list[Waiter] = []
-        self.effects: list[Lost | Held | Overdue | Full] = []
+        self.effects: list[Lost | Held | Overdue | Unrun | Hope] = []
         # who waits for something that is not the end of a job
         self.joiners: list[Waiter] = []  # for nothing being unfinished
         self.drainers: list[Waiter] = []  # for nothing being ready, and for no runner being left
         self.returning: deque[Waiter] = deque()  # for a slot that they had lent
         self.room: Room = Room(self, settings.max_pending)
+        self.waits: Waits = Waits(self.room)
         self._hold = settings.hold
 
     # -- adding -----------------------------------------------------------------------------------------
@@ -107,21 +124,32 @@ class Line:
         `take`: the place is taken now, if it is not in line. `owed`: it did not come through `add_task`,
         which could have refused it; there is always room. Raises `ExecutorClosed` and `QueueFull`.
         """
-        if self.state is not OPEN:
-            raise ExecutorClosed(job.name)
-        if (self.room.limit is not None or job.options.max_pending is not None) and not owed:
-            self.room.check(job, place)
+        if owed:
+            if self.state is not OPEN:
+                raise ExecutorClosed(job.name)
+        else:
+            self.check(job, place)
         job.place = place
         lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
         lane.waiting += 1
         self.waiting += 1
         self.unfinished += 1
-        if take and place.state is OUTSIDE:
-            lane.append(place, self.clock())
+        if place.state is OUTSIDE:
+            if take:
+                lane.append(place, self.clock())
+            else:
+                lane.keep_outside(place)
         if place.added:
             place.added.append(job)
         else:
             place.added = [job]
+
+    def check(self, job: Job[Any], place: Place) -> None:
+        """Raise `ExecutorClosed` or `QueueFull` if the job cannot be added."""
+        if self.state is not OPEN:
+            raise ExecutorClosed(job.name)
+        if self.room.limit is not None or job.options.max_pending is not None:
+            self.room.check(job, place)
 
     def count_in(self, job: Job[Any], place: Place) -> None:
         job.place = place
@@ -147,6 +175,8 @@ class Line:
         place.queue(jobs)
         self.ready += len(jobs)
         lane.queued += len(jobs)
+        if self.room.in_need:
+            self.look_for_hope()
         for job in jobs:
             if job.options.keep == "latest":
                 self._keep_latest(lane, place, job)
@@ -174,6 +204,11 @@ class Line:
             self.end_waiting(other, SUPERSEDED)
 
     # -- running ----------------------------------------------------------------------------------------
+
+    def look_for_hope(self) -> None:
+        """Somebody waits for room: there may be no hope for it any more."""
+        if HOPE not in self.effects:
+            self.effects.append(HOPE)
 
     def wants_turn(self, lane: Lane) -> None:
         """Something in the lane may have become able to start."""
@@ -244,6 +279,8 @@ class Line:
             self.effects.append(Overdue(runner, job))
         if self.room.wanted or lane.wanted:
             self.room.let_in(lane)
+        if self.room.in_need:
+            self.look_for_hope()
 
     def next_job(self, runner: Runner) -> Job[Any] | None:
         """The runner's job has ended: the next one for it, started; None if it has left the lane.
@@ -295,7 +332,7 @@ class Line:
         self._count_out(job)
         self.unfinished -= 1
         self._wake_joiners()
-        job.place = None
+        job.place = job.within = None
 
     def start_inline(self, job: Job[Any], outer: Job[Any]) -> None:
         """Start a job inside the running one that awaits it, in its place."""
@@ -348,6 +385,8 @@ class Line:
         if place.added:  # it was not stalling: `hold` begins anew
             place.taken = self.clock()
         self._ended(job)
+        if job.parts and (parts := self._end_parts(job)):
+            self.effects.append(Unrun(job, parts, place.owner))
 
     def end_waiting(self, job: Job[Any], state: JobState) -> None:
         """End a job that does not run."""
@@ -360,19 +399,21 @@ class Line:
             lane.queued -= 1
         self._count_out(job)
         self._ended(job)
+        if job.parts:
+            self._end_parts(job)
 
     def _count_out(self, job: Job[Any]) -> None:
         """The job does not wait in its lane any more, without having been started there."""
         place: Place = job.place  # type: ignore[assignment]
         lane: Lane = place.lane  # type: ignore[assignment]
-        place.release(job)
-        lane.waiting -= 1
         self.waiting -= 1
         if lane.latest is not None:
             self._forget_latest(lane, job)
-        self.wants_turn(lane)
+        self._release(job)
         if self.room.wanted or lane.wanted:
             self.room.let_in(lane)
+        if self.room.in_need:
+            self.look_for_hope()
 
     def _forget_latest(self, lane: Lane, job: Job[Any]) -> None:
         function = _hashable(job)
@@ -392,24 +433,41 @@ class Line:
         if not self.ready and self.drainers:
             self.woken += self.drainers
             self.drainers = []
-        if job.parts:
-            self._end_parts(job)
 
-    def _end_parts(self, job: Job[Any]) -> None:
+    def _end_parts(self, job: Job[Any]) -> list[Job[Any]]:
         """What has not run inside the job does not run any more: it is skipped if the job has failed."""
         state = job.state if job.state in UNRUN else SKIPPED if job.state is FAILED else DROPPED
-        for part in job.parts:
-            if part.state is PENDING and part.batch is None:
-                self.end_waiting(part, state)
-                part.batch = job.batch  # it was awaited, with the object
-
-    def take_in(self, job: Job[Any], parts: tuple[Job[Any], ...]) -> None:
-        """The job's task is an object that has these jobs: they run inside it, and hold no place."""
-        job.parts = parts
+        parts = [part for part in job.parts if part.waits_inside(job)]
         for part in parts:
-            place: Place = part.place  # type: ignore[assignment]
-            place.release(part)
-            self.wants_turn(place.lane)  # type: ignore[arg-type]
+            self.end_waiting(part, state)
+            part.batch = job.batch  # it was awaited, with the object
+        return parts
+
+    def take_in(self, job: Job[Any], parts: list[Job[Any]]) -> None:
+        """These jobs, of the object that is the job's task, run inside it, and have no place of their own."""
+        place: Place = job.place  # type: ignore[assignment]
+        for part in parts:
+            if part.place is None:
+                self.unfinished += 1
+                self.waiting += 1
+            else:
+                lane: Lane = part.place.lane  # type: ignore[assignment]
+                self._release(part)
+                if lane.wanted:
+                    self.room.let_in(lane)
+            part.place, part.within = place, job
+            place.lane.waiting += 1  # type: ignore[union-attr]
+        job.parts += tuple(parts)
+
+    def _release(self, job: Job[Any]) -> None:
+        """The job does not hold its place any more, nor does it wait in its lane."""
+        place: Place = job.place  # type: ignore[assignment]
+        lane: Lane = place.lane  # type: ignore[assignment]
+        place.release(job)
+        if lane.outside and not place.added:
+            lane.outside.discard(place)
+        lane.waiting -= 1
+        self.wants_turn(lane)
 
     def _wake_joiners(self) -> None:
         if not self.unfinished:
@@ -419,14 +477,13 @@ class Line:
     def fail(self, job: Job[Any], error: BaseException) -> list[Job[Any]]:
         """End a running job with its error; returns what is skipped for it.
 
-        The first failure skips what stands behind it in its place, and what would have run inside it. With
-        `after_failure="stop"` the lane stops, and lets go the requests that wait in it.
+        The first failure skips what stands behind it in its place. With `after_failure="stop"` the lane
+        stops, and lets go the requests that wait in it.
         """
-        inside = [part for part in job.parts if part.state is PENDING]
         self.end(job, FAILED, error)
         place: Place = job.place  # type: ignore[assignment]
-        rest = list(place.queued) if place.skip_rest else []
-        for other in rest:
+        skipped = list(place.queued) if place.skip_rest else []
+        for other in skipped:
             self.end_waiting(other, SKIPPED)
         lane = place.lane
         if job.options.after_failure == "stop" and lane is not None and self.state is OPEN:
@@ -438,7 +495,7 @@ class Line:
             for waiting in lane.places:
                 for other in waiting.waiting:
                     self._let_go(lane, other)
-        return [*inside, *rest]
+        return skipped
 
     def _let_go(self, lane: Lane, job: Job[Any]) -> None:
         """The request that waits for a job in a stopped lane does not wait any more."""

@@ -69,8 +69,11 @@ class EventLoop(Protocol):
         """
         ...
 
-    def runs(self, run: Coroutine[Any, Any, None]) -> bool:
-        """Whether the caller is in the task that `start` has made of `run`, not in one spawned by it."""
+    def runs(self, run: Coroutine[Any, Any, None], handle: Handle | None) -> bool:
+        """Whether the caller is in the task that `start` has made of `run`, not in one spawned by it.
+
+        `handle` is what `start` returned; None while it has not returned.
+        """
         ...
 
     def soon(self, call: Callable[..., object], *args: Any) -> bool:

@@ -6,7 +6,7 @@ Decides when tasks are ready: their object has been awaited and the response has
 from __future__ import annotations
 
 import weakref
-from collections.abc import Awaitable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Sequence
 from contextvars import copy_context
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -256,9 +256,7 @@ class TrackedRequest:
             jobs = [job for task in tasks if (job := self._job_of(task)) is not None]
             batch.claim(jobs, around)
             owner._awaited = self, batch
-            for job in jobs:
-                if (inner := _object_in(job.task)) is not None:
-                    line.take_in(job, tuple(self._jobs_in(inner)))
+            self._take_in_parts(jobs)
             for place, its_jobs in _by_place(jobs):
                 # one for each lane: two could not run in one context side by side
                 place.context = copy_context()
@@ -300,22 +298,48 @@ class TrackedRequest:
             return None
         return self._register(Job(task, None, self.settings.options), getattr(task, ENTRY, None))
 
-    def _jobs_in(self, owner: BackgroundTasks) -> Iterator[Job[Any]]:
+    def _take_in_parts(self, jobs: Iterable[Job[Any]]) -> None:
+        """What was added to objects that are tasks themselves runs inside these."""
+        for job in jobs:
+            inner = _object_in(job.task)
+            if inner is not None:
+                self.executor.line.take_in(job, self._parts_of(inner, job))
+
+    def _parts_of(self, inner: BackgroundTasks, entry: Job[Any]) -> list[Job[Any]]:
         """What was added to an object, and to those in its list, and waits for being awaited."""
-        look, seen = [owner], {id(owner)}
+        parts: list[Job[Any]] = []
+        look, seen = [inner], {id(inner)}
         while look:
-            for task in look.pop().tasks:
+            tasks = look.pop()
+            if hasattr(tasks, "_part_of"):  # what is added from here on belongs to the entry, too
+                tasks._part_of = self, entry
+            for task in tasks.tasks:
                 job: Job[Any] | None = getattr(task, JOB, None)
-                if job is not None and job.batch is None and self._has_pending(job):
-                    yield job
-                inner = _object_in(task)
-                if inner is not None and id(inner) not in seen:
-                    seen.add(id(inner))
-                    look.append(inner)
+                if job is not None and job.batch is None and job.within is None and self._has_pending(job):
+                    job.executor = self.executor
+                    parts.append(job)
+                deeper = _object_in(task)
+                if deeper is not None and id(deeper) not in seen:
+                    seen.add(id(deeper))
+                    look.append(deeper)
+        return parts
+
+    def add_part(self, task: BackgroundTask, entry: Job[Any], changes: Entry | None) -> Job[Any]:
+        """`add_task` on an object that is a task itself: the new one runs inside that, with the others."""
+        executor, line = self.executor, self.executor.line
+        if not executor.is_current():
+            executor.check_caller()
+        options = self.settings.options if changes is None else self.settings.options.but(**changes.changes)
+        job: Job[Any] = Job(task, executor, options)
+        with line.lock:
+            line.check(job, entry.place)  # type: ignore[arg-type]
+            line.take_in(entry, [job])
+        return job
 
     def _has_pending(self, job: Job[Any]) -> bool:
+        """Whether the job waits in a place of this request, or was added where there was none."""
         place = job.place
-        return job.state is PENDING and place is not None and place is self.places.get(place.key)
+        return job.state is PENDING and (place is None or place is self.places.get(place.key))
 
     def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
         key = self._key if entry is None or entry.key is ... else entry.key
@@ -336,6 +360,9 @@ class TrackedRequest:
         with line.lock:  # a thread of the handler may still be adding
             interrupted = error is not None and self._started and self.stage is HANDLING
             self.stage = ENDED
+            if self.scope["type"] == "websocket":  # nobody but us awaits its objects
+                for place in self.places.values():
+                    self._take_in_parts([job for job in place.added if job.batch is None])
             for place in self.places.values():
                 if place.arriving:
                     self._arrived()
@@ -345,7 +372,7 @@ class TrackedRequest:
                     ):
                         self._hand_over(place)
                     dropped += self._owe_or_drop(place)
-        if line.turns or line.woken:
+        if line.turns or line.woken or line.effects:
             executor.settle()
         if dropped:
             refused = error is None and any(job.batch is not None for job in dropped)

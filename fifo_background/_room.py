@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from fifo_background._job import CANCELLED, PENDING, QUEUED, Job
-from fifo_background._lane import OUTSIDE, Lane, Place
+from fifo_background._lane import Lane, Place
 from fifo_background._loop import Waiter
-from fifo_background._waits import Party, name_of_party
+from fifo_background._waits import name_of_party
 from fifo_background.exceptions import QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
     from fifo_background._line import Line
     from fifo_background._request import TrackedRequest
 
-__all__ = ("Full", "Room", "Wanted")
-
-
-class Full(NamedTuple):
-    """There was room, and others got it: who still waits for some may have no hope any more."""
+__all__ = ("Room", "Wanted")
 
 
 class Wanted:
@@ -39,6 +36,11 @@ class Wanted:
         self.party: TrackedRequest | Job[Any] | None = party  # who waits, if others may wait for it
         self.error: Exception | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has neither been let in nor refused."""
+        return self.error is None and self.job.state is PENDING
+
 
 class Room:
     """What `max_pending`, the executor's and that of single lanes, leaves of a line."""
@@ -46,7 +48,7 @@ class Room:
     def __init__(self, line: Line, limit: int | None) -> None:
         self.limit: int | None = limit  # how many jobs may wait
         self.wanted: deque[Wanted] = deque()  # for one of these, in turn; others wait in their lanes
-        self.in_need: set[Wanted] = set()  # of all of them, who hold something back
+        self.in_need: set[Wanted] = set()  # those of all of them, for whom others may wait
         self._line = line
         self._lanes: list[Lane] = []  # in which somebody may be let in, while that is done
 
@@ -89,8 +91,6 @@ class Room:
                 line.woken.append(wanted.waiter)
                 line.queue(wanted.place, [wanted.job])
         self._lanes.clear()
-        if self.in_need:
-            line.effects.append(Full())
 
     def withdraw(self, wanted: Wanted) -> None:
         """Nobody waits for room for this job any more: it does not run, unless it runs already."""
@@ -108,58 +108,32 @@ class Room:
 
     # -- hope -------------------------------------------------------------------------------------------
 
-    def tell_hopeless(self) -> None:
-        """End the waiting of one for whom there is no hope any more."""
-        for wanted in self.hopeless(self.in_need):
-            wanted.error = no_room(wanted)
-            self._line.woken.append(wanted.waiter)
-            break  # there may be hope for the others: they are looked at when this one has given up
-
-    def hopeless(self, in_need: set[Wanted]) -> set[Wanted]:
-        """Those of them for whom there is no room before one of them ends."""
-        # who has been let in, or refused, and has not gone on yet does not wait any more
-        stuck = {one for one in in_need if one.error is None and one.job.state is PENDING}
-        while stuck:
-            parties = {one.party for one in stuck if one.party is not None}
-            lanes = {one: self._full_lane(one) for one in stuck}
-            hope = {lane: self._may_come(lane, parties) for lane in set(lanes.values())}
-            saved = {one for one, lane in lanes.items() if hope[lane]}
-            if not saved:
-                break
-            stuck -= saved
-        return stuck
-
-    def _full_lane(self, wanted: Wanted) -> Lane | None:
-        """The lane that is full for it; None if it waits for room in the whole line."""
+    def full_lane(self, wanted: Wanted) -> Lane | None:
+        """The lane that keeps it out; None if it waits for room in the whole line."""
         lane = self._line.lanes.get(wanted.place.key)
-        return lane if lane is not None and lane.waiting >= wanted.limit else None
+        if wanted.place.lane is not None or lane is None:  # its lane has let it in
+            return None
+        return lane if lane.wanted or lane.waiting >= wanted.limit else None
 
-    def _may_come(self, full: Lane | None, parties: set[Party]) -> bool:
-        """Whether a job whose start makes room can start before one of these ends."""
-        line = self._line
-        lanes = list(line.lanes.values()) if full is None else [full]
+    def openings(self, wanted: Wanted) -> Iterator[Job[Any]]:
+        """Jobs whose start makes room, or brings it nearer: the first of each lane, and those outside."""
+        full = self.full_lane(wanted)
+        lanes: Iterable[Lane] = self._line.lanes.values()
+        if full is not None and not any(one.place.lane is full for one in self.wanted):
+            lanes = (full,)
         for lane in lanes:
-            head = lane.peek() if lane.waiting else None
-            if head is not None:
-                running = None if lane.runner is None else lane.runner.job
-                if head.state is QUEUED and running not in parties and not line.waits.has(running):
-                    return True  # nothing that waits is before it
-                if not any(line.waits.would_deadlock(party, head) for party in parties):
-                    return True
-        # what waits, and is not in line yet: tasks of requests that have not responded
-        known = {job for lane in line.lanes.values() for place in lane.places for job in place.waiting}
-        for party in parties:
-            known |= {party} if isinstance(party, Job) else _outside(party)
-        known |= {part for job in known for part in job.parts}
-        known |= {one.job for one in self.wanted}
-        places = [job.place for job in known if job.state in (PENDING, QUEUED)]
-        waiting = sum(place is not None and place.lane in lanes for place in places)
-        return sum(lane.waiting for lane in lanes) > waiting
+            yield from lane.openings()
 
-
-def _outside(request: TrackedRequest) -> set[Job[Any]]:
-    """What the request has added without having a place in line for it."""
-    return {job for place in request.places.values() if place.state is OUTSIDE for job in place.added}
+    def tell_hopeless(self) -> None:
+        """End the waiting of one of those for whom there is no room before one of themselves ends."""
+        stuck = self._line.waits.stuck(
+            {one.party for one in self.in_need if one.waits and one.party is not None}
+        )
+        for wanted in self.in_need:
+            if wanted.waits and wanted.party in stuck:
+                wanted.error = no_room(wanted)
+                self._line.woken.append(wanted.waiter)
+                return  # there may be hope for the others: they are looked at when this one has given up
 
 
 def no_room(wanted: Wanted) -> WouldDeadlock:

@@ -72,6 +72,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
     _inline = 0  # how often it runs inside a running task, now
     _spans = True  # FastAPI opens a span around each task of a list, and none around a single one
     _awaited: tuple[TrackedRequest, Batch] | None = None  # where it was awaited last
+    _part_of: tuple[TrackedRequest, Job[Any]] | None = None  # the task that it is, since that was awaited
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         super().__init__(tasks)
@@ -81,7 +82,11 @@ class OrderedBackgroundTasks(BackgroundTasks):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what is unpickled, has the tasks and no part in the request."""
-        return {name: value for name, value in vars(self).items() if name not in ("_request", "_awaited")}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_request", "_awaited", "_part_of")
+        }
 
     @property
     def func(self) -> Callable[[], Awaitable[None]]:  # type: ignore[override]
@@ -144,12 +149,14 @@ class OrderedBackgroundTasks(BackgroundTasks):
             task = collected.tasks[0]
         awaited = self._awaited
         request, batch = (self._request, None) if awaited is None else awaited
-        if (
+        if self._part_of is not None and not self._part_of[1].state.ended and not self._inline:
+            job: Job[Any] = self._part_of[0].add_part(task, self._part_of[1], entry)
+        elif (
             request is None
             or self._inline
             or (self._request is None and batch is not None and not batch.left)
         ):
-            job: Job[Any] = Job(task, None, PLAIN)
+            job = Job(task, None, PLAIN)
         else:
             job = request.add(task, batch, entry)
         setattr(task, JOB, job)

@@ -87,7 +87,7 @@ class TrioLoop:
         self._trio.lowlevel.spawn_system_task(system_task, context=context)
         return scope
 
-    def runs(self, run: Coroutine[Any, Any, None]) -> bool:
+    def runs(self, run: Coroutine[Any, Any, None], handle: Handle | None) -> bool:
         return self._tasks.get(self._trio.lowlevel.current_task()) is run
 
     def soon(self, call: Callable[..., object], *args: Any) -> bool:

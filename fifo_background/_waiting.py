@@ -14,7 +14,7 @@ from fifo_background._job import RUNNING, Batch, Job
 from fifo_background._lane import Place
 from fifo_background._room import Wanted, no_room
 from fifo_background._statistics import ExecutorStatistics, snapshot
-from fifo_background._waits import holds_anything, holds_back, jobs_awaited, name_of_party
+from fifo_background._waits import holds_back, jobs_awaited, name_of_party
 from fifo_background.exceptions import QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
@@ -57,23 +57,22 @@ class WaitingExecutor(Executor):
         waits = self.line.waits
         with self.line.lock:
             jobs = jobs_awaited(request)
-            if any(waits.would_deadlock(outer, job) for job in jobs):
-                raise WouldDeadlock(name_of_party(outer), f"it awaits {request}, whose tasks wait for it")
-            self._add_waits(outer, jobs)
+            if not waits.begin(outer, jobs):
+                raise WouldDeadlock(outer.name, f"it awaits {request}, whose tasks wait for it")
         try:
             async with self._lent(outer):
                 await self.wait(batch)
         finally:
             with self.line.lock:
-                for job in jobs:
-                    waits.remove(outer, job)
+                waits.end(outer, jobs)
 
     def _who_awaits(self, maker: Job[Any]) -> Job[Any] | None:
         """The running task that made a request in its own process, if it awaits it: in one asyncio task."""
         lane = None if maker.place is None else maker.place.lane
-        run = None if lane is None or lane.runner is None else lane.runner.run
-        running = maker.executor is self and maker.state is RUNNING
-        return maker if running and run is not None and self._loop.runs(run) else None
+        runner = None if lane is None else lane.runner
+        if maker.executor is not self or maker.state is not RUNNING or runner is None or runner.run is None:
+            return None
+        return maker if self._loop.runs(runner.run, runner.handle) else None
 
     async def wait_for(self, job: Job[Any]) -> None:
         """Wait until `job` has ended, however it ends. Raises WouldDeadlock."""
@@ -84,10 +83,8 @@ class WaitingExecutor(Executor):
         with line.lock:
             if job.state.ended:
                 return
-            if party is not None and line.waits.would_deadlock(party, job):
+            if party is not None and not line.waits.begin(party, [job]):
                 raise WouldDeadlock(name_of_party(party), f"{job.name} cannot end before it does")
-            if party is not None:
-                self._add_waits(party, [job])
             batch.watch(job)
         try:
             async with self._lent(party):
@@ -96,19 +93,7 @@ class WaitingExecutor(Executor):
             with line.lock:
                 job.watchers = tuple(watcher for watcher in job.watchers if watcher is not batch)
                 if party is not None:
-                    line.waits.remove(party, job)
-
-    def _add_waits(self, party: TrackedRequest | Job[Any], jobs: list[Job[Any]]) -> None:
-        """The party waits for jobs. Raises WouldDeadlock if one of them waits for room that is behind it."""
-        waits, room = self.line.waits, self.line.room
-        for job in jobs:
-            waits.add(party, job)
-        if room.in_need and room.hopeless(room.in_need):
-            for job in jobs:
-                waits.remove(party, job)
-            raise WouldDeadlock(
-                name_of_party(party), f"what {jobs[0].name} waits for waits for room behind it"
-            )
+                    line.waits.end(party, [job])
 
     def _party(self) -> TrackedRequest | Job[Any] | None:
         """The caller, if others may have to wait for it: a running job, or a request."""
@@ -152,8 +137,8 @@ class WaitingExecutor(Executor):
                 line.add(job, place, take=True)
             except QueueFull:
                 wanted = Wanted(job, place, self._loop.waiter(), party)
-                if holds_anything(party):
-                    if wanted in room.hopeless({*room.in_need, wanted}):
+                if party is not None:
+                    if not line.waits.begin(party, [wanted]):
                         raise no_room(wanted) from None
                     room.in_need.add(wanted)
                 room.want(wanted)
@@ -167,11 +152,16 @@ class WaitingExecutor(Executor):
                 raise wanted.error
         except BaseException:
             with line.lock:
-                room.in_need.discard(wanted)
                 room.withdraw(wanted)
-            self.settle()
             raise
-        room.in_need.discard(wanted)
+        finally:
+            with line.lock:
+                if party is not None:
+                    line.waits.end(party, [wanted])
+                    room.in_need.discard(wanted)
+                if room.in_need:
+                    line.look_for_hope()
+            self.settle()
 
     async def join(self) -> None:
         """Wait until every task that was added or submitted has ended.

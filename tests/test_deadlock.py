@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
 
@@ -484,7 +485,7 @@ async def test_room_that_waits_for_who_waits(events: list[Any]) -> None:
 
     async def two() -> None:
         await may_wait.wait()
-        with pytest.raises(WouldDeadlock, match="waits for room behind it"):
+        with pytest.raises(WouldDeadlock, match="cannot end before it does"):
             await first.wait()
         events.append("two")
 
@@ -549,6 +550,34 @@ async def test_app_that_asks_itself(events: list[Any]) -> None:
     assert (await get(app, "/outer")).error is None
     await app.executor.join()
     assert events == ["outer", "/inner", "/handed"]
+
+
+def test_app_that_asks_itself_under_a_task_factory(events: list[Any]) -> None:
+    """A task factory that wraps the coroutines of tasks hides no ring."""
+
+    def factory(loop: Any, coroutine: Any, **kwargs: Any) -> Any:
+        async def wrapped() -> Any:
+            return await coroutine
+
+        return asyncio.Task(wrapped(), loop=loop, **kwargs)
+
+    async def asks() -> None:
+        await anyio.sleep(0)
+        events.append(type((await get(app, "/inner")).error))
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(asks if path == "/" else print)
+        await respond()
+        await tasks()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(factory)
+        await get(app)
+
+    app = app_of(handle)
+    asyncio.run(main())
+    assert events == [WouldDeadlock]
 
 
 async def test_request_that_a_task_only_starts(events: list[Any]) -> None:

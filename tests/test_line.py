@@ -207,15 +207,13 @@ def test_waits() -> None:
     waits = model.line.waits
     runner = model.start()
     model.start()
-    waits.add(jobs[0], jobs[2])
-    assert not waits.would_deadlock(jobs[0], jobs[2])
-    assert waits.would_deadlock(jobs[0], jobs[1])
+    assert waits.begin(jobs[0], [jobs[2]])
+    assert not waits.begin(jobs[0], [jobs[1]])
     assert model.end(runner) is jobs[1]
     assert not holds_back(jobs[0], jobs[2])
     assert not holds_back(jobs[1], jobs[0])
-    assert waits.would_deadlock(jobs[1], jobs[1])
-    assert not waits.would_deadlock(jobs[1], jobs[2])
-    waits.add(jobs[0], jobs[1])
-    waits.remove(jobs[0], jobs[2])
-    waits.remove(jobs[0], jobs[1])
+    assert not waits.begin(jobs[1], [jobs[1]])
+    assert waits.begin(jobs[1], [jobs[2]])
+    waits.end(jobs[0], [jobs[2]])
+    waits.end(jobs[1], [jobs[2]])
     assert waits._of == {}

@@ -16,9 +16,13 @@ from starlette.responses import Response
 from fifo_background import (
     BackgroundTask,
     BackgroundTasks,
+    ExecutorClosed,
     Job,
     JobState,
+    OrderedBackgroundMiddleware,
+    QueueFull,
     SerialExecutor,
+    WouldDeadlock,
     executor_of,
 )
 from tests.apps import Work, app_of, make_app
@@ -85,11 +89,13 @@ async def test_nested_failure(events: list[Any], log: Log) -> None:
     assert isinstance(exchange.error, ValueError)
     assert events == []
     assert [job.state for job in jobs] == [JobState.FAILED] + [JobState.SKIPPED] * 3
-    assert len(log) == 3
     assert log[0].endswith("fail failed (GET /handler)")
-    assert log[1] == "WARNING not run after a task of the same list: 1 task: list.append"
-    assert log[2].startswith("WARNING skipped after ")
-    assert log[2].endswith(" (GET /handler): 2 tasks: list.append x2")
+    assert log[1:] == [
+        "WARNING not run after a task of the same list: 1 task: list.append",
+        "WARNING OrderedBackgroundTasks.__call__ failed of that (GET /handler); "
+        "skipped after it: 1 task: list.append",
+        "WARNING OrderedBackgroundTasks.__call__ ended without running 1 task: list.append (GET /handler)",
+    ]
     assert executor_of(app).line.unfinished == executor_of(app).line.waiting == 0
 
 
@@ -324,3 +330,200 @@ async def test_entries_of_all_kinds(timeout: float | None, events: list[Any]) ->
     assert (await get(app, "/nested")).error is None
     assert events == ["own call", "own call"]
     assert app.executor.line.unfinished == 0
+
+
+async def test_nested_waits(events: list[Any]) -> None:
+    """A nested task is where its entry is: who waits for it waits for that, whatever lane it was added to."""
+    jobs: dict[str, Job[Any]] = {}
+
+    async def waits(name: str) -> None:
+        try:
+            await jobs[name].wait()
+            events.append("ok")
+        except WouldDeadlock:
+            events.append("told")
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, tasks = BackgroundTasks(), BackgroundTasks()
+        tasks.add_task(gate.wait)
+        inner.add_task(waits, "second")  # runs in the same place, before it
+        jobs["second"] = inner.lane("k").add_task(events.append, "second")
+        tasks.add_task(inner)
+        tasks.lane("b").add_task(waits, "second")
+        await respond()
+        await tasks()
+
+    gate = anyio.Event()
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        await Client(app, group).start()
+        app.executor.lane("k").submit_nowait(waits, "second")
+        await wait_all_tasks_blocked()
+        gate.set()
+    await app.executor.join()
+    assert events == ["told", "second", "ok", "ok"]
+    assert list(app.executor.line.lanes) == [None]
+
+
+async def test_nested_awaited_before_the_response(events: list[Any]) -> None:
+    """A handler that has handed its tasks over cannot wait for a nested one before it has responded."""
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, tasks = BackgroundTasks(), BackgroundTasks()
+        first = inner.add_task(events.append, "first")
+        tasks.add_task(inner)
+        await tasks()
+        with pytest.raises(WouldDeadlock):
+            await first.wait()
+        jobs.append(inner.add_task(events.append, "second"))  # belongs to the entry, too
+        await respond()
+
+    jobs: list[Job[Any]] = []
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    assert events == ["first", "second"]
+    assert jobs[0].state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("wait", [True, False])
+async def test_nested_list_grows_before_it_runs(wait: bool, events: list[Any], log: Log) -> None:
+    """What an earlier task adds to a nested object runs with the entry, whatever became of the request."""
+    jobs: list[Job[Any]] = []
+    gate, full = anyio.Event(), anyio.Event()
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, tasks = BackgroundTasks(), BackgroundTasks()
+
+        async def grows() -> None:
+            await gate.wait()
+            jobs.append(inner.add_task(events.append, "added"))
+            jobs.append(inner.lane("k").add_task(events.append, "added, too"))
+            with pytest.raises(QueueFull):
+                inner.add_task(events.append, "never")
+            full.set()
+
+        tasks.add_task(grows)
+        inner.add_task(events.append, "first")
+        tasks.add_task(inner)
+        await respond()
+        await tasks()
+
+    app = app_of(handle, wait=wait, max_pending=4)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start()
+        exchange.cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+        gate.set()
+    await app.executor.join()
+    assert full.is_set()
+    assert events == ["first", "added", "added, too"]
+    assert {job.state for job in jobs} == {JobState.SUCCEEDED}
+    assert app.executor.line.waiting == app.executor.line.unfinished == 0
+    assert log == []
+
+
+async def test_nested_added_after_closing(events: list[Any], log: Log) -> None:
+    """From closing on a nested object takes no new tasks either."""
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, tasks = BackgroundTasks(), BackgroundTasks()
+
+        async def grows() -> None:
+            await gate.wait()
+            with pytest.raises(ExecutorClosed):
+                inner.add_task(events.append, "never")
+            events.append("closed")
+
+        tasks.add_task(grows)
+        tasks.add_task(inner)
+        await respond()
+        await tasks()
+
+    gate = anyio.Event()
+    app = app_of(handle, wait=False)
+    await get(app)
+    async with anyio.create_task_group() as group:
+        group.start_soon(app.executor.aclose)
+        await wait_all_tasks_blocked()
+        gate.set()
+    assert events == ["closed"]
+
+
+async def test_nested_that_its_entry_leaves_out(events: list[Any], log: Log) -> None:
+    """What an entry ends without running is dropped, and said; what was called off before is not."""
+
+    class Lazy(BackgroundTasks):
+        async def __call__(self) -> None:
+            events.append("lazy")
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, tasks = Lazy(), BackgroundTasks()
+        called_off = inner.add_task(events.append, "called off")
+        jobs.append(inner.add_task(events.append, "left out"))
+        tasks.add_task(called_off.cancel)
+        tasks.add_task(inner)
+        await respond()
+        await tasks()
+
+    jobs: list[Job[Any]] = []
+    assert (await get(app_of(handle))).error is None
+    assert events == ["lazy"]
+    assert jobs[0].state is JobState.DROPPED
+    assert len(log) == 1
+    assert log[0].endswith("Lazy.__call__ ended without running 1 task: list.append (GET /)")
+
+
+async def test_nested_twice_over(events: list[Any], log: Log) -> None:
+    """A failure three objects deep is logged once, and fails all that are around it."""
+
+    def fail() -> None:
+        raise ValueError("deep")
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, middle, tasks = BackgroundTasks(), BackgroundTasks(), BackgroundTasks()
+        inner.add_task(fail)
+        middle.add_task(inner)
+        tasks.add_task(middle)
+        await respond()
+        await tasks()
+
+    assert isinstance((await get(app_of(handle))).error, ValueError)
+    assert [record.levelname for record in log.records] == ["ERROR"]
+
+
+async def test_nested_made_outside(events: list[Any], log: Log) -> None:
+    """The handle of a task of an object that was made outside of any request ends with the entry, too."""
+    inner = BackgroundTasks()
+    jobs = [inner.add_task(events.append, n) for n in range(2)]
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/fails":
+            tasks.add_task(len, 1)
+        tasks.tasks.append(inner)
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    assert isinstance((await get(app, "/fails")).error, TypeError)
+    assert [job.state for job in jobs] == [JobState.SKIPPED] * 2
+    assert (await get(app, "/runs")).error is None
+    assert events == [0, 1]
+    assert app.executor.line.unfinished == app.executor.line.waiting == 0
+
+
+async def test_nested_in_a_websocket(events: list[Any]) -> None:
+    """The tasks of a nested object of a websocket run once, inside the entry."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        inner, tasks = BackgroundTasks(), BackgroundTasks()
+        inner.add_task(events.append, "inner")
+        tasks.add_task(inner)
+        tasks.add_task(events.append, "last")
+
+    async def send(message: Any) -> None: ...
+
+    ordered = OrderedBackgroundMiddleware(app)
+    await ordered({"type": "websocket", "path": "/"}, send, send)  # type: ignore[arg-type]
+    assert events == ["inner", "last"]
+    assert ordered.executor.line.unfinished == 0
