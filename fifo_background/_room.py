@@ -111,14 +111,13 @@ class Room:
     def full_lane(self, wanted: Wanted) -> Lane | None:
         """The lane that keeps it out; None if it waits for room in the whole line."""
         lane = self._line.lanes.get(wanted.place.key)
-        if wanted.place.lane is not None or lane is None:  # its lane has let it in
-            return None
-        return lane if lane.wanted or lane.waiting >= wanted.limit else None
+        return lane if lane is not None and (lane.wanted or lane.waiting >= wanted.limit) else None
 
     def openings(self, wanted: Wanted) -> Iterator[Job[Any]]:
         """Jobs whose start makes room, or brings it nearer: the first of each lane, and those outside."""
         full = self.full_lane(wanted)
         lanes: Iterable[Lane] = self._line.lanes.values()
+        # who has room in its lane, this one perhaps, waits for room in the line
         if full is not None and not any(one.place.lane is full for one in self.wanted):
             lanes = (full,)
         for lane in lanes:

@@ -447,6 +447,34 @@ async def test_room_that_a_request_makes(events: list[Any]) -> None:
     assert sorted(events) == ["submitted", "the request's"]
 
 
+async def test_request_that_adds_while_it_waits(events: list[Any]) -> None:
+    """A task cannot wait for what a request has added that waits, at the same time, for the task."""
+    adds = anyio.Event()
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        async with anyio.create_task_group() as group:
+            group.start_soon(waits.wait)
+            await wait_all_tasks_blocked()
+            jobs.append(tasks.add_task(events.append, "the request's"))
+            adds.set()
+        await respond()
+        await tasks()
+
+    async def wait() -> None:
+        await adds.wait()
+        with pytest.raises(WouldDeadlock):
+            await jobs[0].wait()
+        events.append("told")
+
+    jobs: list[Job[Any]] = []
+    app = app_of(handle, order="responded")
+    waits = app.executor.lane("a").submit_nowait(wait)
+    with anyio.fail_after(5):
+        assert (await get(app)).error is None
+    assert events == ["told", "the request's"]
+
+
 async def test_handler_without_a_place() -> None:
     """A handler that has added nothing may wait for any task, as often as it likes."""
     seen: list[Any] = []

@@ -16,6 +16,7 @@ from fifo_background import (
     BackgroundTasks,
     Job,
     JobState,
+    executor_of,
 )
 from tests.apps import Work, app_of, make_app
 from tests.asgi import Client, get
@@ -117,7 +118,8 @@ async def test_same_error_twice(events: list[Any], log: Log) -> None:
     assert len(log) == 2
 
 
-async def test_handler_raises(events: list[Any], log: Log) -> None:
+@pytest.mark.parametrize("order", ["added", "responded"])
+async def test_handler_raises(order: str, events: list[Any], log: Log) -> None:
     """A handler that raises after `add_task` runs no task; they are named, and the line moves at once."""
 
     async def handler(request: Request) -> Response:
@@ -130,11 +132,12 @@ async def test_handler_raises(events: list[Any], log: Log) -> None:
         return Response(background=BackgroundTask(events.append, 3))
 
     jobs: list[Job[Any]] = []
-    app = make_app(handler, fine, hold=1000)
+    app = make_app(handler, fine, hold=1000, order=order)
     exchange = await get(app, "/handler")
     assert isinstance(exchange.error, ValueError)
     assert (await get(app, "/fine")).error is None
     assert events == [3]
+    assert not executor_of(app).line.lane(None).outside
     assert [job.state for job in jobs] == [JobState.DROPPED, JobState.DROPPED]
     assert log == [
         "WARNING GET /handler ended without running 2 tasks: list.append x2: it raised ValueError('handler')"

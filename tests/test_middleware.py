@@ -57,6 +57,7 @@ async def test_order_responded(events: list[Any]) -> None:
             handlers.respond[name].set()
             await wait_all_tasks_blocked()
     assert events == ["c0", "c1", "b0", "b1", "a0", "a1"]
+    assert not executor_of(app).line.lane(None).outside
 
 
 async def test_after_the_response(events: list[Any]) -> None:

@@ -527,3 +527,59 @@ async def test_nested_in_a_websocket(events: list[Any]) -> None:
     await ordered({"type": "websocket", "path": "/"}, send, send)  # type: ignore[arg-type]
     assert events == ["inner", "last"]
     assert ordered.executor.line.unfinished == 0
+
+
+async def test_nested_leaves_its_lane(events: list[Any]) -> None:
+    """A nested task waits in the lane of its entry, and keeps nobody out of the one it was added to."""
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, tasks = BackgroundTasks(), BackgroundTasks()
+        inner.add_task(gate.wait)
+        inner.lane("k", max_pending=1).add_task(events.append, "nested")
+        tasks.add_task(inner)
+        await handled.wait()
+        await respond()
+        await tasks()
+
+    gate, handled = anyio.Event(), anyio.Event()
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        await Client(app, group).start()
+        group.start_soon(app.executor.lane("k", max_pending=1).submit, events.append, "submitted")
+        await wait_all_tasks_blocked()
+        handled.set()
+        await wait_all_tasks_blocked()
+        await app.executor.lane("k").submit_nowait(len, "k").wait()
+        assert events == ["submitted"]
+        gate.set()
+    await app.executor.join()
+    assert events == ["submitted", "nested"]
+
+
+async def test_nested_makes_room(events: list[Any]) -> None:
+    """A task that waits for room has hope as long as a nested one can start."""
+
+    async def handle(path: str, respond: Any) -> None:
+        inner = BackgroundTasks()
+        inner.add_task(gate.wait)
+        inner.add_task(events.append, "nested")
+        await respond()
+        await BackgroundTasks([inner])()
+
+    async def wants_room() -> None:
+        await full.wait()
+        await app.executor.lane("b").submit(len, "b")
+        events.append("has room")
+
+    gate, full = anyio.Event(), anyio.Event()
+    app = app_of(handle, max_pending=2)
+    async with anyio.create_task_group() as group:
+        app.executor.lane("a").submit_nowait(wants_room)
+        await wait_all_tasks_blocked()
+        await Client(app, group).start()
+        app.executor.lane("a").submit_nowait(len, "behind")
+        for event in (full, gate):
+            event.set()
+            await wait_all_tasks_blocked()
+    await app.executor.join()
+    assert sorted(events) == ["has room", "nested"]

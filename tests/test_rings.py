@@ -115,6 +115,7 @@ class Play:
         assert line.slots == self.schedule.settings["max_lanes_running"]
         assert (line.waits._of, line.waits._requests, line.room.in_need) == ({}, set(), set())
         assert not line.room.wanted
+        assert not line.lane(None).outside
         assert not line.returning
 
     async def send(self, message: Any) -> None: ...
