@@ -124,11 +124,10 @@ class Line:
         `take`: the place is taken now, if it is not in line. `owed`: it did not come through `add_task`,
         which could have refused it; there is always room. Raises `ExecutorClosed` and `QueueFull`.
         """
-        if owed:
-            if self.state is not OPEN:
-                raise ExecutorClosed(job.name)
-        else:
-            self.check(job, place)
+        if self.state is not OPEN:
+            raise ExecutorClosed(job.name)
+        if (self.room.limit is not None or job.options.max_pending is not None) and not owed:
+            self.room.check(job, place)
         job.place = place
         lane = place.lane = self.lanes.get(place.key) or self.lane(place.key)
         lane.waiting += 1
@@ -143,13 +142,6 @@ class Line:
             place.added.append(job)
         else:
             place.added = [job]
-
-    def check(self, job: Job[Any], place: Place) -> None:
-        """Raise `ExecutorClosed` or `QueueFull` if the job cannot be added."""
-        if self.state is not OPEN:
-            raise ExecutorClosed(job.name)
-        if self.room.limit is not None or job.options.max_pending is not None:
-            self.room.check(job, place)
 
     def count_in(self, job: Job[Any], place: Place) -> None:
         job.place = place

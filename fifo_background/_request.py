@@ -301,7 +301,10 @@ class TrackedRequest:
     def _take_in_parts(self, jobs: Iterable[Job[Any]]) -> None:
         """What was added to objects that are tasks themselves runs inside these."""
         for job in jobs:
-            inner = _object_in(job.task)
+            task = job.task
+            if type(task) is BackgroundTask and not isinstance(task.func, BackgroundTasks):
+                continue  # as almost always
+            inner = _object_in(task)
             if inner is not None:
                 self.executor.line.take_in(job, self._parts_of(inner, job))
 
@@ -332,7 +335,7 @@ class TrackedRequest:
         options = self.settings.options if changes is None else self.settings.options.but(**changes.changes)
         job: Job[Any] = Job(task, executor, options)
         with line.lock:
-            line.check(job, entry.place)  # type: ignore[arg-type]
+            line.add(job, entry.place, take=False)  # type: ignore[arg-type]
             line.take_in(entry, [job])
         return job
 
