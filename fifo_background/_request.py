@@ -327,14 +327,19 @@ class TrackedRequest:
                     look.append(deeper)
         return parts
 
-    def add_part(self, task: BackgroundTask, entry: Job[Any], changes: Entry | None) -> Job[Any]:
-        """`add_task` on an object that is a task itself: the new one runs inside that, with the others."""
+    def add_part(self, task: BackgroundTask, entry: Job[Any], changes: Entry | None) -> Job[Any] | None:
+        """`add_task` on an object that is a task itself: the new one runs inside that, with the others.
+
+        None if that has ended.
+        """
         executor, line = self.executor, self.executor.line
         if not executor.is_current():
             executor.check_caller()
         options = self.settings.options if changes is None else self.settings.options.but(**changes.changes)
         job: Job[Any] = Job(task, executor, options)
         with line.lock:
+            if entry.state.ended:
+                return None
             line.add(job, entry.place, take=False)  # type: ignore[arg-type]
             line.take_in(entry, [job])
         return job

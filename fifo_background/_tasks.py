@@ -147,23 +147,27 @@ class OrderedBackgroundTasks(BackgroundTasks):
             collected = BackgroundTasks()
             collected.add_task(func, *args, **kwargs)
             task = collected.tasks[0]
-        awaited = self._awaited
-        request, batch = (self._request, None) if awaited is None else awaited
-        if self._part_of is not None and not self._part_of[1].state.ended and not self._inline:
-            job: Job[Any] = self._part_of[0].add_part(task, self._part_of[1], entry)
-        elif (
-            request is None
-            or self._inline
-            or (self._request is None and batch is not None and not batch.left)
-        ):
-            job = Job(task, None, PLAIN)
-        else:
-            job = request.add(task, batch, entry)
+        job = self._job(task, entry)
         setattr(task, JOB, job)
         if entry is not None:
             setattr(task, ENTRY, entry)
         self.tasks.append(task)
         return job
+
+    def _job(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
+        """The job of a new task: of the request, of the task that this object is, or of nobody yet."""
+        if self._part_of is not None and not self._inline:
+            job = self._part_of[0].add_part(task, self._part_of[1], entry)
+            if job is not None:
+                return job
+        request, batch = (self._request, None) if self._awaited is None else self._awaited
+        if (
+            request is None
+            or self._inline
+            or (self._request is None and batch is not None and not batch.left)
+        ):
+            return Job(task, None, PLAIN)
+        return request.add(task, batch, entry)
 
     async def __call__(self) -> None:
         around = _call.around_here() if self._spans else None

@@ -583,3 +583,21 @@ async def test_nested_makes_room(events: list[Any]) -> None:
             await wait_all_tasks_blocked()
     await app.executor.join()
     assert sorted(events) == ["has room", "nested"]
+
+
+async def test_nested_added_too_late(events: list[Any]) -> None:
+    """`add_task` on a nested object whose entry has ended raises, and holds nothing."""
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, tasks = BackgroundTasks(), BackgroundTasks()
+        tasks.add_task(inner)
+        kept.append(inner)
+        await respond()
+        await tasks()
+
+    kept: list[BackgroundTasks] = []
+    app = app_of(handle)
+    await get(app)
+    with pytest.raises(RuntimeError, match="was added after the tasks of GET / had ended"):
+        kept[0].add_task(events.append, "never")
+    assert app.executor.line.unfinished == 0
