@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import anyio
 
 from fifo_background._call import call, drive, run_here
+from fifo_background._effects import Held, Lost, Overdue, Unrun
 from fifo_background._job import CANCELLED, FAILED, RUNNING, SUCCEEDED, Job
 from fifo_background._lane import IN_LINE, Lane, Place, Runner
-from fifo_background._line import Held, Line, Lost, Overdue, Unrun
+from fifo_background._line import Line
 from fifo_background._log import in_brackets, logger, names, of_request
 from fifo_background._loop import EventLoop, NoLoop, face_of, running_loop
 from fifo_background._operations import drop_all

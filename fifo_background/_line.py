@@ -11,8 +11,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from fifo_background._effects import HOPE, Effect, Held, Lost, Overdue, Unrun
 from fifo_background._job import (
     DROPPED,
     FAILED,
@@ -32,9 +33,9 @@ from fifo_background._waits import Waits
 from fifo_background.exceptions import ExecutorClosed, LaneStopped
 
 if TYPE_CHECKING:
-    from fifo_background._request import TrackedRequest
+    pass
 
-__all__ = ("OPEN", "CLOSING", "CLOSED", "Held", "Line", "LineState", "Lost", "Overdue", "Unrun")
+__all__ = ("OPEN", "CLOSING", "CLOSED", "Line", "LineState")
 
 
 class LineState(Enum):
@@ -44,41 +45,6 @@ class LineState(Enum):
 
 
 OPEN, CLOSING, CLOSED = LineState
-
-
-class Lost(NamedTuple):
-    """A place was lost: to be logged."""
-
-    place: Place
-
-
-class Held(NamedTuple):
-    """The head of a lane keeps ready tasks back: look again after `delay` seconds."""
-
-    lane: Lane
-    delay: float
-
-
-class Overdue(NamedTuple):
-    """A task that cannot be stopped has been started: to be named if it still runs after its timeout."""
-
-    runner: Runner
-    job: Job[Any]
-
-
-class Unrun(NamedTuple):
-    """A job has ended without running these parts of it: to be logged."""
-
-    job: Job[Any]
-    parts: list[Job[Any]]
-    owner: TrackedRequest | None
-
-
-class Hope(NamedTuple):
-    """There may be no hope any more for somebody who waits for room: look."""
-
-
-HOPE = Hope()
 
 
 class Line:
@@ -96,7 +62,7 @@ class Line:
         # for the executor to do
         self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
         self.woken: list[Waiter] = []
-        self.effects: list[Lost | Held | Overdue | Unrun | Hope] = []
+        self.effects: list[Effect] = []
         # who waits for something that is not the end of a job
         self.joiners: list[Waiter] = []  # for nothing being unfinished
         self.drainers: list[Waiter] = []  # for nothing being ready, and for no runner being left

@@ -8,8 +8,9 @@ import pytest
 from starlette.background import BackgroundTask
 
 from fifo_background import ExecutorClosed, Job, JobState
+from fifo_background._effects import Held, Lost
 from fifo_background._lane import Place, PlaceState, Runner
-from fifo_background._line import Held, Line, Lost
+from fifo_background._line import Line
 from fifo_background._operations import close
 from fifo_background._settings import Settings
 from fifo_background._waits import holds_back
