@@ -313,10 +313,12 @@ class TrackedRequest:
         parts: list[Job[Any]] = []
         look, seen = [inner], {id(inner)}
         while look:
-            tasks = look.pop()
-            if hasattr(tasks, "_part_of"):  # what is added from here on belongs to the entry, too
-                tasks._part_of = self, entry
-            for task in tasks.tasks:
+            owner: Any = look.pop()
+            if hasattr(
+                owner, "_part_of"
+            ):  # one of ours: what is added from here on belongs to the entry, too
+                owner._part_of = self, entry
+            for task in owner.tasks:
                 job: Job[Any] | None = getattr(task, JOB, None)
                 if job is not None and job.batch is None and job.within is None and self._has_pending(job):
                     job.executor = self.executor
