@@ -110,9 +110,9 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a cancelled task is counted as waiting": (
         "_line.py",
-        "        self.waiting -= 1\n        if lane.latest is not None:\n            self._forget_latest(lane, job)\n"
-        "        self._release",
-        "        if lane.latest is not None:\n            self._forget_latest(lane, job)\n        self._release",
+        "        self.waiting -= 1\n        if lane.latest is not None:\n"
+        "            self._forget_latest(lane, job)\n        self._r",
+        "        if lane.latest is not None:\n            self._forget_latest(lane, job)\n        self._r",
     ),
     "a running task is not cancelled": (
         "_executor.py",
