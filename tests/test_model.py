@@ -314,7 +314,7 @@ class Play:
     def __init__(self, setup: dict[str, Any], group: anyio.abc.TaskGroup) -> None:
         self.group = group
         self.model = Model(**setup)
-        self.events: list[tuple[str, int]] = []
+        self.events: list[tuple[str, int, float]] = []
         self.gates: dict[int, anyio.Event] = {}
         self.failing: set[int] = set()
         self.jobs: dict[int, Job[Any]] = {}
@@ -335,13 +335,13 @@ class Play:
         )
 
     async def task(self, n: int) -> None:
-        self.events.append(("start", n))
+        self.events.append(("start", n, anyio.current_time()))
         try:
             await self.gates[n].wait()
         except BaseException:
-            self.events.append(("cancelled", n))
+            self.events.append(("cancelled", n, anyio.current_time()))
             raise
-        self.events.append(("fail" if n in self.failing else "end", n))
+        self.events.append(("fail" if n in self.failing else "end", n, anyio.current_time()))
         if n in self.failing:
             raise Boom
 
@@ -370,7 +370,7 @@ class Play:
             await wait_all_tasks_blocked()
         told, self.events = self.events, []
         begun: list[int] = []  # trio lets the tasks that were started together begin in any order
-        for kind, n in told:
+        for kind, n, self.model.now in told:
             if kind == "start":
                 begun.append(n)
             else:
@@ -624,6 +624,14 @@ BY_HAND: list[tuple[dict[str, Any], list[tuple[str, Any, int]], str]] = [
     ({"max_pending": 1}, [("submit", "a", 0)] * 2 + [("submit_waiting", "a", 0)] * 3, "join"),
     # a held head with nothing behind, and one that is lost while another lane gets the slot
     ({}, [("request", "a", 0), ("wait", None, 1), ("respond", None, 0)], "join"),
+    (
+        {"order": "arrived", "lanes": 1, "max_pending": 2},
+        [
+            *(("request", "a", 1), ("submit", None, 10), ("request", "b", 19), ("submit", None, 10)),
+            *(("submit_waiting", "a", 5), ("request", "a", 5), ("wait", None, 5), ("raise", "a", 13)),
+        ],
+        "join",
+    ),
     (
         {"lanes": 1},
         [
