@@ -625,10 +625,11 @@ BY_HAND: list[tuple[dict[str, Any], list[tuple[str, Any, int]], str]] = [
     # a held head with nothing behind, and one that is lost while another lane gets the slot
     ({}, [("request", "a", 0), ("wait", None, 1), ("respond", None, 0)], "join"),
     (
+        # room in the middle of a wait
         {"order": "arrived", "lanes": 1, "max_pending": 2},
         [
-            *(("request", "a", 1), ("submit", None, 10), ("request", "b", 19), ("submit", None, 10)),
-            *(("submit_waiting", "a", 5), ("request", "a", 5), ("wait", None, 5), ("raise", "a", 13)),
+            *(("request", "a", 1), ("skip", "a", 5), ("submit", None, 10)),
+            *(("submit_waiting", "a", 5), ("wait", None, 5), ("raise", "b", 14)),
         ],
         "join",
     ),
