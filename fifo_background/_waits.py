@@ -47,14 +47,12 @@ class Waits:
 
     def end(self, party: Party, needs: Sequence[Need]) -> None:
         """The party does not wait for these any more."""
-        if needs:
-            left = self._of[party]
-            for need in needs:
-                left.remove(need)
-            if not left:
-                del self._of[party]
-        if not isinstance(party, Job) and party not in self._of:
-            self._requests.discard(party)
+        left = self._of.get(party, [])
+        for need in needs:
+            left.remove(need)
+        if not left:
+            self._of.pop(party, None)
+            self._requests -= {party}
 
     def stuck(self, parties: Iterable[Party]) -> set[Party]:
         """Those of these, and of whom they wait for, who wait for ever."""
@@ -106,13 +104,11 @@ class Waits:
     def _holders(self, job: Job[Any]) -> set[Party]:
         """Those who wait, and before whose end, or before they give up a place, the job cannot end."""
         place = job.entry.place
-        if place is None:
-            return set()
         holders: set[Party] = {request for request in self._requests if holds_back(request, job)}
-        runner = None if place.lane is None else place.lane.runner
+        runner = None if place is None or place.lane is None else place.lane.runner
         if runner is not None and runner.job in self._of and holds_back(runner.job, job):
             holders.add(runner.job)
-        owner = place.owner
+        owner = None if place is None else place.owner
         if owner is not None and holds_back(owner, job) and (owner in self._of or jobs_awaited(owner)):
             holders.add(owner)
         return holders

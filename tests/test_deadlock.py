@@ -634,6 +634,30 @@ async def test_request_that_a_task_only_starts(events: list[Any]) -> None:
     assert events == ["outer", "inner", None]
 
 
+async def test_request_that_outlives_the_task_that_starts_it(events: list[Any]) -> None:
+    """A request that a task has started waits for its own tasks when the task has long ended."""
+    go_on = anyio.Event()
+
+    async def starts() -> None:
+        group.start_soon(get, app, "/inner")
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/inner":
+            await go_on.wait()
+            tasks.add_task(events.append, "inner")
+        else:
+            tasks.add_task(starts)
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        assert (await get(app)).error is None
+        go_on.set()
+    assert events == ["inner"]
+
+
 async def test_slot_of_a_task_that_asks_its_app(events: list[Any]) -> None:
     """A task that awaits a request to its own app lends its slot to the tasks of that request."""
 

@@ -422,6 +422,20 @@ async def test_nested_list_grows_before_it_runs(wait: bool, events: list[Any], l
     assert log == []
 
 
+async def test_nested_list_grows_from_a_thread(events: list[Any]) -> None:
+    """A sync task may add to a nested object that runs after it."""
+
+    async def handle(path: str, respond: Any) -> None:
+        inner, tasks = BackgroundTasks(), BackgroundTasks()
+        tasks.add_task(lambda: inner.add_task(events.append, "added"))
+        tasks.add_task(inner)
+        await respond()
+        await tasks()
+
+    assert (await get(app_of(handle))).error is None
+    assert events == ["added"]
+
+
 async def test_nested_added_after_closing(events: list[Any], log: Log) -> None:
     """From closing on a nested object takes no new tasks either."""
 

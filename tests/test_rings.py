@@ -85,9 +85,9 @@ class Play:
 
     async def play(self) -> bool:
         """Whether everything has come to its end."""
-        outsiders = [self.later(when, self.do("outsider", step)) for when, step in self.schedule.outsiders]
+        outsiders = [after(when, self.do, "outsider", step) for when, step in self.schedule.outsiders]
         requests = [
-            self.later(when, self.app({"type": "http", "path": str(n)}, None, self.send))
+            after(when, self.app, {"type": "http", "path": str(n)}, None, self.send)
             for n, (when, _) in enumerate(self.schedule.requests)
         ]
         with anyio.move_on_after(FOR_EVER):
@@ -100,14 +100,6 @@ class Play:
                 task.cancel()
             await asyncio.wait(others, timeout=0.01)
         return False
-
-    async def later(self, when: float, work: Any) -> None:
-        try:
-            await asyncio.sleep(when)
-        except BaseException:
-            work.close()
-            raise
-        await work
 
     def nothing_is_left(self) -> None:
         line = self.app.executor.line
@@ -187,7 +179,7 @@ def test_rings(requests: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def after(seconds: float, what: Any, *args: Any) -> None:
-    """A task that sleeps, and then does what it says, `told` or not."""
+    """Sleep, and then do that."""
     await anyio.sleep(seconds)
     await what(*args)
 
