@@ -207,7 +207,7 @@ class Model:
         while (head := lane.head()) is not None and not head.ready and self.now - head.taken != age:
             ready_behind = any(place.ready for place in lane.line)
             closed = lane.running is not None or lane.paused or lane.failed is not None
-            if not ready_behind or closed or self.now - head.taken < HOLD:
+            if not ready_behind or closed or self.now < head.taken + HOLD:
                 break
             lane.line.remove(head)
             self.outside = [*self.outside, head]
