@@ -465,6 +465,8 @@ def test_sigterm_then_sigint_while_requests_wait(uvicorn: str, tmp_path: Path) -
 
 def test_sigterm_twice_while_requests_wait(server: str, tmp_path: Path) -> None:
     """A second SIGTERM while requests wait for their tasks is as one: everything runs."""
+    if "hypercorn" in server:
+        pytest.skip("its handler sets a multiprocessing.Event: one inside the other may wait for itself")
     with serving(server, tmp_path, wait=True, drain_timeout=60) as running:
         names = running.add("async_gate", "sync", "async")
         running.signal(SIGTERM)
