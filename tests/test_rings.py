@@ -22,7 +22,7 @@ from tests.apps import app_of
 from tests.asgi import get
 from tests.loops import run
 
-EXAMPLES = int(os.environ.get("FIFO_EXAMPLES", "400"))
+EXAMPLES = int(os.environ.get("FIFO_EXAMPLES", "200"))
 FOR_EVER = 50_000.0  # virtual seconds
 
 Program = list[tuple[Any, ...]]
