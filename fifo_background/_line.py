@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fifo_background._effects import HOPE, Effect, Held, Lost, Overdue, Unrun
 from fifo_background._job import (
@@ -31,9 +31,6 @@ from fifo_background._room import Room
 from fifo_background._settings import Settings
 from fifo_background._waits import Waits
 from fifo_background.exceptions import ExecutorClosed, LaneStopped
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ("OPEN", "CLOSING", "CLOSED", "Line", "LineState")
 

@@ -314,9 +314,7 @@ class TrackedRequest:
         look, seen = [inner], {id(inner)}
         while look:
             owner: Any = look.pop()
-            if hasattr(
-                owner, "_part_of"
-            ):  # one of ours: what is added from here on belongs to the entry, too
+            if hasattr(owner, "_part_of"):  # one of ours: what is added later belongs to the entry, too
                 owner._part_of = self, entry
             for task in owner.tasks:
                 job: Job[Any] | None = getattr(task, JOB, None)
