@@ -271,9 +271,12 @@ class Executor:
                 with line.lock:
                     job = line.next_job(runner)
             else:
-                with line.lock:
+                line.lock.acquire()
+                try:
                     line.end(job, SUCCEEDED, outcome)
                     job = line.next_job(runner)
+                finally:
+                    line.lock.release()
             if job is None and runner.place.state is IN_LINE:  # type: ignore[union-attr]
                 _leave_context(runner)
             if line.woken or line.effects or (job is None and line.turns):

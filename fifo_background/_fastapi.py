@@ -18,10 +18,12 @@ from fifo_background import _call, _routes
 from fifo_background._tasks import OrderedBackgroundTasks
 
 get_telemetry_data: Any
+telemetry_context: Any
 try:
     from fastapi.telemetry import get_telemetry_data
+    from opentelemetry.context import get_current as telemetry_context
 except ImportError:  # FastAPI < 0.142 has none
-    get_telemetry_data = None
+    get_telemetry_data = telemetry_context = None
 
 __all__ = ("install",)
 
@@ -63,6 +65,8 @@ def _wants_ours(dependant: Any, provider: Any) -> bool:
 
 def _around_here() -> _call.Around:
     """FastAPI's own class, if its telemetry is on in this context: it opens a span around each task."""
+    if not telemetry_context():  # nothing at all is in it: the quickest look there is
+        return None
     return None if get_telemetry_data() is None else fastapi.BackgroundTasks
 
 

@@ -110,7 +110,7 @@ class Batch:
         self.attached: bool = attached  # a request waits for its own tasks
         self.left: int = 0
         self.error: BaseException | None = None
-        self.others: list[BaseException] = []
+        self.others: tuple[BaseException, ...] = ()
         self.stopped: LaneStopped | None = None
         self.waiter: Waiter | None = None
 
@@ -133,7 +133,7 @@ class Batch:
             if self.error is None:
                 self.error = error
             elif error is not self.error:
-                self.others.append(error)
+                self.others += (error,)
         return None if self.left else self.waiter
 
     def raise_first(self) -> None:
@@ -143,7 +143,7 @@ class Batch:
             return
         if self.others:
             with contextlib.suppress(AttributeError):  # an error class may forbid it
-                error.others = tuple(self.others)  # type: ignore[attr-defined]
+                error.others = self.others  # type: ignore[attr-defined]
         try:
             raise error
         finally:
@@ -210,9 +210,8 @@ class Job(Generic[T]):
         """Whether it waits for running inside `entry`, as a part of it; nobody has awaited it by itself."""
         return self.within is entry and self.state is PENDING and self.batch is None
 
-    def queue(self) -> None:
-        """Be ready to run. From here on it is settled where the task runs, and whether straight."""
-        self.move(QUEUED)
+    def get_ready(self) -> None:
+        """Settle where the task will run, and whether straight."""
         task = self.task
         own_call = type(task).__call__
         if own_call is STARLETTES_CALL or is_starlettes_call(own_call):

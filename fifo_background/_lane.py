@@ -73,30 +73,26 @@ class Place:
         self.first: Job[Any] | None = None
         self.last: Job[Any] | None = None
 
-    def queue(self, jobs: list[Job[Any]]) -> None:
-        """The jobs are ready to run, in this order, and do not hold the place."""
-        for job in jobs:
-            job.queue()
-            if self.last is None:
-                self.first = job
-            else:
-                self.last.behind = job
-            self.last = job
-        if self.added == jobs:
-            self.added = NOTHING
-        elif self.added:
-            ready = set(jobs)
-            self.added = [job for job in self.added if job not in ready]
+    def append(self, job: Job[Any]) -> None:
+        """The job, which is ready to run, is behind those that are."""
+        if self.last is None:
+            self.first = job
+        else:
+            self.last.behind = job
+        self.last = job
 
     @property
     def held(self) -> bool:
         """Whether it may keep back what is behind it."""
         return self.arriving or bool(self.added)
 
-    def release(self, job: Job[Any]) -> None:
-        """The job does not hold the place any more, if it did."""
-        if job in self.added:
-            self.added.remove(job)
+    def release(self, jobs: list[Job[Any]]) -> None:
+        """These jobs do not hold the place any more."""
+        if self.added == jobs:
+            self.added = NOTHING
+        elif self.added:
+            released = set(jobs)
+            self.added = [job for job in self.added if job not in released]
 
     def hold_together(self, jobs: list[Job[Any]]) -> None:
         """Jobs of one awaited object stand in the order of its list, as one block if that was changed."""

@@ -127,20 +127,43 @@ class Line:
                 raise ExecutorClosed(jobs[0].name)
             self.take(place)
         lane: Lane = place.lane  # type: ignore[assignment]
-        place.queue(jobs)
-        self.ready += len(jobs)
-        lane.queued += len(jobs)
-        if self.room.in_need:
-            self.look_for_hope()
+        place.release(jobs)
         for job in jobs:
+            job.get_ready()
+            job.move(QUEUED)
+            place.append(job)
+            self.ready += 1
+            lane.queued += 1
             if job.options.keep == "latest":
                 self._keep_latest(lane, place, job)
-        if lane.failed is not None:
-            for job in jobs:
+            if lane.failed is not None:
                 self._let_go(lane, job)
-        if lane.runner is None and not lane.in_turn:
-            lane.in_turn = True
-            self.turns.append(lane)
+        if self.room.sought:
+            self.look_for_hope()
+        self.wants_turn(lane)
+
+    def start_at_once(self, place: Place, jobs: list[Job[Any]]) -> Runner | None:
+        """Start the one job of a place that nothing is before: what `queue` and a turn come to for it.
+
+        None, and nothing has changed, if it has to wait in line.
+        """
+        lane: Lane = place.lane  # type: ignore[assignment]
+        if (
+            len(jobs) > 1
+            or lane.first is not place
+            or lane.runner is not None
+            or lane.queued
+            or lane.paused
+            or lane.failed is not None
+            or self.turns
+            or self.slots <= 0
+        ):
+            return None
+        job = jobs[0]
+        place.release(jobs)
+        job.get_ready()
+        self.ready += 1
+        return self._occupy(lane, job)
 
     def _keep_latest(self, lane: Lane, place: Place, job: Job[Any]) -> None:
         """Of the waiting jobs of a function the latest in line stays: a newer one replaces an older one.
@@ -162,7 +185,7 @@ class Line:
 
     def look_for_hope(self) -> None:
         """Somebody waits for room: there may be no hope for it any more."""
-        if HOPE not in self.effects:
+        if self.room.in_need and HOPE not in self.effects:
             self.effects.append(HOPE)
 
     def wants_turn(self, lane: Lane) -> None:
@@ -178,14 +201,19 @@ class Line:
             lane.in_turn = False
             job = self._ready_job(lane)
             if job is not None:
-                if lane.timer is not None:
-                    lane.timer.cancel()
-                    lane.timer = None
-                runner = lane.runner = Runner(lane, job.place if job.on_loop else None, job)
-                self.slots -= 1
-                self._start(lane, runner, job)
-                return runner
+                self._take_out(lane, job)
+                return self._occupy(lane, job)
         return None
+
+    def _occupy(self, lane: Lane, job: Job[Any]) -> Runner:
+        """Put a runner into a lane that has none, and start its first job."""
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
+        runner = lane.runner = Runner(lane, job.place if job.on_loop else None, job)
+        self.slots -= 1
+        self._start(lane, runner, job)
+        return runner
 
     def _ready_job(self, lane: Lane) -> Job[Any] | None:
         """The next job of a lane without a runner, if it can start."""
@@ -219,10 +247,13 @@ class Line:
             if len(self.lanes) == 1:
                 self.lanes = dict(self.lanes)  # a dict keeps the room that it needed for many keys
 
-    def _start(self, lane: Lane, runner: Runner, job: Job[Any]) -> None:
-        """The runner, which is the lane's, starts the first job of the lane."""
+    def _take_out(self, lane: Lane, job: Job[Any]) -> None:
+        """The first job of the lane is about to start: it leaves its place."""
         job.place.pop(job)  # type: ignore[union-attr]
         lane.queued -= 1
+
+    def _start(self, lane: Lane, runner: Runner, job: Job[Any]) -> None:
+        """The runner, which is the lane's, starts a job that waited in the lane."""
         lane.waiting -= 1
         self.waiting -= 1
         job.move(RUNNING)
@@ -232,9 +263,8 @@ class Line:
             self._forget_latest(lane, job)
         if job.options.timeout is not None and not job.stoppable:
             self.effects.append(Overdue(runner, job))
-        if self.room.wanted or lane.wanted:
+        if self.room.sought:
             self.room.let_in(lane)
-        if self.room.in_need:
             self.look_for_hope()
 
     def next_job(self, runner: Runner) -> Job[Any] | None:
@@ -251,6 +281,7 @@ class Line:
             and runner.place is (job.place if job.on_loop else None)
             and not (self.turns or runner.stopped or runner.lent or lane.paused or lane.failed)
         ):
+            self._take_out(lane, job)
             self._start(lane, runner, job)
             return job
         self.leave(runner)
@@ -263,6 +294,7 @@ class Line:
                 lane.runner = runner
                 runner.lane = lane
                 self.slots -= 1
+                self._take_out(lane, job)
                 self._start(lane, runner, job)
                 return job
         return None
@@ -365,9 +397,8 @@ class Line:
         if lane.latest is not None:
             self._forget_latest(lane, job)
         self._release(job)
-        if self.room.wanted or lane.wanted:
+        if self.room.sought:
             self.room.let_in(lane)
-        if self.room.in_need:
             self.look_for_hope()
 
     def _forget_latest(self, lane: Lane, job: Job[Any]) -> None:
@@ -380,12 +411,13 @@ class Line:
         batch = job.batch
         if batch is not None and (waiter := batch.saw_end_of(job)) is not None:
             self.woken.append(waiter)
-        for batch in job.watchers:
-            if (waiter := batch.saw_end_of(job)) is not None:
-                self.woken.append(waiter)
+        if job.watchers:
+            for batch in job.watchers:
+                if (waiter := batch.saw_end_of(job)) is not None:
+                    self.woken.append(waiter)
         if self.joiners:
             self._wake_joiners()
-        if not self.ready and self.drainers:
+        if self.drainers and not self.ready:
             self.woken += self.drainers
             self.drainers = []
 
@@ -408,7 +440,7 @@ class Line:
             else:
                 lane: Lane = part.place.lane  # type: ignore[assignment]
                 self._release(part)
-                if lane.wanted:
+                if self.room.sought:
                     self.room.let_in(lane)
             part.place, part.within = place, job
             place.lane.waiting += 1  # type: ignore[union-attr]
@@ -418,7 +450,7 @@ class Line:
         """The job does not hold its place any more, nor does it wait in its lane."""
         place: Place = job.place  # type: ignore[assignment]
         lane: Lane = place.lane  # type: ignore[assignment]
-        place.release(job)
+        place.release([job])
         if lane.outside and not place.added:
             lane.outside.discard(place)
         lane.waiting -= 1

@@ -207,7 +207,8 @@ class TrackedRequest:
         else:
             key = self.key() if entry.key is ... else entry.key
             job = Job(task, executor, self.settings.options.but(**entry.changes))
-        with line.lock:
+        line.lock.acquire()
+        try:
             if batch is None and self.scope["type"] == "websocket":
                 batch = self.handed_over  # nobody but us has awaited its objects
             ended = self.stage is ENDED if batch is None else not batch.left
@@ -224,6 +225,8 @@ class TrackedRequest:
                 if batch is not self.handed_over or self.stage is ENDED:
                     line.queue(place, [job])
                     executor.settle_soon()
+        finally:
+            line.lock.release()
         return job
 
     def _place(self, job: Job[Any], key: Hashable, *, owed: bool = False) -> Place:
@@ -252,25 +255,29 @@ class TrackedRequest:
         ready = self.stage is not HANDLING
         batch = Batch(self.settings.wait) if ready or self.handed_over is None else self.handed_over
         runner = None
-        with line.lock:
+        line.lock.acquire()
+        try:
             jobs = [job for task in tasks if (job := self._job_of(task)) is not None]
             batch.claim(jobs, around)
             owner._awaited = self, batch
             self._take_in_parts(jobs)
-            for place, its_jobs in _by_place(jobs):
-                # one for each lane: two could not run in one context side by side
-                place.context = copy_context()
-                if ready:
-                    line.queue(place, its_jobs)
-                else:
-                    place.hold_together(its_jobs)
-            if not ready:
-                self.handed_over = batch
-            else:
+            if ready:
                 self.awaits = batch  # from here on: its tasks may start below
                 if self.settings.order == "arrived":
                     self._arrived()
+            else:
+                self.handed_over = batch
+            for place, its_jobs in _by_place(jobs):
+                # one for each lane: two could not run in one context side by side
+                place.context = copy_context()
+                if not ready:
+                    place.hold_together(its_jobs)
+                elif runner is not None or (runner := line.start_at_once(place, its_jobs)) is None:
+                    line.queue(place, its_jobs)
+            if ready and runner is None:
                 runner = line.next_runner()
+        finally:
+            line.lock.release()
         if runner is not None:
             executor.start(runner)
         if line.turns or line.woken or line.effects:
@@ -363,29 +370,40 @@ class TrackedRequest:
 
         What was handed over runs, what was not is dropped and named in the log.
         """
-        executor, line = self.executor, self.executor.line
-        dropped: list[Job[Any]] = []
-        with line.lock:  # a thread of the handler may still be adding
+        line = self.executor.line
+        line.lock.acquire()  # a thread of the handler may still be adding
+        try:
             interrupted = error is not None and self._started and self.stage is HANDLING
             self.stage = ENDED
-            if self.scope["type"] == "websocket":  # nobody but us awaits its objects
-                for place in self.places.values():
-                    self._take_in_parts([job for job in place.added if job.batch is None])
             for place in self.places.values():
-                if place.arriving:
-                    self._arrived()
-                if place.added:
-                    if self.scope["type"] == "websocket" and (
-                        error is None or self.owes_websocket_tasks(error)
-                    ):
-                        self._hand_over(place)
-                    dropped += self._owe_or_drop(place)
-        if line.turns or line.woken or line.effects:
-            executor.settle()
+                if place.added or place.arriving:
+                    dropped = self._give_up_places(error)
+                    break
+            else:  # as almost always
+                return
+        finally:
+            line.lock.release()
+        self.executor.settle()
         if dropped:
             refused = error is None and any(job.batch is not None for job in dropped)
             why = "the executor was closed" if refused else self._why(error, interrupted)
             logger.warning("%s ended without running %s: %s", self, names(dropped), why)
+
+    def _give_up_places(self, error: BaseException | None) -> list[Job[Any]]:
+        """What was handed over runs; returns what does not."""
+        of_websocket = self.scope["type"] == "websocket"
+        if of_websocket:  # nobody but us awaits its objects
+            for place in self.places.values():
+                self._take_in_parts([job for job in place.added if job.batch is None])
+        dropped: list[Job[Any]] = []
+        for place in self.places.values():
+            if place.arriving:
+                self._arrived()
+            if place.added:
+                if of_websocket and (error is None or self.owes_websocket_tasks(error)):
+                    self._hand_over(place)
+                dropped += self._owe_or_drop(place)
+        return dropped
 
     def _owe_or_drop(self, place: Place) -> list[Job[Any]]:
         """What was awaited is ready now; what was not is dropped, and returned."""

@@ -49,6 +49,7 @@ class Room:
         self.limit: int | None = limit  # how many jobs may wait
         self.wanted: deque[Wanted] = deque()  # for one of these, in turn; others wait in their lanes
         self.in_need: set[Wanted] = set()  # those of all of them, for whom others may wait
+        self.sought: int = 0  # how many wait for room in all: while nobody does, nobody need be told
         self._line = line
         self._lanes: list[Lane] = []  # in which somebody may be let in, while that is done
 
@@ -63,6 +64,7 @@ class Room:
 
     def want(self, wanted: Wanted) -> None:
         """There is no room for this job: it is registered and queued when there is, in turn."""
+        self.sought += 1
         lane = self._line.lane(wanted.place.key)
         if lane.wanted or lane.waiting >= wanted.limit:
             lane.wanted = lane.wanted or deque()

@@ -46,11 +46,9 @@ class WaitingExecutor(Executor):
 
     def _waiter(self, batch: Batch) -> Waiter | None:
         """What to await until a batch is done; None if it is."""
-        with self.line.lock:
-            if not batch.left or batch.stopped is not None:
-                return None
-            waiter = batch.waiter = self._loop.waiter()
-        return waiter
+        waiter = batch.waiter = self._loop.waiter()
+        # without the lock: a thread that ends the last job now sees the waiter, or else its end is seen here
+        return None if not batch.left or batch.stopped is not None else waiter
 
     async def _wait_inside(self, outer: Job[Any], request: TrackedRequest, batch: Batch) -> None:
         """The running task `outer` awaits the request that waits for the batch."""
@@ -159,8 +157,8 @@ class WaitingExecutor(Executor):
                 if party is not None:
                     line.waits.end(party, [wanted])
                     room.in_need.discard(wanted)
-                if room.in_need:
-                    line.look_for_hope()
+                room.sought -= 1
+                line.look_for_hope()
             self.settle()
 
     async def join(self) -> None:
