@@ -66,10 +66,10 @@ class AsyncioLoop:
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
     ) -> Handle | None:
         loop = asyncio.get_running_loop()
-        if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
-            task = context.run(loop.create_task, run)  # not every factory knows `context=`
+        if _eager_task is not None and loop.get_task_factory() is None:
+            task = _eager_task(run, loop=loop, context=context, eager_start=True)
         else:
-            task = asyncio.Task(run, loop=loop, context=context, eager_start=True)
+            task = context.run(loop.create_task, run)  # not every factory knows `context=`
         if task.done():
             return None
         self._tasks.add(task)
@@ -106,6 +106,10 @@ class AsyncioLoop:
     def wake(self, waiter: asyncio.Future[None]) -> None:
         if not waiter.done():
             waiter.set_result(None)
+
+
+# Starts to run at once, and needs no turn of the loop if it does not suspend. Python < 3.12 has none.
+_eager_task: Any = asyncio.Task if sys.version_info >= (3, 12) else None
 
 
 def _by_others(task: asyncio.Task[Any]) -> bool:

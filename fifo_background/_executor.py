@@ -348,7 +348,7 @@ class Executor:
                 runner.stopped = True
             # Who blocks in `acquire` gets the lock without the GIL, so that the next one blocks as well, and
             # so on: with a thread for each of many lanes, that costs more than all the rest.
-            while not line.lock.acquire(blocking=False):
+            while not line.lock.acquire(False):
                 time.sleep(0)  # lets the thread run that has the lock
             try:
                 if not ended:

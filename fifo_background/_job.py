@@ -114,12 +114,11 @@ class Batch:
         self.stopped: LaneStopped | None = None
         self.waiter: Waiter | None = None
 
-    def claim(self, jobs: list[Job[Any]], around: Around) -> None:
-        """The object that has the jobs in its list is awaited, and this is its batch."""
-        self.left += len(jobs)
-        for job in jobs:
-            job.batch = self
-            job.around = around
+    def claim(self, job: Job[Any], around: Around) -> None:
+        """The object that has the job in its list is awaited, and this is its batch."""
+        self.left += 1
+        job.batch = self
+        job.around = around
 
     def watch(self, job: Job[Any]) -> None:
         self.left += 1

@@ -81,10 +81,10 @@ class Line:
             lane = self.lanes[key] = Lane(key)
         return lane
 
-    def add(self, job: Job[Any], place: Place, *, take: bool, owed: bool = False) -> None:
+    def add(self, job: Job[Any], place: Place, take: bool, owed: bool = False) -> None:
         """Count a job in: from here on it is owed an end, and holds its place until it is queued.
 
-        `take`: the place is taken now, if it is not in line. `owed`: it did not come through `add_task`,
+        `take`: the place, which is not in line, is taken now. `owed`: it did not come through `add_task`,
         which could have refused it; there is always room. Raises `ExecutorClosed` and `QueueFull`.
         """
         if self.state is not OPEN:
@@ -96,11 +96,10 @@ class Line:
         lane.waiting += 1
         self.waiting += 1
         self.unfinished += 1
-        if place.state is OUTSIDE:
-            if take:
-                lane.append(place, self.clock())
-            else:
-                lane.keep_outside(place)
+        if take:
+            lane.append(place, self.clock())
+        elif place.state is OUTSIDE:
+            lane.keep_outside(place)
         if place.added:
             place.added.append(job)
         else:

@@ -132,8 +132,8 @@ class OrderedBackgroundMiddleware:
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        outer = scope.get(_KEY)
-        if outer is not None and outer is current.get():
+        around = current.get()
+        if around is not None and around is scope.get(_KEY):
             self._warn_once(
                 "two middlewares",
                 "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings "
@@ -147,9 +147,9 @@ class OrderedBackgroundMiddleware:
         request = scope[_KEY] = TrackedRequest(executor, self.settings, scope, send)
         if self._arrives is not None and kind == "http" and self._arrives(scope):
             request.arrive()
+        if isinstance(around, Job):
+            request.inside = around
         token = current.set(request)
-        if isinstance(token.old_value, Job):
-            request.inside = token.old_value
         try:
             await self.app(scope, receive, request.send)
         except BaseException as error:

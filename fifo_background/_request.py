@@ -217,9 +217,9 @@ class TrackedRequest:
                     f"{job.name} was added after the tasks of {self} had ended, and would never run: "
                     "use `executor_of(request).submit_nowait(func, ...)` for it"
                 )
-            place = self._place(job, key)
+            place = self._place(job, key, False)
             if batch is not None:
-                batch.claim([job], _call.around_here())
+                batch.claim(job, _call.around_here())
                 if place.context is None:
                     place.context = copy_context()
                 if batch is not self.handed_over or self.stage is ENDED:
@@ -229,17 +229,20 @@ class TrackedRequest:
             line.lock.release()
         return job
 
-    def _place(self, job: Job[Any], key: Hashable, *, owed: bool = False) -> Place:
+    def _place(self, job: Job[Any], key: Hashable, owed: bool) -> Place:
         """Give a job its place, which the request has, or takes now or later."""
         place = self.places.get(key)
         if place is None or place.state is GONE:
             place = self.places[key] = Place(key, self)
-        take = self.stage is not HANDLING or (
-            place.number == 0  # one that was lost is taken again when the response has ended
-            and self.settings.order != "responded"
-            and self.scope["type"] != "websocket"
+        take = place.state is OUTSIDE and (
+            self.stage is not HANDLING
+            or (
+                place.number == 0  # one that was lost is taken again when the response has ended
+                and self.settings.order != "responded"
+                and self.scope["type"] != "websocket"
+            )
         )
-        self.executor.line.add(job, place, take=take, owed=owed)
+        self.executor.line.add(job, place, take, owed)
         return place
 
     def line_up(
@@ -257,10 +260,9 @@ class TrackedRequest:
         runner = None
         line.lock.acquire()
         try:
-            jobs = [job for task in tasks if (job := self._job_of(task)) is not None]
-            batch.claim(jobs, around)
-            owner._awaited = self, batch
-            self._take_in_parts(jobs)
+            jobs = self._claim(tasks, batch, around)
+            owner._collects = False
+            owner._awaited_by, owner._batch = self, batch
             if ready:
                 self.awaits = batch  # from here on: its tasks may start below
                 if self.settings.order == "arrived":
@@ -283,6 +285,20 @@ class TrackedRequest:
         if line.turns or line.woken or line.effects:
             executor.settle()
         return batch
+
+    def _claim(self, tasks: Sequence[BackgroundTask], batch: Batch, around: Around) -> list[Job[Any]]:
+        """The jobs of the list of an object that is awaited."""
+        jobs: list[Job[Any]] = []
+        nested = False
+        for task in tasks:
+            job = self._job_of(task)
+            if job is not None:
+                batch.claim(job, around)
+                jobs.append(job)
+                nested = nested or type(task) is not BackgroundTask or isinstance(task.func, BackgroundTasks)
+        if nested:
+            self._take_in_parts(jobs)
+        return jobs
 
     def _job_of(self, task: BackgroundTask) -> Job[Any] | None:
         """The job that `add_task` made for this entry if it still waits to be awaited, or a new one.
@@ -308,10 +324,7 @@ class TrackedRequest:
     def _take_in_parts(self, jobs: Iterable[Job[Any]]) -> None:
         """What was added to objects that are tasks themselves runs inside these."""
         for job in jobs:
-            task = job.task
-            if type(task) is BackgroundTask and not isinstance(task.func, BackgroundTasks):
-                continue  # as almost always
-            inner = _object_in(task)
+            inner = _object_in(job.task)
             if inner is not None:
                 self.executor.line.take_in(job, self._parts_of(inner, job))
 
@@ -322,6 +335,7 @@ class TrackedRequest:
         while look:
             owner: Any = look.pop()
             if hasattr(owner, "_part_of"):  # one of ours: what is added later belongs to the entry, too
+                owner._collects = False
                 owner._part_of = self, entry
             for task in owner.tasks:
                 job: Job[Any] | None = getattr(task, JOB, None)
@@ -347,7 +361,7 @@ class TrackedRequest:
         with line.lock:
             if entry.state.ended:
                 return None
-            line.add(job, entry.place, take=False)  # type: ignore[arg-type]
+            line.add(job, entry.place, False)  # type: ignore[arg-type]
             line.take_in(entry, [job])
         return job
 
@@ -359,7 +373,7 @@ class TrackedRequest:
     def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
         key = self._key if entry is None or entry.key is ... else entry.key
         job.options = self.settings.options if entry is None else self.settings.options.but(**entry.changes)
-        self._place(job, key, owed=True)
+        self._place(job, key, True)
         job.executor = self.executor
         return job
 
@@ -422,9 +436,10 @@ class TrackedRequest:
         """What nobody has awaited is awaited by the middleware."""
         if place.context is None:
             place.context = copy_context()
-        unclaimed = [job for job in place.added if job.batch is None]
         self.handed_over = self.handed_over or Batch(self.settings.wait)
-        self.handed_over.claim(unclaimed, _call.around_here())
+        for job in place.added:
+            if job.batch is None:
+                self.handed_over.claim(job, _call.around_here())
 
     def owes_websocket_tasks(self, error: BaseException) -> bool:
         """Whether `error` is a normal end, after which the request waits for its tasks."""

@@ -63,7 +63,7 @@ class Submitter:
         job, place = self._prepare(func, args, kwargs)
         line = executor.line
         with line.lock:
-            line.add(job, place, take=True)
+            line.add(job, place, True)
             line.queue(place, [job])
         executor.settle_soon()
         return job

@@ -69,9 +69,11 @@ class OrderedBackgroundTasks(BackgroundTasks):
     """
 
     _request: TrackedRequest | None = None  # in which it was made
+    _collects = True  # what is added waits for being awaited, with the object; or else one of these three:
     _inline = 0  # how often it runs inside a running task, now
     _spans = True  # FastAPI opens a span around each task of a list, and none around a single one
-    _awaited: tuple[TrackedRequest, Batch] | None = None  # where it was awaited last
+    _awaited_by: TrackedRequest | None = None  # the last time,
+    _batch: Batch | None = None  # which is this
     _part_of: tuple[TrackedRequest, Job[Any]] | None = None  # the task that it is, since that was awaited
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
@@ -85,7 +87,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("_request", "_awaited", "_part_of")
+            if name not in ("_request", "_collects", "_awaited_by", "_batch", "_part_of")
         }
 
     @property
@@ -147,7 +149,10 @@ class OrderedBackgroundTasks(BackgroundTasks):
             collected = BackgroundTasks()
             collected.add_task(func, *args, **kwargs)
             task = collected.tasks[0]
-        job = self._job(task, entry)
+        if self._collects and self._request is not None:
+            job = self._request.add(task, None, entry)
+        else:
+            job = self._job(task, entry)
         setattr(task, JOB, job)
         if entry is not None:
             setattr(task, ENTRY, entry)
@@ -155,12 +160,15 @@ class OrderedBackgroundTasks(BackgroundTasks):
         return job
 
     def _job(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
-        """The job of a new task: of the request, of the task that this object is, or of nobody yet."""
+        """The job of a new task: of the request, of the task that this object is, or of nobody yet.
+
+        For an object that was made outside a request, or is not a mere collection any more.
+        """
         if self._part_of is not None and not self._inline:
             job = self._part_of[0].add_part(task, self._part_of[1], entry)
             if job is not None:
                 return job
-        request, batch = (self._request, None) if self._awaited is None else self._awaited
+        request, batch = self._awaited_by or self._request, self._batch
         if (
             request is None
             or self._inline
@@ -181,12 +189,19 @@ class OrderedBackgroundTasks(BackgroundTasks):
         batch = request.line_up(self.tasks, around, self)
         if batch is not request.handed_over and request.settings.wait:
             if batch.left:
-                await request.executor.wait(batch, request)
+                if request.inside is not None:
+                    await request.executor.wait(batch, request)
+                elif (waiter := request.executor.waiter(batch)) is not None:  # without one more coroutine
+                    try:
+                        await waiter
+                    finally:
+                        request.awaits = None
             if batch.error is not None or batch.stopped is not None:
                 batch.raise_first()
 
     async def _run_inline(self, outer: Job[Any], executor: Executor, around: _call.Around) -> None:
         """The running task `outer` awaits this object: its tasks are part of that task."""
+        self._collects = False
         self._inline += 1
         try:
             for task in self.tasks:

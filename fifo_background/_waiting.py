@@ -38,13 +38,13 @@ class WaitingExecutor(Executor):
         try:
             if request is not None and outer is not None:
                 await self._wait_inside(outer, request, batch)
-            elif (waiter := self._waiter(batch)) is not None:
+            elif (waiter := self.waiter(batch)) is not None:
                 await waiter
         finally:
             if request is not None:
                 request.awaits = None
 
-    def _waiter(self, batch: Batch) -> Waiter | None:
+    def waiter(self, batch: Batch) -> Waiter | None:
         """What to await until a batch is done; None if it is."""
         waiter = batch.waiter = self._loop.waiter()
         # without the lock: a thread that ends the last job now sees the waiter, or else its end is seen here
@@ -132,7 +132,7 @@ class WaitingExecutor(Executor):
         party = self._party()
         with line.lock:
             try:
-                line.add(job, place, take=True)
+                line.add(job, place, True)
             except QueueFull:
                 wanted = Wanted(job, place, self._loop.waiter(), party)
                 if party is not None:
