@@ -67,7 +67,7 @@ class AsyncioLoop:
     ) -> Handle | None:
         loop = asyncio.get_running_loop()
         if _eager_task is not None and loop.get_task_factory() is None:
-            task = _eager_task(run, loop=loop, context=context, eager_start=True)
+            task: asyncio.Task[None] = _eager_task(run, loop=loop, context=context, eager_start=True)
         else:
             task = context.run(loop.create_task, run)  # not every factory knows `context=`
         if task.done():

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
-from types import FunctionType
+from inspect import CO_COROUTINE
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import starlette.background
@@ -24,6 +25,7 @@ __all__ = (
     "drive",
     "is_starlettes",
     "is_starlettes_call",
+    "make_task",
     "overrides_call",
     "run_here",
 )
@@ -58,6 +60,34 @@ def overrides_call(task: BackgroundTask) -> bool:
 # Starlette's own, unless somebody has replaced it already: what `is` this needs no closer look.
 STARLETTES_CALL: Any = BackgroundTask.__call__ if is_starlettes_call(BackgroundTask.__call__) else None
 STARLETTES_ADD: Any = BackgroundTasks.add_task if is_starlettes(BackgroundTasks.add_task) else None
+# The same of what builds a task, as long as it sets no more than `make_task` does.
+STARLETTES_INIT: Any = (
+    BackgroundTask.__init__
+    if is_starlettes(BackgroundTask.__init__)
+    and vars(BackgroundTask(print)).keys() == {"func", "args", "kwargs", "is_async"}
+    else None
+)
+
+
+def make_task(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> BackgroundTask:
+    """`BackgroundTask(func, *args, **kwargs)`, whatever the names in `kwargs`, `func` and `self` included.
+
+    Starlette's constructor takes as long as all the rest of `add_task` to find out that a plain `def`
+    function is not async. Of a function that has no attributes, and so no mark, the code alone tells.
+    """
+    plain: Any = func
+    if type(func) is MethodType:
+        plain = func.__func__
+    if type(plain) is FunctionType and not plain.__dict__ and BackgroundTask.__init__ is STARLETTES_INIT:
+        task: Any = BackgroundTask.__new__(BackgroundTask)
+        task.func = func
+        task.is_async = bool(plain.__code__.co_flags & CO_COROUTINE)
+    else:
+        task = BackgroundTask(func)
+    task.args = args
+    task.kwargs = kwargs
+    made: BackgroundTask = task
+    return made
 
 
 async def call(task: BackgroundTask, run_sync: RunSync, around: Around) -> Any:

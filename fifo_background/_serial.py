@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
-from starlette.background import BackgroundTask
 
+from fifo_background._call import make_task
 from fifo_background._job import CANCELLED, QUEUED, Job
 from fifo_background._lane import Place
 from fifo_background._line import CLOSED
@@ -103,11 +103,7 @@ class Submitter:
         self._executor.check_caller()
         place = Place(self._key, None)
         place.context = copy_context()
-        task = BackgroundTask(func)
-        # whatever their names, `func` included
-        task.args = args  # type: ignore[assignment]
-        task.kwargs = kwargs  # type: ignore[assignment]
-        return Job(task, self._executor, self._options), place
+        return Job(make_task(func, args, kwargs), self._executor, self._options), place
 
 
 class ExecutorLane(Submitter):

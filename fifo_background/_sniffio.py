@@ -15,5 +15,5 @@ except ImportError:  # anyio >= 4.12 does without
 
 def set_library(name: str | None) -> None:
     """Make the current context one in which this async library runs; None: a worker thread's."""
-    if _library is not None:
+    if _library is not None and _library.get() != name:
         _library.set(name)

@@ -141,10 +141,7 @@ class OrderedBackgroundTasks(BackgroundTasks):
             raise not_callable("add_task", func)
         add_task = BackgroundTasks.add_task
         if add_task is _call.STARLETTES_ADD or _call.is_starlettes(add_task):
-            task = BackgroundTask(func)
-            # whatever their names, `func` and `self` included
-            task.args = args
-            task.kwargs = kwargs
+            task = _call.make_task(func, args, kwargs)
         else:  # an instrumentation has wrapped `add_task`: let it have its say
             collected = BackgroundTasks()
             collected.add_task(func, *args, **kwargs)
