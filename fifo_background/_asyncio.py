@@ -22,6 +22,7 @@ class AsyncioLoop:
     """asyncio, and uvloop, which is an asyncio loop."""
 
     cancelled: type[BaseException] = asyncio.CancelledError
+    is_ending_seen_from_thread: Callable[[], bool] | None = None  # who waits for the thread is cancelled
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._ref = weakref.ref(loop)
@@ -58,9 +59,6 @@ class AsyncioLoop:
             task in self._tasks or task.done() or _is_being_cancelled(task)
             for task in asyncio.all_tasks(self._loop())
         )
-
-    def is_ending_seen_from_thread(self) -> bool:
-        return False  # whoever waits for the thread is cancelled, and tells it
 
     def start(
         self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
@@ -103,9 +101,10 @@ class AsyncioLoop:
     def waiter(self) -> Waiter:
         return asyncio.get_running_loop().create_future()
 
-    def wake(self, waiter: asyncio.Future[None]) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
+    def wake(self, waiters: list[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 # Starts to run at once, and needs no turn of the loop if it does not suspend. Python < 3.12 has none.

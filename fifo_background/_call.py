@@ -77,7 +77,7 @@ def make_task(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     """
     plain: Any = func
     if type(func) is MethodType:
-        plain = func.__func__
+        plain = plain.__func__
     if type(plain) is FunctionType and not plain.__dict__ and BackgroundTask.__init__ is STARLETTES_INIT:
         task: Any = BackgroundTask.__new__(BackgroundTask)
         task.func = func

@@ -151,8 +151,7 @@ class Executor:
         if line.woken:
             with line.lock:
                 woken, line.woken = line.woken, []
-            for waiter in woken:
-                self._loop.wake(waiter)
+            self._loop.wake(woken)
 
     def start(self, runner: Runner) -> None:
         """Let a runner that the line has just made run its jobs. On the loop only."""
@@ -331,7 +330,7 @@ class Executor:
 
     def _work(self, runner: Runner) -> None:
         """In a thread: run the consecutive sync jobs of the lane, whosever they are."""
-        line = self.line
+        line, is_ending = self.line, self._loop.is_ending_seen_from_thread
         job: Job[Any] | None = runner.job
         while job is not None:
             assert job.place is not None
@@ -344,7 +343,7 @@ class Executor:
                 ended = True
             else:
                 ended = False
-            if self._loop.is_ending_seen_from_thread():
+            if is_ending is not None and is_ending():
                 runner.stopped = True
             # Who blocks in `acquire` gets the lock without the GIL, so that the next one blocks as well, and
             # so on: with a thread for each of many lanes, that costs more than all the rest.

@@ -100,14 +100,14 @@ class Place:
         if [job for job in self.added if job in awaited] != jobs:
             self.added = [job for job in self.added if job not in awaited] + jobs
 
-    def pop(self, job: Job[Any]) -> Job[Any] | None:
-        """The first job, which this is, leaves; returns the one behind it."""
-        behind = self.first = job.behind
-        if behind is None:
+    def pop(self) -> None:
+        """The first job leaves."""
+        job: Job[Any] = self.first  # type: ignore[assignment]
+        self.first = job.behind
+        if job.behind is None:
             self.last = None
         else:
             job.behind = None  # whoever keeps the handle of a job keeps no other one by it
-        return behind
 
     @property
     def queued(self) -> Iterator[Job[Any]]:
@@ -250,11 +250,10 @@ class Lane:
     def next_job(self) -> Job[Any] | None:
         """The first job of the head, if that is ready; what was given up or is done leaves the line here."""
         while (place := self.first) is not None:
-            job = place.first
-            while job is not None:
+            while (job := place.first) is not None:
                 if job.state is QUEUED:
                     return job
-                job = place.pop(job)
+                place.pop()
             if place.added or place.arriving:
                 return None
             self._pop(place)

@@ -248,7 +248,7 @@ class Line:
 
     def _take_out(self, lane: Lane, job: Job[Any]) -> None:
         """The first job of the lane is about to start: it leaves its place."""
-        job.place.pop(job)  # type: ignore[union-attr]
+        job.place.pop()  # type: ignore[union-attr]
         lane.queued -= 1
 
     def _start(self, lane: Lane, runner: Runner, job: Job[Any]) -> None:

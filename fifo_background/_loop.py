@@ -55,8 +55,9 @@ class EventLoop(Protocol):
         """Whether the loop is about to end: everything in it is being cancelled."""
         ...
 
-    def is_ending_seen_from_thread(self) -> bool:
-        """The same, asked in a worker thread that the loop waits for, where the loop cannot tell it."""
+    @property
+    def is_ending_seen_from_thread(self) -> Callable[[], bool] | None:
+        """The same, asked in a worker thread that the loop waits for; None where the loop tells it itself."""
         ...
 
     def start(
@@ -86,8 +87,8 @@ class EventLoop(Protocol):
 
     def waiter(self) -> Waiter: ...
 
-    def wake(self, waiter: Any) -> None:
-        """Let go who awaits `waiter`; in the loop's own thread."""
+    def wake(self, waiters: list[Any]) -> None:
+        """Let go who awaits one of these waiters, in their order; in the loop's own thread."""
         ...
 
 

@@ -295,7 +295,8 @@ class TrackedRequest:
             if job is not None:
                 batch.claim(job, around)
                 jobs.append(job)
-                nested = nested or type(task) is not BackgroundTask or isinstance(task.func, BackgroundTasks)
+                if type(task) is not BackgroundTask or isinstance(task.func, BackgroundTasks):
+                    nested = True
         if nested:
             self._take_in_parts(jobs)
         return jobs

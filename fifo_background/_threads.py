@@ -97,7 +97,7 @@ class _Stay:
                 self._where = _Where.LEFT
                 waiter = self._waiter
             if waiter is not None:
-                self._loop.soon(self._loop.wake, waiter)
+                self._loop.soon(self._loop.wake, [waiter])
 
     def abandon(self) -> Waiter | None:
         """Nobody waits for the result any more. A waiter for the end of the stay, None if there is none."""

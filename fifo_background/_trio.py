@@ -114,5 +114,6 @@ class TrioLoop:
     def waiter(self) -> Waiter:
         return _TrioWaiter(self._trio.Event())
 
-    def wake(self, waiter: _TrioWaiter) -> None:
-        waiter.event.set()
+    def wake(self, waiters: list[_TrioWaiter]) -> None:
+        for waiter in waiters:
+            waiter.event.set()
