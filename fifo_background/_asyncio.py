@@ -60,25 +60,23 @@ class AsyncioLoop:
             for task in asyncio.all_tasks(self._loop())
         )
 
-    def start(
-        self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
-    ) -> Handle | None:
+    def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
         loop = asyncio.get_running_loop()
         if _eager_task is not None and loop.get_task_factory() is None:
             task: asyncio.Task[None] = _eager_task(run, loop=loop, context=context, eager_start=True)
         else:
             task = context.run(loop.create_task, run)  # not every factory knows `context=`
-        if task.done():
-            return None
-        self._tasks.add(task)
-        task.add_done_callback(partial(self._over, ended, args))
-        return task
+        return None if task.done() else task
 
-    def _over(self, ended: Callable[..., None], args: tuple[Any, ...], task: asyncio.Task[None]) -> None:
+    def when_over(self, handle: asyncio.Task[None], call: Callable[..., None], *args: Any) -> None:
+        self._tasks.add(handle)
+        handle.add_done_callback(partial(self._over, call, args))
+
+    def _over(self, call: Callable[..., None], args: tuple[Any, ...], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.cancelled() and _by_others(task):
             self._was_cancelled = True
-        ended(*args)
+        call(*args)
 
     def runs(self, run: Coroutine[Any, Any, None], handle: Handle | None) -> bool:
         task = asyncio.current_task()

@@ -36,12 +36,14 @@ from fifo_background.exceptions import lane_name
 if TYPE_CHECKING:
     from fifo_background._request import TrackedRequest
 
-__all__ = ("Executor", "current")
+__all__ = ("Executor", "current", "here")
 
 T = TypeVar("T")
 
 # The request that is handled, or the job that runs, in this context.
 current: ContextVar[TrackedRequest | Job[Any] | None] = ContextVar("fifo_background", default=None)
+
+here = current.get
 
 # How many runners that end without suspending start one after the other before the loop gets its turn.
 BURST = 32
@@ -160,7 +162,7 @@ class Executor:
         run = runner.run = self._run_sync_jobs(runner) if place is None else self._run_async_jobs(runner)
         try:
             assert context is not None
-            handle = runner.handle = self._loop.start(run, context, self._left, runner)
+            handle = runner.handle = self._loop.start(run, context)
         except Exception as error:  # no task can be started: the job fails of it, the line moves
             run.close()
             self._end_badly(runner.job, error, False)
@@ -169,6 +171,7 @@ class Executor:
             return
         if handle is not None:
             self.tasks_alive += 1
+            self._loop.when_over(handle, self._left, runner)
         elif runner.lane is not None:
             self._cut_off(runner)
 

@@ -60,14 +60,12 @@ class EventLoop(Protocol):
         """The same, asked in a worker thread that the loop waits for; None where the loop tells it itself."""
         ...
 
-    def start(
-        self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
-    ) -> Handle | None:
-        """Run a coroutine in a task of its own, in `context` or a copy of it.
+    def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
+        """Run a coroutine in a task of its own, in `context` or a copy of it. None if it ended at once."""
+        ...
 
-        Returns None if it ended at once; otherwise the task, and `ended(*args)` is called when it is over,
-        also when it was cancelled before its first step.
-        """
+    def when_over(self, handle: Any, call: Callable[..., None], *args: Any) -> None:
+        """Call when the task that `start` has just returned is over, even if it was never stepped."""
         ...
 
     def runs(self, run: Coroutine[Any, Any, None], handle: Handle | None) -> bool:

@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fifo_background._executor import current
+from fifo_background._executor import current, here
 from fifo_background._job import Job
 from fifo_background._log import logger
 from fifo_background._loop import running_loop
@@ -132,7 +132,7 @@ class OrderedBackgroundMiddleware:
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        around = current.get()
+        around = here()
         if around is not None and around is scope.get(_KEY):
             self._warn_once(
                 "two middlewares",

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _call
 from fifo_background._call import Around
-from fifo_background._executor import current
+from fifo_background._executor import here
 from fifo_background._job import CANCELLED, DROPPED, PENDING, SKIPPED, SUPERSEDED, Batch, Job
 from fifo_background._lane import GONE, IN_LINE, NOTHING, OUTSIDE, Place
 from fifo_background._log import logger, names
@@ -479,7 +479,7 @@ def take_job(task: BackgroundTask) -> Job[Any] | None:
 
 def tracked_request() -> TrackedRequest | None:
     """The request in whose context the caller runs, if any."""
-    found = current.get()
+    found = here()
     return found if isinstance(found, TrackedRequest) and found.stage is not ENDED else None
 
 

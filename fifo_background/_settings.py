@@ -51,7 +51,7 @@ def check_key(key: Any) -> None:
         ) from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Options:
     """What can differ from task to task of one app."""
 
@@ -73,7 +73,7 @@ class Options:
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
     """One app's settings; `OrderedBackgroundMiddleware` documents them."""
 

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _call
-from fifo_background._executor import Executor, current
+from fifo_background._executor import Executor, here
 from fifo_background._job import CANCELLED, PENDING, RUNNING, SKIPPED, Batch, Job, JobState
 from fifo_background._log import logger, names
 from fifo_background._request import (
@@ -78,9 +78,9 @@ class OrderedBackgroundTasks(BackgroundTasks):
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         super().__init__(tasks)
-        here = current.get()
-        if isinstance(here, TrackedRequest) and here.stage is not ENDED:
-            self._request = here
+        request = here()
+        if isinstance(request, TrackedRequest) and request.stage is not ENDED:
+            self._request = request
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what is unpickled, has the tasks and no part in the request."""
@@ -176,13 +176,13 @@ class OrderedBackgroundTasks(BackgroundTasks):
 
     async def __call__(self) -> None:
         around = _call.around_here() if self._spans else None
-        here = current.get()
-        if isinstance(here, Job):
-            if here.state is RUNNING and here.executor is not None:
-                await self._run_inline(here, here.executor, around)
+        party = here()
+        if isinstance(party, Job):
+            if party.state is RUNNING and party.executor is not None:
+                await self._run_inline(party, party.executor, around)
                 return
-            here = None
-        request = here or self._request or TrackedRequest.outside(default_executor(), _WITHOUT_MIDDLEWARE)
+            party = None
+        request = party or self._request or TrackedRequest.outside(default_executor(), _WITHOUT_MIDDLEWARE)
         batch = request.line_up(self.tasks, around, self)
         if batch is not request.handed_over and request.settings.wait:
             if batch.left:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._sniffio import set_library
@@ -38,6 +39,7 @@ class TrioLoop:
         self._clock = trio.lowlevel.current_clock()
         self._ending = False
         self._tasks: dict[object, Coroutine[Any, Any, None]] = {}
+        self._when_over: dict[trio.CancelScope, Callable[[], None]] = {}
         self.cancelled: type[BaseException] = trio.Cancelled
 
     @property
@@ -65,9 +67,7 @@ class TrioLoop:
             self._ending = True
         return self._ending
 
-    def start(
-        self, run: Coroutine[Any, Any, None], context: Context, ended: Callable[..., None], *args: Any
-    ) -> Handle | None:
+    def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
         scope = self._trio.CancelScope()
 
         async def system_task() -> None:
@@ -82,10 +82,13 @@ class TrioLoop:
                 raise
             finally:
                 del self._tasks[task]
-                ended(*args)
+                self._when_over.pop(scope)()
 
         self._trio.lowlevel.spawn_system_task(system_task, context=context)
         return scope
+
+    def when_over(self, handle: trio.CancelScope, call: Callable[..., None], *args: Any) -> None:
+        self._when_over[handle] = partial(call, *args)
 
     def runs(self, run: Coroutine[Any, Any, None], handle: Handle | None) -> bool:
         return self._tasks.get(self._trio.lowlevel.current_task()) is run

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from fifo_background._executor import Executor, current
+from fifo_background._executor import Executor, here
 from fifo_background._job import RUNNING, Batch, Job
 from fifo_background._lane import Place
 from fifo_background._room import Wanted, no_room
@@ -95,10 +95,10 @@ class WaitingExecutor(Executor):
 
     def _party(self) -> TrackedRequest | Job[Any] | None:
         """The caller, if others may have to wait for it: a running job, or a request."""
-        here = current.get()
-        if isinstance(here, Job):
-            return here if here.executor is self and here.state is RUNNING else None
-        return here if here is not None and here.executor is self else None
+        party = here()
+        if isinstance(party, Job):
+            return party if party.executor is self and party.state is RUNNING else None
+        return party if party is not None and party.executor is self else None
 
     @asynccontextmanager
     async def _lent(self, party: TrackedRequest | Job[Any] | None) -> AsyncIterator[None]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import inspect
 import itertools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 import fifo_background
+from fifo_background._request import JOB
 from tests.apps import make_app
 from tests.asgi import get
 
@@ -79,6 +84,85 @@ def test_attributes() -> None:
     assert (tasks.tasks[1].func, tasks.tasks[1].args, tasks.tasks[1].kwargs) == (print, (2,), {"sep": ""})
     assert fifo_background.BackgroundTasks(None).tasks == []
     assert fifo_background.BackgroundTasks((task,)).tasks == [task]
+
+
+def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Whatever may be added, each with what it is."""
+
+    def function() -> None: ...
+
+    async def coroutine_function() -> None: ...
+
+    async def generator_function() -> Any:
+        yield
+
+    @functools.wraps(coroutine_function)
+    def wrapper() -> Any:
+        return coroutine_function()
+
+    def marked() -> Any:
+        return coroutine_function()
+
+    class Both:
+        def method(self) -> None: ...
+
+        async def coroutine_method(self) -> None: ...
+
+        @classmethod
+        async def of_class(cls) -> None: ...
+
+        @staticmethod
+        async def static() -> None: ...
+
+        async def __call__(self, *args: Any) -> None: ...
+
+    marked._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)  # type: ignore[attr-defined]
+    if hasattr(inspect, "markcoroutinefunction"):
+        inspect.markcoroutinefunction(marked)
+    yield "function", function
+    yield "coroutine function", coroutine_function
+    yield "generator function", generator_function
+    yield "lambda", lambda: None
+    yield "wrapper", wrapper
+    yield "marked", marked
+    yield "partial", functools.partial(functools.partial(coroutine_function))
+    yield "method", Both().method
+    yield "coroutine method", Both().coroutine_method
+    yield "marked method", types.MethodType(marked, 1)
+    yield "method of a callable", types.MethodType(Both(), 1)
+    yield "class method", Both.of_class
+    yield "static method", Both.static
+    yield "callable", Both()
+    yield "class", Both
+    yield "builtin", print
+    yield "builtin method", [].append
+
+
+@pytest.mark.parametrize("func", [pytest.param(func, id=kind) for kind, func in callables()])
+def test_entries(func: Callable[..., Any]) -> None:
+    """An entry of `.tasks` is what Starlette makes of the same call, whatever the function is."""
+    theirs, ours = StarletteTasks(), fifo_background.BackgroundTasks()
+    theirs.add_task(func, 1, key="value")
+    job: Any = ours.add_task(func, 1, key="value")
+    (entry,) = ours.tasks
+    assert type(entry) is StarletteTask
+    assert {**vars(entry), JOB: job} == {**vars(theirs.tasks[0]), JOB: job}
+
+
+def test_constructor_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who replaces Starlette's constructor sees every task that is made."""
+    made: list[Any] = []
+    original: Any = StarletteTask.__init__
+
+    def replaced(self: Any, func: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, func, *args, **kwargs)
+        made.append(func)
+
+    monkeypatch.setattr(StarletteTask, "__init__", replaced)
+    tasks = fifo_background.BackgroundTasks()
+    tasks.add_task(print, 1)
+    tasks.add_task(test_attributes)
+    assert made == [print, test_attributes]
 
 
 async def test_arguments_belong_to_the_function() -> None:

@@ -109,7 +109,8 @@ def test_without_sniffio(monkeypatch: pytest.MonkeyPatch) -> None:
         async def run() -> None:
             done.set()
 
-        face.start(run(), contextvars.copy_context(), lambda: None)
+        handle = face.start(run(), contextvars.copy_context())
+        face.when_over(handle, lambda: None)
         await done.wait()
 
     anyio.run(on_trio, backend="trio")
