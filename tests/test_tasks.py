@@ -6,12 +6,14 @@ import contextvars
 import copy
 import functools
 import pickle
+from collections.abc import Awaitable, Callable
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock, Mock, call
 
 import anyio
 import anyio.from_thread
 import pytest
+from anyio import wait_all_tasks_blocked
 from starlette.background import BackgroundTask as StarletteTask
 from starlette.background import BackgroundTasks as StarletteTasks
 from starlette.requests import Request
@@ -304,6 +306,33 @@ async def test_awaited_in_the_handler(events: list[Any]) -> None:
     exchange = await get(make_app(handler), "/handler")
     assert exchange.error is None
     assert events == ["handler", 1, 2, 3]
+
+
+async def test_two_objects_of_a_detached_request(events: list[Any]) -> None:
+    """One line per lane: awaited while a task of its own place runs, an object waits for the end of that."""
+    go_on = anyio.Event()
+
+    async def first() -> None:
+        events.append("first begins")
+        await go_on.wait()
+        events.append("first ends")
+
+    async def handle(path: str, respond: Callable[[], Awaitable[None]]) -> None:
+        one, two = BackgroundTasks(), BackgroundTasks()
+        one.add_task(first)
+        two.add_task(events.append, "second")
+        await respond()
+        await one()
+        await wait_all_tasks_blocked()
+        await two()
+
+    app = app_of(handle, wait=False)
+    assert (await get(app, "/")).error is None
+    await wait_all_tasks_blocked()
+    assert events == ["first begins"]
+    go_on.set()
+    await app.executor.join()
+    assert events == ["first begins", "first ends", "second"]
 
 
 async def test_two_objects_of_one_request(events: list[Any]) -> None:
