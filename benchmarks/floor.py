@@ -19,6 +19,8 @@ from typing import Any
 import anyio.to_thread
 from starlette.background import BackgroundTask, BackgroundTasks
 
+from fifo_background._call import make_task
+
 current: ContextVar[Any] = ContextVar("current", default=None)
 
 
@@ -69,7 +71,7 @@ class Floor:
                 self.jobs: list[Job] = []
 
             def add_task(self, func: Any, *args: Any, **kwargs: Any) -> Any:
-                task = BackgroundTask(func, *args, **kwargs)
+                task = make_task(func, args, kwargs)
                 job = Job(task, current.get())
                 with floor.lock:
                     floor.line.append(job)

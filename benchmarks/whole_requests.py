@@ -1,6 +1,7 @@
 """Whole HTTP requests, uvicorn with httptools on uvloop, wrk: plain FastAPI against ours.
 
-Both servers run all the time; wrk asks them in turn. The client shares the machine with the server.
+The servers are started anew for each repetition, as some processes are slower than others, and wrk asks them
+in turn. The client shares the machine with the server.
 
     python benchmarks/whole_requests.py [--quick] [--json FILE]
 """
@@ -28,25 +29,37 @@ def main() -> None:
         "goal": "",
     }
     report = Report("Whole HTTP requests per second", columns, chosen.json)
-    names = {"plain": "plain", "ours": "ordered", "full floor": "full_floor", "floor": "floor"}
-    with contextlib.ExitStack() as servers:
-        sides = {side: servers.enter_context(server(name)) for side, name in names.items()}
-        for task in ("sync", "async", "without"):
-            for connections in (64,) if chosen.quick else (1, 64):
-                seen: dict[str, list[float]] = {side: [] for side in sides}
-                for n in range(-1, repetitions):
-                    for side in sides if n % 2 else reversed(sides):
-                        result = wrk(f"{sides[side]}/{task}", connections, seconds)
-                        if result["errors"]:
-                            raise RuntimeError(f"{side} {task}: {result}")
-                        if n >= 0:
-                            seen[side].append(result["rate"])
-                for side, rates in seen.items():
-                    goal = GOALS.get(task) if side == "ours" and connections == 64 else None
-                    report.add(
-                        **{"task": task, "connections": connections, "side": side, "goal": goal},
-                        **{"per second": statistics.median(rates), "faster": ratio(rates, seen["plain"])},
-                    )
+    names = {"plain": "plain", "ours": "ordered", "floor": "floor", "empty": "empty"}
+    cells = [
+        (task, connections)
+        for task in ("sync", "async", "without")
+        for connections in ((64,) if chosen.quick else (1, 64))
+    ]
+    seen: dict[tuple[str, int], dict[str, list[float]]] = {
+        cell: {side: [] for side in names} for cell in cells
+    }
+    for n in range(repetitions):
+        order = list(names) if n % 2 else list(reversed(names))
+        with contextlib.ExitStack() as servers:
+            sides = {side: servers.enter_context(server(names[side])) for side in order}
+            for side in order:
+                wrk(f"{sides[side]}/async", 64, 1)  # to warm up
+            for task, connections in cells:
+                for side in order:
+                    result = wrk(f"{sides[side]}/{task}", connections, seconds)
+                    if result["errors"]:
+                        raise RuntimeError(f"{side} {task}: {result}")
+                    seen[task, connections][side].append(result["rate"])
+    for (task, connections), rates in seen.items():
+        for side in names:
+            goal = GOALS.get(task) if side == "ours" and connections == 64 else None
+            report.add(
+                **{"task": task, "connections": connections, "side": side, "goal": goal},
+                **{
+                    "per second": statistics.median(rates[side]),
+                    "faster": ratio(rates[side], rates["plain"]),
+                },
+            )
     report.save()
 
 

@@ -276,7 +276,7 @@ class TrackedRequest:
                     place.hold_together(its_jobs)
                 elif runner is not None or (runner := line.start_at_once(place, its_jobs)) is None:
                     line.queue(place, its_jobs)
-            if ready and runner is None:
+            if runner is None and line.turns:
                 runner = line.next_runner()
         finally:
             line.lock.release()

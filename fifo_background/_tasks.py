@@ -146,10 +146,8 @@ class OrderedBackgroundTasks(BackgroundTasks):
             collected = BackgroundTasks()
             collected.add_task(func, *args, **kwargs)
             task = collected.tasks[0]
-        if self._collects and self._request is not None:
-            job = self._request.add(task, None, entry)
-        else:
-            job = self._job(task, entry)
+        request = self._request
+        job = request.add(task, None, entry) if request and self._collects else self._job(task, entry)
         setattr(task, JOB, job)
         if entry is not None:
             setattr(task, ENTRY, entry)
