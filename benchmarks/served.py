@@ -1,8 +1,8 @@
 """The app that the benchmarks of whole requests serve, and a uvicorn process that serves it.
 
 `uvicorn served:plain` has FastAPI's own BackgroundTasks, `uvicorn served:ordered` ours: the import and
-the one line of middleware are all that differs. `served:empty` is `plain` behind a middleware that does nothing,
-`uvicorn --factory served:floor` has the code of `floor.py`.
+the one line of middleware are all that differs. `served:empty` is `plain` behind a middleware that does
+nothing, `uvicorn --factory served:floor` has the code of `floor.py`.
 """
 
 import contextlib
