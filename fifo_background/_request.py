@@ -311,7 +311,7 @@ class TrackedRequest:
             if job.state is PENDING:
                 delattr(task, JOB)
                 place = job.place
-                if place is not None and place is self.places.get(place.key):
+                if place is not None and place.owner is self:
                     return job
                 if job.executor is None:
                     return self._register(job, getattr(task, ENTRY, None))
@@ -369,7 +369,7 @@ class TrackedRequest:
     def _has_pending(self, job: Job[Any]) -> bool:
         """Whether the job waits in a place of this request, or was added where there was none."""
         place = job.place
-        return job.state is PENDING and (place is None or place is self.places.get(place.key))
+        return job.state is PENDING and (place is None or place.owner is self)
 
     def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
         key = self._key if entry is None or entry.key is ... else entry.key
