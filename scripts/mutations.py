@@ -20,10 +20,8 @@ ROOT = Path(__file__).parent.parent
 MUTATIONS: dict[str, tuple[str, str, str]] = {
     "a lane may have two runners": (
         "_line.py",
-        "        if lane.runner is None and not lane.in_turn:\n            lane.in_turn = True\n"
-        "            self.turns.append(lane)\n\n    def _keep_latest",
-        "        if not lane.in_turn:\n            lane.in_turn = True\n"
-        "            self.turns.append(lane)\n\n    def _keep_latest",
+        "        if lane.runner is None and not lane.in_turn:\n            lane.in_turn = True",
+        "        if not lane.in_turn:\n            lane.in_turn = True",
     ),
     "last in, first out": (
         "_lane.py",
@@ -33,8 +31,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a place runs its tasks backwards": (
         "_line.py",
-        "        place.queue(jobs)",
-        "        place.queue(jobs[::-1])",
+        "        place.release(jobs)\n        for job in jobs:\n",
+        "        place.release(jobs)\n        for job in jobs[::-1]:\n",
     ),
     "the rest is not skipped": (
         "_line.py",
@@ -55,9 +53,18 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "slots are not counted": (
         "_line.py",
-        "job)\n                self.slots -= 1",
-        "job)",
+        "job)\n        self.slots -= 1\n",
+        "job)\n",
     ),
+    "a task starts at once before the head": (
+        "_line.py",
+        "            or lane.first is not place\n",
+        "",
+    ),
+    "a task starts at once in a paused lane": ("_line.py", "            or lane.paused\n", ""),
+    "a task starts at once in a stopped lane": ("_line.py", "            or lane.failed is not None\n", ""),
+    "a task starts at once before other lanes": ("_line.py", "            or self.turns\n", ""),
+    "a task starts at once without a slot": ("_line.py", "            or self.slots <= 0\n", ""),
     "a lane keeps its slot": (
         "_line.py",
         "            and not (self.turns or runner.stopped",
