@@ -6,6 +6,7 @@ import contextvars
 import gc
 import threading
 import tracemalloc
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -68,6 +69,21 @@ async def test_turns(sync: bool, events: list[Any]) -> None:
                 executor.lane(key).submit_nowait(work.sync if sync else work.quick, f"{key}{n}")  # type: ignore[arg-type]
         await executor.join()
     assert events == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
+
+
+async def test_a_request_waits_for_its_turn(events: list[Any]) -> None:
+    """A request whose tasks could start at once lets go first who waits for a turn already."""
+
+    async def handle(path: str, respond: Callable[[], Awaitable[None]]) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, "the request's")
+        await respond()
+        app.executor.lane("other").submit_nowait(events.append, "submitted before")
+        await tasks()
+
+    app = app_of(handle, max_lanes_running=1)
+    assert (await get(app, "/")).error is None
+    assert events == ["submitted before", "the request's"]
 
 
 async def test_at_most(events: list[Any]) -> None:
