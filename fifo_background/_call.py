@@ -69,9 +69,6 @@ STARLETTES_INIT: Any = (
 )
 
 
-_new = object.__new__
-
-
 def make_task(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> BackgroundTask:
     """`BackgroundTask(func, *args, **kwargs)`, whatever the names in `kwargs`, `func` and `self` included.
 
@@ -82,7 +79,7 @@ def make_task(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     if type(func) is MethodType:
         plain = plain.__func__
     if type(plain) is FunctionType and not plain.__dict__ and BackgroundTask.__init__ is STARLETTES_INIT:
-        task: Any = _new(BackgroundTask)
+        task: Any = object.__new__(BackgroundTask)
         task.func = func
         task.is_async = bool(plain.__code__.co_flags & CO_COROUTINE)
     else:

@@ -42,8 +42,7 @@ T = TypeVar("T")
 
 # The request that is handled, or the job that runs, in this context.
 current: ContextVar[TrackedRequest | Job[Any] | None] = ContextVar("fifo_background", default=None)
-
-here = current.get
+here = current.get  # bound once: looked up for every request
 
 # How many runners that end without suspending start one after the other before the loop gets its turn.
 BURST = 32

@@ -263,12 +263,6 @@ class TrackedRequest:
             jobs = self._claim(tasks, batch, around)
             owner._collects = False
             owner._awaited_by, owner._batch = self, batch
-            if ready:
-                self.awaits = batch  # from here on: its tasks may start below
-                if self.settings.order == "arrived":
-                    self._arrived()
-            else:
-                self.handed_over = batch
             for place, its_jobs in _by_place(jobs):
                 # one for each lane: two could not run in one context side by side
                 place.context = copy_context()
@@ -276,6 +270,12 @@ class TrackedRequest:
                     place.hold_together(its_jobs)
                 elif runner is not None or (runner := line.start_at_once(place, its_jobs)) is None:
                     line.queue(place, its_jobs)
+            if ready:
+                self.awaits = batch  # from here on: its tasks may start below
+                if self.settings.order == "arrived":
+                    self._arrived()
+            else:
+                self.handed_over = batch
             if runner is None and line.turns:
                 runner = line.next_runner()
         finally:
