@@ -39,7 +39,7 @@ by plain FastAPI's.
 
 "Ours" has every guarantee on: contexts, `Job`s, attached waiting and the middleware. **The floor**
 ([benchmarks/floor.py](../benchmarks/floor.py)) shows what Python allows: the barest code that runs this one case in
-order, without lanes, limits, cancels, failures, logs, or a shutdown. No code that keeps the guarantees is faster.
+order, without lanes, limits, cancels, failures, logs, or a shutdown. Code that keeps the guarantees can hardly be faster.
 **Empty**, with whole requests, is plain FastAPI behind a middleware that does nothing.
 
 {machine}.
