@@ -93,15 +93,7 @@ def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
 
     async def coroutine_function() -> None: ...
 
-    async def generator_function() -> Any:
-        yield
-
-    @functools.wraps(coroutine_function)
-    def wrapper() -> Any:
-        return coroutine_function()
-
-    def marked() -> Any:
-        return coroutine_function()
+    def marked() -> None: ...
 
     class Both:
         def method(self) -> None: ...
@@ -121,9 +113,9 @@ def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
         inspect.markcoroutinefunction(marked)
     yield "function", function
     yield "coroutine function", coroutine_function
-    yield "generator function", generator_function
+    yield "generator function", lambda: (yield)
     yield "lambda", lambda: None
-    yield "wrapper", wrapper
+    yield "wrapper", functools.wraps(coroutine_function)(lambda: None)
     yield "marked", marked
     yield "partial", functools.partial(functools.partial(coroutine_function))
     yield "method", Both().method
