@@ -165,13 +165,7 @@ class OrderedBackgroundMiddleware:
             current.reset(token)
             scope[_KEY] = executor  # for what goes on after the request
         if request.handed_over is not None and request.stage is RESPONDED:
-            self._warn_once(
-                "response held back",
-                f"{request}: its tasks were awaited before its response had ended, by the handler itself or "
-                "because something inside OrderedBackgroundMiddleware holds back the end of the response "
-                "(BaseHTTPMiddleware before Starlette 1.7 does): they run after the response all the same, "
-                "but dependencies with yield may close before them",
-            )
+            self._warn_held_back(request)
         request.end(None)
         if request.handed_over is not None:
             await self._finish(request)
@@ -198,6 +192,15 @@ class OrderedBackgroundMiddleware:
 
         scope[_KEY] = executor
         await self.app(scope, drain_then_receive, send)
+
+    def _warn_held_back(self, request: TrackedRequest) -> None:
+        self._warn_once(
+            "response held back",
+            f"{request}: its tasks were awaited before its response had ended, by the handler itself or "
+            "because something inside OrderedBackgroundMiddleware holds back the end of the response "
+            "(BaseHTTPMiddleware before Starlette 1.7 does): they run after the response all the same, "
+            "but dependencies with yield may close before them",
+        )
 
     def _warn_once(self, of: str, text: str) -> None:
         if of not in self._warned:
