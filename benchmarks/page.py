@@ -102,7 +102,9 @@ Bytes per waiting task. "Requests" are whole: the response, the request's asynci
 
 ## Growth
 
-Time per task, and what is left per task in the end, as the line and the number of lanes grow.
+Time per task, and what is left per task in the end, as the line and the number of lanes grow. What growth there is
+comes from memory that no cache holds any more, and changes from run to run: 1.39 here, for one line of sync tasks, was
+1.55 half an hour before.
 
 ![Growth](benchmarks/growth.svg)
 
