@@ -77,7 +77,7 @@ Reported without an aim: "faster" with 100 requests in flight. Before Python 3.1
 
 uvicorn with httptools on uvloop, FastAPI, wrk. "without" is an endpoint without tasks. With 64 connections plain FastAPI
 has just under 700 objects in flight at once, the number at which Python collects garbage; with a few more objects for
-each request ours is above it. Counted: no collection against one for every 35 requests, or 10 microseconds a request.
+each request ours is above it, and pays for that, too.
 
 ![Whole requests](benchmarks/whole_requests.svg)
 
@@ -102,9 +102,8 @@ Bytes per waiting task. "Requests" are whole: the response, the request's asynci
 
 ## Growth
 
-Time per task, and what is left per task in the end, as the line and the number of lanes grow. What growth there is
-comes from memory that no cache holds any more, and changes from run to run: 1.39 here, for one line of sync tasks, was
-1.55 half an hour before.
+Time per task, and what is left per task in the end, as the line and the number of lanes grow. The ratios change by a
+tenth from run to run.
 
 ![Growth](benchmarks/growth.svg)
 
