@@ -142,15 +142,14 @@ class Line:
             self.look_for_hope()
         self.wants_turn(lane)
 
-    def start_at_once(self, place: Place, jobs: list[Job[Any]]) -> Runner | None:
-        """Start the one job of a place that nothing is before: what `queue` and a turn come to for it.
+    def start_at_once(self, place: Place, job: Job[Any]) -> Runner | None:
+        """Start a job of a place that nothing is before: what `queue` and a turn come to for it.
 
         None, and nothing has changed, if it has to wait in line.
         """
         lane: Lane = place.lane  # type: ignore[assignment]
         if (
-            len(jobs) > 1
-            or lane.first is not place
+            lane.first is not place
             or lane.runner is not None
             or lane.queued
             or lane.paused
@@ -159,8 +158,7 @@ class Line:
             or self.slots <= 0
         ):
             return None
-        job = jobs[0]
-        place.release(jobs)
+        place.release([job])
         job.get_ready()
         self.ready += 1
         return self._occupy(lane, job)

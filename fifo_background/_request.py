@@ -268,7 +268,7 @@ class TrackedRequest:
                 place.context = copy_context()
                 if not ready:
                     place.hold_together(its_jobs)
-                elif runner is not None or (runner := line.start_at_once(place, its_jobs)) is None:
+                elif len(jobs) > 1 or (runner := line.start_at_once(place, jobs[0])) is None:
                     line.queue(place, its_jobs)
             if ready:
                 self.awaits = batch  # from here on: its tasks may start below

@@ -58,10 +58,9 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a task starts at once before the head": (
         "_line.py",
-        "            or lane.first is not place\n",
-        "",
+        "            lane.first is not place\n            or ",
+        "            ",
     ),
-    "a task starts at once in a paused lane": ("_line.py", "            or lane.paused\n", ""),
     "a task starts at once in a stopped lane": ("_line.py", "            or lane.failed is not None\n", ""),
     "a task starts at once without a slot": ("_line.py", "            or self.slots <= 0\n", ""),
     "a lane keeps its slot": (

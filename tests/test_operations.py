@@ -49,6 +49,25 @@ class Flaky:
         return n
 
 
+async def test_pause_before_a_request(events: list[Any]) -> None:
+    """A paused lane starts nothing, not even the one task of a request that nothing is before."""
+
+    async def handler(request: Request) -> Response:
+        executor_of(request).lane(None).pause()
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, "task")
+        return Response(background=tasks)
+
+    app = make_app(handler)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start("/handler")
+        await wait_all_tasks_blocked()
+        assert events == []
+        executor_of(app).lane(None).resume()
+    assert exchange.error is None
+    assert events == ["task"]
+
+
 async def test_pause_and_resume(events: list[Any]) -> None:
     """A paused lane starts nothing until `resume`; its running task goes on, other lanes do not mind."""
     work = Work(events)
