@@ -36,10 +36,11 @@ class Job:
 
 
 class Request:
-    __slots__ = ("_send", "context", "responded")
+    __slots__ = ("_send", "context", "responded", "token")
 
     def __init__(self, send: Any) -> None:
         self._send = send
+        self.token: Any = None
         self.responded = False
         self.context = Context()
 
@@ -49,7 +50,9 @@ class Request:
         return self._send(message)
 
     async def _send_last(self, message: Any) -> None:
+        current.reset(self.token)  # a server's timers shall not keep the request
         await self._send(message)
+        self.token = current.set(self)
         self.responded = True
 
 
@@ -101,11 +104,11 @@ class Floor:
                 await app(scope, receive, send)
                 return
             request = Request(send)
-            token = current.set(request)
+            request.token = current.set(request)
             try:
                 await app(scope, receive, request.send)
             finally:
-                current.reset(token)
+                current.reset(request.token)
 
         return watched
 

@@ -126,11 +126,8 @@ class OrderedBackgroundMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind == "lifespan":
-            await self._lifespan(scope, receive, send)
-            return
-        if kind not in ("http", "websocket"):
-            await self.app(scope, receive, send)
+        if kind != "http" and kind != "websocket":
+            await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         around = here()
         if around is not None and around is scope.get(_KEY):
@@ -147,9 +144,9 @@ class OrderedBackgroundMiddleware:
         request = scope[_KEY] = TrackedRequest(executor, self.settings, scope, send)
         if self._arrives is not None and kind == "http" and self._arrives(scope):
             request.arrive()
-        if isinstance(around, Job):
+        if around is not None and isinstance(around, Job):
             request.inside = around
-        token = current.set(request)
+        request.token = current.set(request)
         try:
             await self.app(scope, receive, request.send)
         except BaseException as error:
@@ -162,7 +159,7 @@ class OrderedBackgroundMiddleware:
                 await self._finish(request)
             raise
         finally:
-            current.reset(token)
+            current.reset(request.token)
             scope[_KEY] = executor  # for what goes on after the request
         if request.handed_over is not None and request.stage is RESPONDED:
             self._warn_held_back(request)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Awaitable, Hashable, Iterable, Sequence
-from contextvars import copy_context
+from contextvars import Token, copy_context
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Message, Scope, Send
@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _call
 from fifo_background._call import Around
-from fifo_background._executor import here
+from fifo_background._executor import current, here
 from fifo_background._job import CANCELLED, DROPPED, PENDING, SKIPPED, SUPERSEDED, Batch, Job
 from fifo_background._lane import GONE, IN_LINE, NOTHING, OUTSIDE, Place
 from fifo_background._log import logger, names
@@ -44,6 +44,9 @@ __all__ = (
 # The executors of what runs outside of any of our middlewares: one for each event loop.
 _default_executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
 
+
+# The ASGI type of what is no request.
+NO_REQUEST = "no request"
 
 # Where an entry of `.tasks` keeps the job that `add_task` returned, until it is awaited, and what was asked
 # for it.
@@ -78,7 +81,6 @@ class TrackedRequest:
     __slots__ = (
         "__weakref__",
         "_key",
-        "_keyed",
         "_send",
         "_started",
         "_trailers",
@@ -90,9 +92,12 @@ class TrackedRequest:
         "scope",
         "settings",
         "stage",
+        "token",
     )
 
-    def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send | None) -> None:
+    token: Token[TrackedRequest | Job[Any] | None]  # the middleware's: with it the context is left
+
+    def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send) -> None:
         self.executor: SerialExecutor = executor
         self.settings: Settings = settings
         self.scope: Scope = scope
@@ -102,16 +107,15 @@ class TrackedRequest:
         self.handed_over: Batch | None = None
         self.inside: Job[Any] | None = None  # the task that has made it, in this process
         self.awaits: Batch | None = None  # what it waits for, unless it is detached
-        self._send = send
+        self._send: Send = send
         self._started: bool = False  # the response, or trying to send it
         self._trailers: bool = False
-        self._key: Hashable = None
-        self._keyed: bool = False
+        self._key: Hashable = ...  # not asked for yet
 
     @classmethod
     def outside(cls, executor: SerialExecutor, settings: Settings) -> TrackedRequest:
         """For an object that is awaited where none of our middlewares is: no response to wait for."""
-        request = cls(executor, settings, {"type": "no request"}, None)
+        request = cls(executor, settings, {"type": NO_REQUEST}, cast(Send, None))
         request.stage = RESPONDED
         return request
 
@@ -121,14 +125,14 @@ class TrackedRequest:
     @property
     def named(self) -> bool:
         """Whether it is a request that a log record can name."""
-        return self._send is not None
+        return bool(self.scope["type"] != NO_REQUEST)
 
     def key(self) -> Hashable:
         """The key of the lane for tasks that name none; asked for once. Never under the line's lock."""
-        if self.settings.lane is not None and not self._keyed:
-            self._key = self.settings.lane(self.scope)
-            check_key(self._key)
-            self._keyed = True
+        if self._key is ...:
+            key = None if self.settings.lane is None else self.settings.lane(self.scope)
+            check_key(key)
+            self._key = key
         return self._key
 
     # -- the response -----------------------------------------------------------------------------------
@@ -149,12 +153,22 @@ class TrackedRequest:
             or (kind == "http.response.trailers" and not message.get("more_trailers", False))
         ):
             return self._send_last(message)
-        assert self._send is not None
         return self._send(message)
 
     async def _send_last(self, message: Message) -> None:
-        assert self._send is not None
-        await self._send(message)
+        """Pass it on outside the request's context.
+
+        uvicorn sets a timer here, for the next request of the connection, and a timer keeps its context.
+        """
+        try:
+            current.reset(self.token)
+        except (ValueError, RuntimeError):  # sent in another context: a middleware's task
+            await self._send(message)
+        else:
+            try:
+                await self._send(message)
+            finally:
+                self.token = current.set(self)
         if self.stage is HANDLING:
             self.stage = RESPONDED
             if self.settings.order == "responded" and self.places:
@@ -200,16 +214,17 @@ class TrackedRequest:
         line = executor.line
         if not executor.is_current():
             executor.check_caller()
-        job: Job[Any]
-        if entry is None:
-            key = self._key if self.settings.lane is None else self.key()
-            job = Job(task, executor, self.settings.options)
-        else:
-            key = self.key() if entry.key is ... else entry.key
-            job = Job(task, executor, self.settings.options.but(**entry.changes))
+        options = self.settings.options
+        key = self._key
+        if entry is not None:
+            options = options.but(**entry.changes)
+            key = entry.key
+        if key is ...:
+            key = self.key()
+        job: Job[Any] = Job(task, executor, options)
         line.lock.acquire()
         try:
-            if batch is None and self.scope["type"] == "websocket":
+            if batch is None and self.handed_over is not None and self.scope["type"] == "websocket":
                 batch = self.handed_over  # nobody but us has awaited its objects
             ended = self.stage is ENDED if batch is None else not batch.left
             if ended:
@@ -253,7 +268,7 @@ class TrackedRequest:
         line = executor.line
         if not executor.is_current():
             executor.check_caller()
-        if self.settings.lane is not None:
+        if self._key is ...:
             self.key()
         ready = self.stage is not HANDLING
         batch = Batch(self.settings.wait) if ready or self.handed_over is None else self.handed_over
@@ -386,10 +401,12 @@ class TrackedRequest:
         What was handed over runs, what was not is dropped and named in the log.
         """
         line = self.executor.line
-        line.lock.acquire()  # a thread of the handler may still be adding
+        interrupted = error is not None and self._started and self.stage is HANDLING
+        self.stage = ENDED  # nothing can be added from here on
+        if not self.places and not line.lock.locked():  # nor is a thread of the handler adding
+            return
+        line.lock.acquire()
         try:
-            interrupted = error is not None and self._started and self.stage is HANDLING
-            self.stage = ENDED
             for place in self.places.values():
                 if place.added or place.arriving:
                     dropped = self._give_up_places(error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import gc
+import weakref
 from contextvars import Context
 from typing import Any
 
@@ -14,10 +16,12 @@ from starlette.responses import Response
 
 from fifo_background import (
     BackgroundTasks,
+    OrderedBackgroundMiddleware,
     SerialExecutor,
 )
 from tests.apps import app_of, make_app, user
-from tests.asgi import Client, get
+from tests.asgi import Client, Exchange, Send, get
+from tests.conftest import Log
 from tests.loops import LOOPS, run
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
@@ -135,3 +139,95 @@ async def test_retry_by_a_task_of_another_lane(events: list[Any]) -> None:
         executor.lane("orders", after_failure="stop").submit_nowait(work)
         await executor.join()
     assert events == ["alice", "alice"]
+
+
+async def request(app: Any, send: Send) -> None:
+    """A request whose messages go to `send`."""
+    exchange = Exchange(OrderedBackgroundMiddleware(app))
+    await exchange.app(exchange.scope, exchange.receive, send)
+
+
+async def test_server_keeps_a_context(events: list[Any]) -> None:
+    """A context that a server keeps from the last `send`, as uvicorn's timers do, keeps no request alive."""
+    kept: list[Context] = []
+    requests: list[weakref.ref[Any]] = []
+
+    async def task() -> None:
+        events.append("task")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        requests.append(weakref.ref(scope["fifo_background"]))
+        tasks = BackgroundTasks()
+        tasks.add_task(task)
+        await Response(b"", background=tasks)(scope, receive, send)
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            user.set("by the server")
+            kept.append(contextvars.copy_context())
+
+    await request(app, send)
+    assert events == ["task"]
+    gc.collect()
+    assert requests[0]() is None
+    assert kept[0][user] == "by the server"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_request_is_found_after_last_message(fails: bool, events: list[Any], log: Log) -> None:
+    """What is made after the last message, sent or not, belongs to the request."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        try:
+            await send({"type": "http.response.body"})
+        except OSError:
+            events.append("not sent")
+        BackgroundTasks().add_task(events.append, "never")
+
+    async def send(message: Any) -> None:
+        if fails and message["type"] == "http.response.body":
+            raise OSError("gone")
+
+    await request(app, send)
+    assert events == (["not sent"] if fails else [])
+    assert [line[:52] for line in log] == ["WARNING GET / ended without running 1 task: list.app"]
+
+
+async def test_last_message_from_another_task(events: list[Any]) -> None:
+    """A response whose last message a task of the handler sends, in a context of its own."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, "task")
+        await send({"type": "http.response.start", "status": 200})
+        async with anyio.create_task_group() as group:
+            group.start_soon(send, {"type": "http.response.body"})
+        await tasks()
+        BackgroundTasks().add_task(events.append, "never")
+
+    async def send(message: Any) -> None:
+        events.append(message["type"])
+
+    await request(app, send)
+    assert events == ["http.response.start", "http.response.body", "task"]
+
+
+async def test_last_message_within_last_message(events: list[Any]) -> None:
+    """A last message that is sent while another one is being passed on, in one context: both pass."""
+    passed: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, "task")
+        passed.append(send)
+        await send({"type": "http.response.body"})
+        await tasks()
+
+    async def send(message: Any) -> None:
+        events.append(message["type"])
+        if len(events) == 1:
+            await passed[0]({"type": "http.response.body"})
+
+    await request(app, send)
+    assert events == ["http.response.body", "http.response.body", "task"]
