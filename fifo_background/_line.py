@@ -142,8 +142,8 @@ class Line:
             self.look_for_hope()
         self.wants_turn(lane)
 
-    def start_at_once(self, place: Place, job: Job[Any]) -> Runner | None:
-        """Start a job of a place that nothing is before: what `queue` and a turn come to for it.
+    def start_at_once(self, place: Place, jobs: list[Job[Any]]) -> Runner | None:
+        """Start the one job of a list that nothing is before: what `queue` and a turn come to for it.
 
         None, and nothing has changed, if it has to wait in line.
         """
@@ -158,7 +158,8 @@ class Line:
             or self.slots <= 0
         ):
             return None
-        place.release([job])
+        place.release(jobs)
+        (job,) = jobs
         job.get_ready()
         self.ready += 1
         return self._occupy(lane, job)

@@ -110,7 +110,7 @@ class TrackedRequest:
         self._send: Send = send
         self._started: bool = False  # the response, or trying to send it
         self._trailers: bool = False
-        self._key: Hashable = ...  # not asked for yet
+        self._key: Hashable = None if settings.lane is None else ...  # not asked for yet
 
     @classmethod
     def outside(cls, executor: SerialExecutor, settings: Settings) -> TrackedRequest:
@@ -129,8 +129,8 @@ class TrackedRequest:
 
     def key(self) -> Hashable:
         """The key of the lane for tasks that name none; asked for once. Never under the line's lock."""
-        if self._key is ...:
-            key = None if self.settings.lane is None else self.settings.lane(self.scope)
+        if self._key is ... and self.settings.lane is not None:
+            key = self.settings.lane(self.scope)
             check_key(key)
             self._key = key
         return self._key
@@ -278,12 +278,12 @@ class TrackedRequest:
             jobs = self._claim(tasks, batch, around)
             owner._collects = False
             owner._awaited_by, owner._batch = self, batch
-            for place, its_jobs in _by_place(jobs):
+            for place, its_jobs in jobs.items():
                 # one for each lane: two could not run in one context side by side
                 place.context = copy_context()
                 if not ready:
                     place.hold_together(its_jobs)
-                elif len(jobs) > 1 or (runner := line.start_at_once(place, jobs[0])) is None:
+                elif batch.left > 1 or (runner := line.start_at_once(place, its_jobs)) is None:
                     line.queue(place, its_jobs)
             if ready:
                 self.awaits = batch  # from here on: its tasks may start below
@@ -301,19 +301,25 @@ class TrackedRequest:
             executor.settle()
         return batch
 
-    def _claim(self, tasks: Sequence[BackgroundTask], batch: Batch, around: Around) -> list[Job[Any]]:
-        """The jobs of the list of an object that is awaited."""
-        jobs: list[Job[Any]] = []
-        nested = False
+    def _claim(
+        self, tasks: Sequence[BackgroundTask], batch: Batch, around: Around
+    ) -> dict[Place, list[Job[Any]]]:
+        """The jobs of the list of an object that is awaited, by their places."""
+        jobs: dict[Place, list[Job[Any]]] = {}
+        nested: list[Job[Any]] = []
         for task in tasks:
             job = self._job_of(task)
             if job is not None:
                 batch.claim(job, around)
-                jobs.append(job)
+                place: Place = job.place  # type: ignore[assignment]
+                if place in jobs:
+                    jobs[place].append(job)
+                else:
+                    jobs[place] = [job]
                 if type(task) is not BackgroundTask or isinstance(task.func, BackgroundTasks):
-                    nested = True
+                    nested.append(job)
         if nested:
-            self._take_in_parts(jobs)
+            self._take_in_parts(nested)
         return jobs
 
     def _job_of(self, task: BackgroundTask) -> Job[Any] | None:
@@ -475,15 +481,6 @@ def _object_in(task: BackgroundTask) -> BackgroundTasks | None:
     """The object that a task runs, if it is one: an entry of a list, or what `add_task` was given."""
     inner = task if isinstance(task, BackgroundTasks) else getattr(task, "func", None)
     return inner if isinstance(inner, BackgroundTasks) else None
-
-
-def _by_place(jobs: list[Job[Any]]) -> Iterable[tuple[Place, list[Job[Any]]]]:
-    if len(jobs) == 1:  # as almost always
-        return ((jobs[0].place, jobs),)  # type: ignore[return-value]
-    by_place: dict[Place, list[Job[Any]]] = {}
-    for job in jobs:
-        by_place.setdefault(job.place, []).append(job)  # type: ignore[arg-type]
-    return by_place.items()
 
 
 def take_job(task: BackgroundTask) -> Job[Any] | None:
