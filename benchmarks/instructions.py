@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 
 from common import Report, options
+from full_floor import FullFloor
 from per_task import Countdown, app_of, floor, one_round, ours
 from starlette.background import BackgroundTasks as StarletteTasks
 
-SIDES = ("Starlette", "ours", "floor")
+SIDES = ("Starlette", "ours", "full floor", "floor")
 
 
 def run(side: str, rounds: int) -> None:
@@ -30,6 +31,7 @@ def run(side: str, rounds: int) -> None:
     app = {
         "Starlette": lambda: app_of(StarletteTasks, task),
         "ours": lambda: ours(task),
+        "full floor": lambda: floor(task, FullFloor),
         "floor": lambda: floor(task),
     }
     asyncio.run(one_round(app[side](), countdown, 100, rounds))

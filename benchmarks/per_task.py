@@ -21,6 +21,7 @@ import anyio.to_thread
 import sniffio
 from common import Report, Side, interleave, loops, options, ratio
 from floor import Floor
+from full_floor import FullFloor
 from starlette.background import BackgroundTasks as StarletteTasks
 from starlette.responses import Response
 
@@ -86,8 +87,8 @@ def ours(task: Any, **settings: Any) -> Any:
     return OrderedBackgroundMiddleware(app_of(BackgroundTasks, task), **settings)
 
 
-def floor(task: Any) -> Any:
-    bare = Floor()
+def floor(task: Any, of: type[Floor] | type[FullFloor] = Floor) -> Any:
+    bare = of()
     return bare.middleware(app_of(bare.tasks_class, task))
 
 
@@ -180,6 +181,7 @@ async def compare(kind: str, in_flight: int, repetitions: int, requests: int, ot
         "ours": side(ours(task)),
     }
     if on_asyncio:
+        sides["full floor"] = side(floor(task, FullFloor))
         sides["floor"] = side(floor(task))
     async with contextlib.AsyncExitStack() as stack:
         if others:

@@ -2,7 +2,8 @@
 
 `uvicorn served:plain` has FastAPI's own BackgroundTasks, `uvicorn served:ordered` ours: the import and
 the one line of middleware are all that differs. `served:empty` is `plain` behind a middleware that does
-nothing, `uvicorn --factory served:floor` has the code of `floor.py`.
+nothing, `uvicorn --factory served:floor` has the code of `floor.py`, `served:full_floor` that of
+`full_floor.py`.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from urllib.request import urlopen
 import fastapi
 import fastapi.dependencies.utils
 from floor import Floor
+from full_floor import FullFloor
 
 import fifo_background
 
@@ -80,11 +82,15 @@ empty = make_app(fastapi.BackgroundTasks)
 empty.add_middleware(Empty)
 
 
-def floor() -> Any:
+def floor(of: type[Floor] | type[FullFloor] = Floor) -> Any:
     """An app for `/sync` and `/async` alone, in a process of its own."""
-    bare = Floor()
+    bare = of()
     fastapi.dependencies.utils.BackgroundTasks = bare.tasks_class  # type: ignore[misc]
     return bare.middleware(make_app(fastapi.BackgroundTasks))
+
+
+def full_floor() -> Any:
+    return floor(FullFloor)
 
 
 @contextlib.contextmanager
@@ -95,7 +101,7 @@ def server(name: str) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", f"served:{name}", "--port", str(port)]
     command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error"]
-    command += ["--timeout-graceful-shutdown", "1", *(["--factory"] if name == "floor" else [])]
+    command += ["--timeout-graceful-shutdown", "1", *(["--factory"] if "floor" in name else [])]
     process = subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -23,13 +23,19 @@ def main() -> None:
     columns = {
         "task": "7",
         "connections": "11",
-        "side": "8",
+        "side": "10",
         "per second": ".0f",
         "faster": ".2f",
         "goal": "",
     }
     report = Report("Whole HTTP requests per second", columns, chosen.json)
-    names = {"plain": "plain", "ours": "ordered", "floor": "floor", "empty": "empty"}
+    names = {
+        "plain": "plain",
+        "ours": "ordered",
+        "full floor": "full_floor",
+        "floor": "floor",
+        "empty": "empty",
+    }
     cells = [
         (task, connections)
         for task in ("sync", "async", "without")

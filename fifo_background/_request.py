@@ -407,12 +407,10 @@ class TrackedRequest:
         What was handed over runs, what was not is dropped and named in the log.
         """
         line = self.executor.line
-        interrupted = error is not None and self._started and self.stage is HANDLING
-        self.stage = ENDED  # nothing can be added from here on
-        if not self.places and not line.lock.locked():  # nor is a thread of the handler adding
-            return
-        line.lock.acquire()
+        line.lock.acquire()  # a thread of the handler may still be adding
         try:
+            interrupted = error is not None and self._started and self.stage is HANDLING
+            self.stage = ENDED
             for place in self.places.values():
                 if place.added or place.arriving:
                     dropped = self._give_up_places(error)
