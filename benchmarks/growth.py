@@ -1,7 +1,8 @@
 """Time per task as the line and the number of lanes grow: it must not grow with either.
 
 Rounds are interleaved over the sizes; a ratio is against 1,000 tasks of the same kind, the median over
-the rounds. "bytes left" is what is left in memory, per task, after all have ended.
+the rounds. Python's garbage collector looks at all objects again and again while they get more; "uncollected"
+is the ratio while it is off. "bytes left" is what is left in memory, per task, after all have ended.
 
     python benchmarks/growth.py [--quick] [--json FILE]
 """
@@ -43,13 +44,20 @@ async def many_lanes(func: Callable[[], Any], tasks: int) -> None:
         await executor.join()
 
 
-async def time_of(shape: Callable[..., Any], func: Callable[[], Any], tasks: int, repeat: int) -> float:
-    """Microseconds per task."""
+async def time_of(
+    shape: Callable[..., Any], func: Callable[[], Any], tasks: int, repeat: int, collects: bool = True
+) -> float:
+    """Microseconds per task, with the garbage collector on or off."""
     gc.collect()
-    begin = time.perf_counter()
-    for _ in range(repeat):
-        await shape(func, tasks)
-    return (time.perf_counter() - begin) / (tasks * repeat) * 1e6
+    if not collects:
+        gc.disable()
+    try:
+        begin = time.perf_counter()
+        for _ in range(repeat):
+            await shape(func, tasks)
+        return (time.perf_counter() - begin) / (tasks * repeat) * 1e6
+    finally:
+        gc.enable()
 
 
 async def left_per_task(shape: Callable[..., Any], func: Callable[[], Any], tasks: int) -> float:
@@ -75,19 +83,24 @@ def main() -> None:
         "us": ".2f",
         "ratio": ".2f",
         "limit": "",
+        "uncollected": ".2f",
         "bytes left": ".2f",
     }
     report = Report("Microseconds per task as the line and the number of lanes grow", columns, chosen.json)
     for shape in (one_line, many_lanes):
         for kind, func in (("async", async_task), ("sync", sync_task)):
             seen: dict[int, list[float]] = {size: [] for size in sizes}
+            uncollected: dict[int, list[float]] = {size: [] for size in sizes}
             for _ in range(rounds):
                 for size in sizes:
-                    seen[size].append(asyncio.run(time_of(shape, func, size, max(1, 10_000 // size))))
+                    repeat = max(1, 10_000 // size)
+                    seen[size].append(asyncio.run(time_of(shape, func, size, repeat)))
+                    uncollected[size].append(asyncio.run(time_of(shape, func, size, repeat, False)))
             for size in sizes:
                 report.add(
                     **{"shape": shape.__name__, "task": kind, "tasks": size, "limit": LIMIT},
                     **{"us": statistics.median(seen[size]), "ratio": ratio(seen[size], seen[1_000])},
+                    **{"uncollected": ratio(uncollected[size], uncollected[1_000])},
                     **{"bytes left": asyncio.run(left_per_task(shape, func, size))},
                 )
     report.save()
