@@ -42,7 +42,7 @@ class Request:
         self._send = send
         self.token: Any = None
         self.responded = False
-        self.context = Context()
+        self.context: Context | None = None  # it leads back here: gone when the task has ended
 
     def send(self, message: Any) -> Any:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -135,6 +135,7 @@ class Floor:
         while job is not None:
             current.set(job)
             job.outcome = await job.task.func(*job.task.args, **job.task.kwargs)
+            job.request.context = None
             with self.lock:
                 job.state = "ended"
                 if job.waiter is not None:
@@ -153,7 +154,8 @@ class Floor:
         with self.lock:
             job = self.next()
         while job is not None:
-            job.outcome = job.request.context.copy().run(call, job)
+            job.outcome = job.request.context.copy().run(call, job)  # type: ignore[union-attr]
+            job.request.context = None
             with self.lock:
                 self.ended.append(job)
                 job = self.next()
