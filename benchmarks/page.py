@@ -44,7 +44,7 @@ order: no lanes, limits, cancels, failures, logs, or a shutdown. **The full floo
 ([benchmarks/full_floor.py](../benchmarks/full_floor.py)) has every look and count that the guarantees need on the way
 of such a request, with the package's data, written without calls into a few long functions; for any other case it
 raises. No code is faster than the first; code that keeps all guarantees is hardly faster than the second. Where a table
-says otherwise, that is noise: from run to run ratios differ by a tenth. **Empty**, with whole requests, is plain FastAPI
+says otherwise, that is noise: from run to run ratios differ by up to a sixth. **Empty**, with whole requests, is plain FastAPI
 behind a middleware that does nothing.
 
 {machine}.
