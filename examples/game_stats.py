@@ -1,10 +1,10 @@
 """The story of a game plugin that pushes its results quickly: old data must not overwrite newer data.
 
-Storing a result takes a while, and the first results take longest. With plain `BackgroundTasks` the score
-that stays is an old one; with ours it is always the newest.
+It takes a while to store a result, and the first results take longest. With plain `BackgroundTasks` an old
+score stays. With `fifo_background.BackgroundTasks` the newest score always stays.
 
-`python examples/game_stats.py` pushes eight results of two players to both apps and prints what was stored,
-in order, and the score that each player sees in the end.
+`python examples/game_stats.py` pushes eight results of two players to both apps. It prints the stored
+results, in order, and the score that each player sees in the end.
 """
 
 from collections.abc import AsyncIterator
@@ -43,13 +43,13 @@ def make_app(tasks_class: Any) -> fastapi.FastAPI:
 
     @app.post("/results/{player}/{score}", status_code=202)
     async def push(player: str, score: int, background_tasks: tasks_class) -> int:  # type: ignore[valid-type]
-        """Answers with the number of results that are stored already."""
+        """Returns the number of results that are already stored."""
         background_tasks.add_task(store, player, score)
         return len(stored)
 
     @app.get("/stored")
     async def get_stored() -> list[tuple[str, int]]:
-        """What was stored, in order; answers when all results are."""
+        """Returns the stored results, in order, once all are stored."""
         await all_stored[0].wait()
         return stored
 

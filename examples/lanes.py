@@ -1,9 +1,9 @@
 """Lanes: the results of each player in order, and no player waits for another one.
 
-Storing a result of ann takes a while, one of bob's does not. In one line bob waits for ann; with a lane for
-each player he does not, and each player's results are still stored first in, first out.
+It takes a while to store a result of ann, and no time to store one of bob. In one queue bob waits for ann.
+With a lane for each player he does not, and each player's results are still stored first in, first out.
 
-`python examples/lanes.py` pushes the same results to both apps and prints what was stored, in order.
+`python examples/lanes.py` pushes the same results to both apps and prints the stored results, in order.
 """
 
 from collections.abc import AsyncIterator
@@ -41,14 +41,14 @@ def make_app(**settings: Any) -> fastapi.FastAPI:
 
     @app.post("/results/{player}/{score}", status_code=202)
     async def push(player: str, score: int, background_tasks: BackgroundTasks) -> int:
-        """Answers with the number of results that are stored already."""
+        """Returns the number of results that are already stored."""
         # `background_tasks.lane(player).add_task(...)` would choose the lane here
         background_tasks.add_task(store, player, score)
         return len(stored)
 
     @app.get("/stored")
     async def get_stored() -> list[tuple[str, int]]:
-        """What was stored, in order; answers when all results are."""
+        """Returns the stored results, in order, once all are stored."""
         await all_stored[0].wait()
         return stored
 
@@ -56,12 +56,13 @@ def make_app(**settings: Any) -> fastapi.FastAPI:
 
 
 def player_of(scope: Any) -> str:
+    """The key of the lane for the tasks of a request."""
     player: str = scope["path_params"]["player"]
     return player
 
 
 def main() -> None:
-    for name, app in (("one line", make_app()), ("lanes", make_app(lane=player_of))):
+    for name, app in (("one queue", make_app()), ("lanes", make_app(lane_key=player_of))):
         seen = order_seen(app, [f"/results/{player}/{score}" for player, score in PUSHED])
         print(f"{name:9}", ", ".join(f"{player} {score}" for player, score in seen.order))
 

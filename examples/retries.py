@@ -1,6 +1,6 @@
 """Retries that keep the order: the task itself tries again, and its lane waits for it.
 
-A retry that goes to the end of the line lets newer tasks overtake: `0 1 2 3 0`. Here stamina
+If a retry goes to the end of the queue, newer tasks overtake it: `0 1 2 3 0`. Here stamina
 (`pip install stamina`) retries inside the task, which stays at the head: `0 0 1 2 3`.
 
 `python examples/retries.py` prints the attempts, in order.

@@ -2,8 +2,8 @@
 
 The app gives anyio's worker threads one token, hoping that this makes background tasks serial. Each request
 adds two tasks: `process_request`, a `def` task that needs the thread, and `store_result`, an `async` one.
-With plain `BackgroundTasks` results are stored out of order, on every version of anyio. With ours they are
-stored in the order of the requests.
+With plain `BackgroundTasks` results are stored out of order, on every version of anyio. With
+`fifo_background.BackgroundTasks` they are stored in the order of the requests.
 
 `python examples/stack_overflow.py` starts the app with uvicorn on loopback, sends it eight requests, and
 prints the order in which their results were stored.
@@ -30,14 +30,14 @@ STORE = 0.025  # seconds that storing takes, for each request that comes after
 
 
 def make_app(tasks_class: Any, total: int) -> fastapi.FastAPI:
-    """The app; `tasks_class` is the only thing that differs, and the middleware that comes with ours."""
+    """The app. Only `tasks_class` differs, and the middleware that belongs to `fifo_background`'s class."""
     stored: list[int] = []
     all_stored: list[anyio.Event] = []
 
     @asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
         # The story has RunVar("_default_thread_limiter").set(CapacityLimiter(1)). That sets the limiter on
-        # anyio 3 and does nothing on anyio 4.16; this is the same, and works on both.
+        # anyio 3 and does nothing on anyio 4.16. This line has the same effect, and works on both.
         anyio.to_thread.current_default_thread_limiter().total_tokens = 1
         all_stored.append(anyio.Event())
         yield
@@ -57,14 +57,14 @@ def make_app(tasks_class: Any, total: int) -> fastapi.FastAPI:
 
     @app.post("/request/{n}", status_code=202)
     async def request_api(n: int, background_tasks: tasks_class) -> int:  # type: ignore[valid-type]
-        """Answers with the number of results that are stored already."""
+        """Returns the number of results that are already stored."""
         background_tasks.add_task(process_request, n)
         background_tasks.add_task(store_result, n)
         return len(stored)
 
     @app.get("/stored")
     async def get_stored() -> list[int]:
-        """The order in which results were stored; answers when all are."""
+        """Returns the results in the order in which they were stored, once all are stored."""
         await all_stored[0].wait()
         return stored
 
@@ -72,7 +72,7 @@ def make_app(tasks_class: Any, total: int) -> fastapi.FastAPI:
 
 
 class Seen(NamedTuple):
-    """What a client saw."""
+    """What a client saw: a result of `order_seen`."""
 
     order: list[Any]
     answered: float  # seconds until the last request was answered

@@ -2,14 +2,15 @@
 
 from importlib.util import find_spec as _find_spec
 
-from fifo_background._job import Job, JobState
+from fifo_background._background import OrderedBackgroundTask, OrderedBackgroundTasks, TaskAdder
+from fifo_background._core.job import Job
+from fifo_background._core.state import JobState
+from fifo_background._core.statistics import BlockedBy, ExecutorStatistics, LaneStatistics
+from fifo_background._executor import ExecutorLane, SerialExecutor, Submitter
 from fifo_background._middleware import OrderedBackgroundMiddleware, executor_of
-from fifo_background._serial import ExecutorLane, SerialExecutor, Submitter
-from fifo_background._statistics import ExecutorStatistics, LaneStatistics, WaitsFor
-from fifo_background._tasks import OrderedBackgroundTask, OrderedBackgroundTasks, TaskAdder
 from fifo_background.exceptions import (
     ExecutorClosed,
-    JobDropped,
+    JobNoResult,
     JobNotEnded,
     LaneStopped,
     OrderedBackgroundError,
@@ -18,9 +19,9 @@ from fifo_background.exceptions import (
 )
 
 if _find_spec("fastapi") is not None:
-    from fifo_background import _fastapi
+    from fifo_background._fastapi.hook import install as _install
 
-    _fastapi.install()
+    _install()
 
 BackgroundTask = OrderedBackgroundTask
 BackgroundTasks = OrderedBackgroundTasks
@@ -28,11 +29,12 @@ BackgroundTasks = OrderedBackgroundTasks
 __all__ = (
     "BackgroundTask",
     "BackgroundTasks",
+    "BlockedBy",
     "ExecutorClosed",
     "ExecutorLane",
     "ExecutorStatistics",
     "Job",
-    "JobDropped",
+    "JobNoResult",
     "JobNotEnded",
     "JobState",
     "LaneStatistics",
@@ -45,7 +47,6 @@ __all__ = (
     "SerialExecutor",
     "Submitter",
     "TaskAdder",
-    "WaitsFor",
     "WouldDeadlock",
     "executor_of",
 )

@@ -1,435 +1,326 @@
-"""The only file that runs a task.
-
-Invariants:
-
-1. A lane has at most one runner, and a runner runs one job at a time: what is behind starts after it ended.
-2. A runner leaves its lane only after its thread, if it has one, has left the task's function.
-3. The next job is the first one of the lane's head; a place is appended to a line once, at a named moment.
-4. A job changes its state in `Line`, under its lock, on the loop or in the thread that ran it.
-5. Runners and timers start on the loop only (`settle`); a lane without work has neither.
-"""
+"""What users see of an executor: submitting, lanes and what can be done to them, closing."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
-from contextvars import Context, ContextVar, copy_context
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Awaitable, Callable, Hashable
+from contextvars import copy_context
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-import anyio
+import anyio.lowlevel
+from starlette.background import BackgroundTask
 
-from fifo_background._call import call, drive, run_here
-from fifo_background._effects import Held, Lost, Overdue, Unrun
-from fifo_background._job import CANCELLED, FAILED, RUNNING, SUCCEEDED, Job
-from fifo_background._lane import IN_LINE, Lane, Place, Runner
-from fifo_background._line import Line
-from fifo_background._log import in_brackets, logger, names, of_request
-from fifo_background._loop import EventLoop, NoLoop, face_of, running_loop
-from fifo_background._operations import drop_all
-from fifo_background._settings import Settings
-from fifo_background._sniffio import set_library
-from fifo_background._threads import Threads, in_loop_of_caller
+from fifo_background import _log
+from fifo_background._core import operations
+from fifo_background._core.job import Job
+from fifo_background._core.lane import Lane, key_of, plain_key
+from fifo_background._core.position import Position
+from fifo_background._core.state import CANCELLED
+from fifo_background._core.statistics import ExecutorStatistics
+from fifo_background._run.call import make_task, not_callable
+from fifo_background._run.runner import Runner
+from fifo_background._settings import (
+    NOT_GIVEN,
+    AfterFailure,
+    Keep,
+    NotGiven,
+    Options,
+    Settings,
+    check_key,
+)
 from fifo_background.exceptions import lane_name
 
 if TYPE_CHECKING:
-    from fifo_background._request import TrackedRequest
+    from typing_extensions import Self
 
-__all__ = ("Executor", "current", "here")
+__all__ = ("ExecutorLane", "SerialExecutor", "Submitter")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
-# The request that is handled, or the job that runs, in this context.
-current: ContextVar[TrackedRequest | Job[Any] | None] = ContextVar("fifo_background", default=None)
-here = current.get  # bound once: looked up for every request
 
-# How many runners that end without suspending start one after the other before the loop gets its turn.
-BURST = 32
+class Submitter:
+    """Submits tasks to one lane of an executor: `executor.options(timeout=2.0).submit_nowait(func)`."""
 
+    __slots__ = ("_key", "_options", "_runner")
 
-class Executor:
-    """Runs what its line says, in one event loop. `SerialExecutor` is what users see of it."""
+    def __init__(self, runner: Runner, key: Hashable, options: Options) -> None:
+        self._runner = runner
+        self._key = key
+        self._options = options
 
-    def __init__(self, settings: Settings) -> None:
-        self.line: Line = Line(settings)
-        self.settings: Settings = settings
-        self._loop = cast(EventLoop, NoLoop())
-        self.is_current: Callable[[], bool] = self._loop.is_current  # whether the caller runs in that loop
-        self._known_threads = threading.local()
-        self._threads = Threads()
-        self._asked = False  # the loop is to settle in its next turn
-        self._starting = False  # runners are being started
-        self.tasks_alive: int = 0  # how many runners' tasks are not over
+    def options(self, *, timeout: float | NotGiven | None = NOT_GIVEN) -> Submitter:
+        """For tasks with a `timeout` (seconds, None for no limit) other than the executor's.
 
-    # -- the loop it belongs to ---------------------------------------------------------------------------
+        Raises ValueError or TypeError for an invalid one.
+        """
+        return Submitter(self._runner, self._key, self._options.replace(timeout=timeout))
 
-    def check_caller(self) -> None:
-        """Raise RuntimeError unless the caller is in the executor's loop, or in a worker thread of it."""
-        if self.is_current():
-            return
-        loop = self._loop
-        if isinstance(loop, NoLoop):
-            self._loop = in_loop_of_caller(lambda: face_of(running_loop()))
-            self.is_current = self._loop.is_current
-            self.line.clock = self._loop.clock
-        elif not getattr(self._known_threads, "mine", False):
-            if not loop.is_(in_loop_of_caller(running_loop)):
-                raise RuntimeError("this executor belongs to another event loop")
-            self._known_threads.mine = True
+    @overload
+    def submit_nowait(
+        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Job[T]: ...
 
-    def stop(self, why: str) -> list[Runner]:
-        """Drop what waits, cancel what runs, and say so; returns whom it has cancelled."""
-        line = self.line
-        with line.lock:
-            left = drop_all(line)
-            runners = list(line.runners)
-        if left:
-            logger.warning("%s and did not run %s", why, names(left))
-        cancelled: list[Runner] = []
-        for runner in runners:
-            if runner.place is None:
-                logger.warning(
-                    "%s while %s runs in its thread, which cannot be stopped", why, runner.job.name
-                )
-            else:
-                assert runner.handle is not None
-                runner.cancelled = True
-                runner.handle.cancel()
-                cancelled.append(runner)
-        self.settle()
-        return cancelled
+    @overload
+    def submit_nowait(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
 
-    # -- starting ---------------------------------------------------------------------------------------
+    def submit_nowait(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """Queue `func(*args, **kwargs)` and return its `Job`. It does not start before this returns.
 
-    def settle_soon(self) -> None:
-        """`settle` in the loop's next turn. From any thread that may call."""
-        if not self._asked:
-            self._asked = True  # before the call: the loop may be quicker than this thread
-            if not self._loop.soon(self.settle):
-                self._asked = False
+        May be called from any thread, once the executor has its event loop, and waits for nothing. The task
+        sees a copy of the caller's context. Raises TypeError if `func` cannot be called, RuntimeError before
+        the executor has a loop, `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after
+        the end.
+        """
+        job, position = self._prepare("submit_nowait", func, args, kwargs)
+        self._runner.submit(job, position)
+        return job
 
-    def settle(self) -> None:
-        """Do what the line's last moves ask for: start runners, wake who waits, log. On the loop only."""
-        line = self.line
-        self._asked = False
-        if self._starting:  # a runner ends while it is being started below, and the loop there goes on
-            return
-        self._starting = True
+    @overload
+    async def submit(
+        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Job[T]: ...
+
+    @overload
+    async def submit(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """As `submit_nowait`, but waits for capacity where that raises `QueueFull`: first come, first served.
+
+        It lets other tasks run before it returns. If it is cancelled, the task does not run, unless it has
+        begun. Inside a task, and in a request whose own tasks have not ended, it never waits, and raises
+        `QueueFull`. In the executor's event loop only.
+        """
+        self._runner.check_in_loop()
+        job, position = self._prepare("submit", func, args, kwargs)
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        await self._runner.waits.wait_for_capacity(job, position)
         try:
-            for _ in range(BURST):
-                if not line.turns:
-                    break
-                with line.lock:
-                    runner = line.next_runner()
-                if runner is None:
-                    break
-                self.start(runner)
-            else:
-                self.settle_soon()
-        finally:
-            self._starting = False
-        if line.effects:
-            with line.lock:
-                effects, line.effects = line.effects, []
-            for effect in effects:
-                if isinstance(effect, Lost):
-                    self._log_lost(effect.place)
-                elif isinstance(effect, Held):
-                    self._look_again(effect.lane, effect.delay)
-                elif isinstance(effect, Overdue):
-                    self._watch(effect.runner, effect.job)
-                elif isinstance(effect, Unrun):
-                    logger.warning(
-                        "%s ended without running %s%s",
-                        effect.job.name,
-                        names(effect.parts),
-                        in_brackets(effect.owner),
-                    )
-                else:
-                    with line.lock:
-                        line.room.tell_hopeless()
-        if line.woken:
-            with line.lock:
-                woken, line.woken = line.woken, []
-            self._loop.wake(woken)
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+        except BaseException:  # cancelled natively, which no shield stops
+            if job.own_state is None:
+                job.cancel()
+            raise
+        return job
 
-    def start(self, runner: Runner) -> None:
-        """Let a runner that the line has just made run its jobs. On the loop only."""
-        place = runner.place
-        context = Context() if place is None else place.context
-        run = runner.run = self._run_sync_jobs(runner) if place is None else self._run_async_jobs(runner)
-        try:
-            assert context is not None
-            handle = runner.handle = self._loop.start(run, context)
-        except Exception as error:  # no task can be started: the job fails of it, the line moves
-            run.close()
-            self._end_badly(runner.job, error, False)
-            with self.line.lock:
-                self.line.leave(runner)
-            return
-        if handle is not None:
-            self.tasks_alive += 1
-            self._loop.when_over(handle, self._left, runner)
-        elif runner.lane is not None:
-            self._cut_off(runner)
+    def _prepare(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Job[Any], Position]:
+        if not callable(func):
+            raise not_callable(name, func)
+        runner = self._runner
+        runner.check_has_loop()
+        position = Position(runner.scheduler.lane(self._key), None)
+        position.context = copy_context()
+        job = runner.make_job(make_task(BackgroundTask, func, args, kwargs), self._options)
+        job.position = position
+        return job, position
 
-    def _left(self, runner: Runner) -> None:
-        """The runner's task is over: it had nothing more to run, or somebody cancelled it."""
-        self.tasks_alive -= 1
-        if runner.lane is not None:
-            self._cut_off(runner)
-        ending = self._loop.is_ending()
-        if ending and not (runner.cancelled or self.line.drainers):  # who drains is not over yet
-            self.stop("the event loop ended")
-        line = self.line
-        if line.drainers:
-            with line.lock:
-                line.woken += line.drainers
-                line.drainers = []
-        self.settle()
 
-    def _cut_off(self, runner: Runner) -> None:
-        """The runner's task was cancelled, before it could take its leave."""
-        job = runner.job
-        with self.line.lock:
-            cancelled = job.state is RUNNING
-            if cancelled:
-                self.line.end(job, CANCELLED)
-            self.line.leave(runner)
-        if cancelled:
-            logger.warning("%s was cancelled%s", job.name, of_request(job.place))
+class ExecutorLane(Submitter):
+    """One lane of an executor: `executor.lane(key)`. Nothing is kept for it while it is idle.
 
-    def _log_lost(self, place: Place) -> None:
-        logger.warning(
-            "%s lost its place: it kept ready tasks waiting for more than %g s without responding or "
-            "running its own; when its response has ended it takes a new one%s",
-            place.owner,
-            self.settings.hold,
-            f", for {names(place.added)}" if place.added else "",
-        )
+    Its tasks may be submitted from any thread. All else is the event loop's: in an anyio worker thread of it
+    `pause`, `resume`, `peek`, `skip_head`, `retry_head` and `clear` wait for it, in other threads they raise
+    RuntimeError.
+    """
 
-    def _look_again(self, lane: Lane, delay: float) -> None:
-        """The head of the lane is held: look again when its time is over.
+    __slots__ = ()
 
-        Not if the lane has been left behind, or has a runner, since the line said so.
+    @property
+    def key(self) -> Hashable:
+        """The key, as it was given."""
+        return plain_key(self._key)
+
+    def _found(self) -> Lane | None:
+        scheduler = self._runner.scheduler
+        return scheduler.default if self._key is None else scheduler.lanes.get(self._key)
+
+    def _on_loop(self, name: str, function: Callable[[], T]) -> T:
+        return self._runner.on_loop(function, f"executor.lane(key).{name}")
+
+    def pause(self) -> None:
+        """Start no task of the lane until `resume`; a running task continues. Works on any key."""
+        scheduler = self._runner.scheduler
+        lane = scheduler.lane(self._key)  # here the key's own code runs
+
+        def pause() -> None:
+            operations.pause(lane if lane.listed else scheduler.list_lane(lane))
+
+        self._on_loop("pause", pause)
+
+    def resume(self) -> bool:
+        """Let a paused lane run again. False if there is no such lane."""
+
+        def resume() -> bool:
+            lane = self._found()
+            if lane is None:
+                return False
+            operations.resume(self._runner.scheduler, lane)
+            return True
+
+        return self._on_loop("resume", resume)
+
+    def peek(self) -> Job[Any] | None:
+        """The task that is next; of a stopped lane, the failed one. None if nothing waits."""
+
+        def peek() -> Job[Any] | None:
+            lane = self._found()
+            return None if lane is None else lane.peek()
+
+        return self._on_loop("peek", peek)
+
+    def skip_head(self) -> Job[Any] | None:
+        """Leave out, and return, what `peek` returns: it ends `SKIPPED`, or the stopped lane goes on."""
+
+        def skip() -> Job[Any] | None:
+            lane = self._found()
+            return None if lane is None else operations.skip_head(self._runner.scheduler, lane)
+
+        return self._on_loop("skip_head", skip)
+
+    def retry_head(self) -> Job[Any]:
+        """Run the failed task of a stopped lane again, before all others; returns its new `Job`.
+
+        With `keep="latest"` it is superseded if a newer one waits. Raises RuntimeError if the lane has not
+        stopped.
         """
 
-        def ring() -> None:
-            lane.timer = None
-            with self.line.lock:
-                self.line.wants_turn(lane)
-            self.settle()
+        def retry() -> Job[Any] | None:
+            lane = self._found()
+            return None if lane is None else operations.retry_head(self._runner.scheduler, lane)
 
-        if lane.runner is None and self.line.lanes.get(lane.key) is lane:
-            if lane.timer is not None:
-                lane.timer.cancel()
-            lane.timer = self._loop.later(delay, ring)
-            lane.rings = self.line.clock() + delay
+        job = self._on_loop("retry_head", retry)
+        if job is None:
+            raise RuntimeError(
+                f"{lane_name(self.key)} has not stopped, nothing is to be retried: `retry_head` is for lanes "
+                'with after_failure="stop"'
+            )
+        return job
 
-    def _watch(self, runner: Runner, job: Job[Any]) -> None:
-        """A task with a timeout runs and cannot be stopped: name it when its time is over."""
-        timeout: float = job.options.timeout  # type: ignore[assignment]
+    def clear(self) -> list[Job[Any]]:
+        """Cancel, and return, all tasks that wait in the lane; a stopped lane goes on."""
 
-        def ring() -> None:
-            if runner.job is job and job.state is RUNNING:
-                lane = runner.lane
-                logger.warning(
-                    "%s%s has been running for %.3g s, longer than its timeout of %g s, and cannot be "
-                    "stopped: %d tasks wait behind it",
-                    job.name,
-                    of_request(job.place),
-                    self.line.clock() - runner.since,
-                    timeout,
-                    0 if lane is None else lane.waiting,
-                )
+        def clear() -> list[Job[Any]]:
+            lane = self._found()
+            return [] if lane is None else operations.clear_lane(self._runner.scheduler, lane, CANCELLED)
 
-        if runner.job is job and job.state is RUNNING:
-            if runner.watch is not None:
-                runner.watch.cancel()
-            runner.watch = self._loop.later(max(0.0, runner.since + timeout - self.line.clock()), ring)
+        jobs = self._on_loop("clear", clear)
+        if jobs:
+            _log.cleared(self.key, jobs)
+        return jobs
 
-    # -- running ----------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        return f"<ExecutorLane {self.key!r}>"
 
-    async def _run_async_jobs(self, runner: Runner) -> None:
-        """Run the consecutive async jobs of one place, in the context they share."""
-        line = self.line
-        job: Job[Any] | None = runner.job
-        while job is not None:
-            current.set(job)
-            task = job.task
-            try:
-                if job.direct:
-                    outcome = await task.func(*task.args, **task.kwargs)
-                else:
-                    outcome = await self._call(job)
-            except BaseException as error:
-                cancelled = self._is_cancellation(error)
-                self._end_badly(job, error, cancelled)
-                if cancelled:
-                    _leave_context(runner)
-                    raise
-                with line.lock:
-                    job = line.next_job(runner)
-            else:
-                line.lock.acquire()
-                try:
-                    line.end(job, SUCCEEDED, outcome)
-                    job = line.next_job(runner)
-                finally:
-                    line.lock.release()
-            if job is None and runner.place.state is IN_LINE:  # type: ignore[union-attr]
-                _leave_context(runner)
-            if line.woken or line.effects or (job is None and line.turns):
-                self.settle()
 
-    async def _call(self, job: Job[Any]) -> Any:
-        """Call a task that something is around: a span, an instrumentation, its timeout."""
-        timeout = job.options.timeout
-        if timeout is None or not job.stoppable:
-            return await call(job.task, self._in_thread, job.around)
-        with anyio.fail_after(timeout):
-            return await call(job.task, self._in_thread, job.around)
+class SerialExecutor(Submitter):
+    """Runs tasks one after the other, first in, first out, in one event loop.
 
-    async def run_inline(self, job: Job[Any], outer: Job[Any]) -> None:
-        """Run a job inside the running `outer` one that awaits it, in its place; raises its error."""
-        line = self.line
-        if job.executor is not None and job.executor is not self:
-            job.executor.give_away(job)
-        with line.lock:
-            line.start_inline(job, outer)
-            job.executor = outer.executor
-        try:
-            outcome = await self._call(job)
-        except BaseException as error:
-            if outer.outcome is error:  # of a job inside this one
-                job.outcome = error
-            self._end_badly(job, error, self._is_cancellation(error), inline=True)
-            outer.outcome = error  # logged: `outer` need not log it again if it fails of it
-            raise
-        else:
-            with line.lock:
-                line.end(job, SUCCEEDED, outcome)
-        finally:
-            self.settle_soon()
+    `async with SerialExecutor() as executor:` drains it at the end of the block.
 
-    def give_away(self, job: Job[Any]) -> None:
-        """A task of another executor runs this waiting job."""
-        with self.line.lock:
-            self.line.give_away(job)
-        self.settle_soon()
+    `max_lanes_running` (default 16): how many lanes have a running task at once, at most; they take turns.
+    `max_waiting` (default None, no limit): how many tasks may wait, in all lanes together.
+    `timeout` (seconds, default None): after it an async task is cancelled and fails with TimeoutError, and
+    a sync one, which cannot be stopped, is named in the log.
+    `lane_after_failure` (default "continue"): with "stop" a lane stops when a task of it fails.
+    `drain_timeout` (seconds, default 30.0): how long the end of the block waits for what is queued.
 
-    async def _run_sync_jobs(self, runner: Runner) -> None:
-        try:
-            await self._threads.run(partial(self._work, runner), self._loop, runner)
-        except Exception as error:  # no thread can be started: the job fails of it, the line moves
-            self._end_badly(runner.job, error, False)
-        finally:
-            if runner.watch is not None:
-                runner.watch.cancel()
-        if not runner.stopped:
-            self.settle()
+    It belongs to the event loop in which it is used first. `submit_nowait` and `Job.cancel` may then be
+    called from any thread. Raises ValueError or TypeError for an invalid setting.
+    """
 
-    def _work(self, runner: Runner) -> None:
-        """In a thread: run the consecutive sync jobs of the lane, whosever they are."""
-        line, is_ending = self.line, self._loop.is_ending_seen_from_thread
-        job: Job[Any] | None = runner.job
-        while job is not None:
-            assert job.place is not None
-            assert job.place.context is not None
-            outcome = None
-            try:
-                outcome = job.place.context.copy().run(_call_sync, job)
-            except BaseException as error:
-                self._end_badly(job, error, self._is_cancellation(error))
-                ended = True
-            else:
-                ended = False
-            if is_ending is not None and is_ending():
-                runner.stopped = True
-            # Who blocks in `acquire` gets the lock without the GIL, so that the next one blocks as well, and
-            # so on: with a thread for each of many lanes, that costs more than all the rest.
-            while not line.lock.acquire(False):
-                time.sleep(0)  # lets the thread run that has the lock
-            try:
-                if not ended:
-                    line.end(job, SUCCEEDED, outcome)
-                job = line.next_job(runner)
-            finally:
-                line.lock.release()
-            # if this was the last job, the end of the stay in the thread has the loop settle anyway
-            if job is not None and (line.woken or line.effects or (line.turns and line.slots > 0)):
-                self.settle_soon()
+    __slots__ = ("__weakref__",)
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await self._threads.run(function, self._loop)
-
-    def _end_badly(
-        self, job: Job[Any], error: BaseException, cancelled: bool, *, inline: bool = False
+    def __init__(
+        self,
+        *,
+        max_lanes_running: int = 16,
+        max_waiting: int | None = None,
+        timeout: float | None = None,
+        lane_after_failure: AfterFailure = "continue",
+        drain_timeout: float = 30.0,
     ) -> None:
-        """Record that a job failed or was cancelled, and log it, once."""
-        logged = job.outcome is error
-        job.traceback = error.__traceback__
-        skipped: list[Job[Any]] = []
-        with self.line.lock:
-            if cancelled:
-                self.line.end(job, CANCELLED)
-            elif inline:
-                self.line.end(job, FAILED, error)
-            else:
-                skipped = self.line.fail(job, error)
-        if cancelled:
-            logger.warning("%s was cancelled%s", job.name, of_request(job.place))
-        else:
-            after = f"; skipped after it: {names(skipped)}" if skipped else ""
-            lane = None if inline or job.place is None else job.place.lane
-            if lane is not None and lane.failed is not None:
-                after += f"; {lane_name(lane.key)} has stopped"
-            if not logged:
-                logger.error("%s failed%s%s", job.name, of_request(job.place), after, exc_info=error)
-            elif after:
-                logger.warning("%s failed of that%s%s", job.name, of_request(job.place), after)
+        settings = Settings(
+            max_lanes_running=max_lanes_running,
+            max_waiting=max_waiting,
+            timeout=timeout,
+            lane_after_failure=lane_after_failure,
+            drain_timeout=drain_timeout,
+        )
+        super().__init__(Runner(settings), None, settings.options)
 
-    def _is_cancellation(self, error: BaseException) -> bool:
-        if isinstance(error, (self._loop.cancelled, GeneratorExit)):
-            return True
-        parts: Any = getattr(error, "exceptions", None)  # a group of nothing but cancellations
-        return isinstance(parts, tuple) and bool(parts) and all(map(self._is_cancellation, parts))
+    @classmethod
+    def _of_runner(cls, runner: Runner) -> Self:
+        executor = cls.__new__(cls)
+        Submitter.__init__(executor, runner, None, runner.settings.options)
+        return executor
 
-    # -- calling off ------------------------------------------------------------------------------------
+    def lane(
+        self,
+        key: Hashable,
+        *,
+        keep: Keep | NotGiven = NOT_GIVEN,
+        max_waiting: int | NotGiven | None = NOT_GIVEN,
+        after_failure: AfterFailure | NotGiven = NOT_GIVEN,
+    ) -> ExecutorLane:
+        """The lane of a hashable key; None is the default one. The options are those of what is added by it.
 
-    def cancel(self, job: Job[Any]) -> bool:
-        """`Job.cancel`."""
-        self.check_caller()
-        line = self.line
-        with line.lock:
-            if job.state is RUNNING:
-                runner = None if job.place is None or job.place.lane is None else job.place.lane.runner
-                if runner is None or runner.job is not job or not job.stoppable:
-                    return False
-                # in the loop's next turn: then the runner's task is suspended in the job, or past it
-                return self._loop.soon(self._cancel_running, runner, job)
-            if job.state.ended:
-                return False
-            line.end_waiting(job, CANCELLED)
-        self.settle_soon()
-        return True
+        `keep="latest"`: a task replaces a waiting older one of the same function, which ends as
+        `SUPERSEDED`. `max_waiting`: how many tasks may wait in the lane. `after_failure="stop"`: the lane
+        stops when a task that was added like this fails. Raises TypeError for a key that is not hashable,
+        ValueError for an invalid option.
+        """
+        check_key(key)
+        options = self._options.replace(keep=keep, max_waiting=max_waiting, after_failure=after_failure)
+        return ExecutorLane(self._runner, key_of(key), options)
 
-    def _cancel_running(self, runner: Runner, job: Job[Any]) -> None:
-        if runner.job is job and job.state is RUNNING and runner.handle is not None:
-            runner.stopped = runner.cancelled = True
-            runner.handle.cancel()
+    async def __aenter__(self) -> Self:
+        self._runner.check_in_loop()
+        return self
 
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
-def _leave_context(runner: Runner) -> None:
-    """What runs in the place after this runner goes on with a copy: no context can be entered twice."""
-    assert runner.place is not None
-    runner.place.context = copy_context()
+    async def aclose(self) -> None:
+        """Refuse new work, give up held positions, run what is queued for at most `drain_timeout` seconds.
 
+        What stands behind a paused or stopped head is dropped. What is left after that time is dropped, or
+        cancelled and given one second to clean up. All of this is logged by name. Raises `WouldDeadlock`
+        inside a task of this executor. If it is being closed already, this waits for that.
+        """
+        await self._runner.closing.aclose()
 
-def _call_sync(job: Job[Any]) -> Any:
-    set_library(None)
-    current.set(job)
-    if job.direct:
-        return job.task.func(*job.task.args, **job.task.kwargs)
-    return drive(call(job.task, run_here, job.around))
+    async def join(self) -> None:
+        """Wait until, at one moment, every task that was added or submitted has ended.
+
+        Tasks that requests have added count from `add_task` on. Raises `WouldDeadlock` inside a task, and in
+        a request whose own tasks have not ended. In the executor's event loop only: in a worker thread of it,
+        `anyio.from_thread.run(executor.join)`.
+        """
+        await self._runner.waits.join()
+
+    def statistics(self) -> ExecutorStatistics:
+        """A frozen picture of the lanes at this moment.
+
+        It is the event loop's: in an anyio worker thread of it this waits for it, in other threads it raises
+        RuntimeError. A signal handler or finalizer that has interrupted the executor gets the last picture
+        that was taken.
+        """
+        return self._runner.statistics()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether new work is taken: True until `aclose`, or the end of the `async with` block."""
+        return self._runner.scheduler.is_open
+
+    def __repr__(self) -> str:
+        scheduler = self._runner.scheduler
+        running = sum(lane.running is not None for lane in list(scheduler.occupied))
+        unfinished = len(scheduler.waiting) + running
+        return f"<SerialExecutor {scheduler.status.value}, {unfinished} unfinished, {running} running>"

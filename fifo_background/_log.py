@@ -1,40 +1,212 @@
-"""What the logger `fifo_background` says of tasks."""
+"""Every sentence that the logger `fifo_background` says. No error of a filter or handler leaves this file."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from contextvars import Context
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
+from types import TracebackType
+from typing import Any
 
-from fifo_background._job import Job
-from fifo_background._lane import Place
+from fifo_background._core.job import Failure, Job, safe_repr
+from fifo_background._core.lane import plain_key
+from fifo_background._core.position import Owner, Position
+from fifo_background.exceptions import counted, lane_name
 
-if TYPE_CHECKING:
-    from fifo_background._request import TrackedRequest
-
-__all__ = ("in_brackets", "logger", "names", "of_request")
+__all__ = ("names", "say")
 
 logger = logging.getLogger("fifo_background")
 
 
+def say(level: int, text: str, *facts: object, error: BaseException | None = None) -> None:
+    """One record. What a filter or handler raises is printed, as `logging` does, and goes no further."""
+    try:
+        logger.log(level, text, *facts, exc_info=error)
+    except Exception:
+        if logging.raiseExceptions and sys.stderr is not None:
+            try:
+                traceback.print_exc(file=sys.stderr)
+            except Exception:
+                pass  # there is nowhere left to say it
+
+
 def names(jobs: Iterable[Job[Any]]) -> str:
-    """How a log record lists tasks: their number, and their names with how often each.
-
-    For one of our objects those of its tasks are named that share its fate.
-    """
-    counted: dict[str, int] = {}
+    """How a log record lists tasks: their number, and their names with how often each."""
+    count: dict[str, int] = {}
     for job in jobs:
-        for named in [part for part in job.parts if part.state is job.state] or [job]:
-            counted[named.name] = counted.get(named.name, 0) + 1
-    total = sum(counted.values())
-    listed = ", ".join(name if n == 1 else f"{name} x{n}" for name, n in counted.items())
-    return f"{total} task{'' if total == 1 else 's'}: {listed}"
+        count[job.name] = count.get(job.name, 0) + 1
+    listed = ", ".join(name if n == 1 else f"{name} x{n}" for name, n in count.items())
+    return f"{counted(sum(count.values()), 'task', 'tasks')}: {listed}"
 
 
-def of_request(place: Place | None) -> str:
-    """The request that a task belongs to, if any, in brackets."""
-    return in_brackets(None if place is None else place.owner)
+def in_brackets(owner: Owner | None) -> str:
+    return f" ({owner})" if owner is not None and owner.named else ""
 
 
-def in_brackets(request: TrackedRequest | None) -> str:
-    return f" ({request})" if request is not None and request.named else ""
+# For `stopped`, where no lane was: None is the key of the default lane.
+NO_LANE = object()
+
+
+def failed(
+    job: Job[Any],
+    owner: Owner | None,
+    context: Context | None,
+    skipped: Sequence[Job[Any]] = (),
+    stopped: object = NO_LANE,
+    *,
+    with_error: bool = True,
+) -> None:
+    """A failure that nobody raises, with its traceback, or what one that is raised has stopped.
+
+    In the context of the task's request.
+    """
+    failure: Failure = job.outcome
+    after = _after(skipped, stopped)
+
+    def in_context() -> None:
+        if with_error:
+            say(logging.ERROR, "%s failed%s", job.name, in_brackets(owner), error=failure.error)
+        if after:
+            say(logging.WARNING, "%s failed%s%s", job.name, in_brackets(owner), after)
+
+    if context is None:
+        in_context()
+    else:
+        context.copy().run(in_context)  # a copy: the context itself may be in use
+    if with_error:
+        failure.reported = True
+        _clear_frames(failure.traceback)  # the lines stay, what the frames held does not
+
+
+_SUSPENDS = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR | CO_ITERABLE_COROUTINE
+
+
+def _clear_frames(found: TracebackType | None) -> None:
+    """Clear the locals of frames that have ended: the task's own, and those of plain functions.
+
+    Before Python 3.13, clearing the frame of a suspended coroutine or generator closes it, and one that has
+    given its exception to the task may go on.
+    """
+    is_task = True  # the first frame below ours
+    while found is not None:
+        frame = found.tb_frame
+        is_ours = str(frame.f_globals.get("__name__")).startswith("fifo_background.")
+        suspends = frame.f_code.co_flags & _SUSPENDS
+        if not suspends or (is_task and not is_ours) or sys.version_info >= (3, 13):
+            try:
+                frame.clear()
+            except RuntimeError:  # it has not ended
+                pass
+        is_task = is_task and is_ours
+        found = found.tb_next
+
+
+def _after(skipped: Sequence[Job[Any]], stopped: object) -> str:
+    text = f"; skipped after it: {names(skipped)}" if skipped else ""
+    return text if stopped is NO_LANE else f"{text}; {lane_name(plain_key(stopped))} has stopped"
+
+
+def was_cancelled(job: Job[Any], owner: Owner | None) -> None:
+    say(logging.WARNING, "%s was cancelled%s", job.name, in_brackets(owner))
+
+
+def lost(position: Position, jobs: list[Job[Any]], hold_timeout: float) -> None:
+    say(
+        logging.WARNING,
+        "%s lost its position: it kept ready tasks waiting for more than %g s without responding or running "
+        "its own tasks. It takes a new position when its response has ended%s",
+        position.owner,
+        hold_timeout,
+        f", for {names(jobs)}" if jobs else "",
+    )
+
+
+def overdue(job: Job[Any], owner: Owner | None, ran: float, timeout: float, waiting: int) -> None:
+    say(
+        logging.WARNING,
+        "%s%s has been running for %.3g s, longer than its timeout of %g s. It runs in a thread, and cannot "
+        "be stopped: %s behind it",
+        job.name,
+        in_brackets(owner),
+        ran,
+        timeout,
+        counted(waiting, "task waits", "tasks wait"),
+    )
+
+
+def unrun(job: Job[Any], parts: list[Job[Any]], owner: Owner | None) -> None:
+    say(logging.WARNING, "%s ended without running %s%s", job.name, names(parts), in_brackets(owner))
+
+
+def waits_in_a_ring(ring: str, seconds: float) -> None:
+    say(
+        logging.WARNING,
+        "tasks wait for each other, for %.3g s now, and none of them can end: %s",
+        seconds,
+        ring,
+    )
+
+
+def callback_failed(job: Job[Any], function: object, error: BaseException) -> None:
+    say(logging.ERROR, "a done callback of %s failed: %s", job.name, safe_repr(function), error=error)
+
+
+def dropped(owner: object, jobs: list[Job[Any]], why: str) -> None:
+    say(logging.WARNING, "%s ended without running %s: %s", owner, names(jobs), why)
+
+
+def draining(jobs: int, seconds: float) -> None:
+    say(
+        logging.INFO,
+        "shutdown: draining %s, for at most %g s (drain_timeout)",
+        counted(jobs, "task", "tasks"),
+        seconds,
+    )
+
+
+Facts = dict[Job[Any], tuple[object, Owner | None]]
+
+
+def facts_of(jobs: Iterable[Job[Any]]) -> Facts:
+    """The lanes and requests of jobs that wait: a job that has ended does not know them anymore."""
+    return {
+        job: (plain_key(job.position.lane.key), job.position.owner)
+        for job in list(jobs)
+        if job.position is not None
+    }
+
+
+def not_run(why: str, jobs: Sequence[Job[Any]], facts: Facts) -> None:
+    """What did not run, with its lane and request, so that a person can do it again."""
+    groups: dict[str, list[Job[Any]]] = {}
+    for job in jobs:
+        key, owner = facts.get(job, (None, None))
+        groups.setdefault(f"{lane_name(key)}{in_brackets(owner)}", []).append(job)
+    if jobs:
+        text = "; ".join(f"{names(listed)} in {where}" for where, listed in groups.items())
+        say(logging.WARNING, "%s %s", why, text)
+
+
+def runs_on(job: Job[Any]) -> None:
+    say(
+        logging.WARNING, "the executor ends, and %s still runs in a thread, which cannot be stopped", job.name
+    )
+
+
+def left_behind(jobs: list[Job[Any]]) -> None:
+    say(logging.WARNING, "shutdown: cancelled, but did not end within 1 s: %s", names(jobs))
+
+
+def cleared(key: object, jobs: list[Job[Any]]) -> None:
+    say(logging.WARNING, "%s was cleared: cancelled %s", lane_name(key), names(jobs))
+
+
+def warn(text: str) -> None:
+    say(logging.WARNING, text.replace("%", "%%"))
+
+
+def inform(text: str) -> None:
+    say(logging.INFO, text.replace("%", "%%"))

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import functools
-import weakref
+import inspect
 from collections.abc import Callable, Hashable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fifo_background._executor import current, here
-from fifo_background._job import Job
-from fifo_background._log import logger
-from fifo_background._loop import running_loop
+from fifo_background import _log
+from fifo_background._executor import SerialExecutor
 from fifo_background._request import RESPONDED, TrackedRequest
-from fifo_background._routes import asks_for_tasks
-from fifo_background._serial import SerialExecutor
-from fifo_background._settings import AfterFailure, OnError, Order, Settings
-from fifo_background._threads import in_loop_of_caller
+from fifo_background._run.backends.api import running_loop
+from fifo_background._run.current import current, current_party
+from fifo_background._run.groups import GROUPS
+from fifo_background._run.per_loop import Life, PerLoop
+from fifo_background._run.runner import Runner
+from fifo_background._settings import AfterFailure, Order, RestAfterFailure, Settings
 from fifo_background.exceptions import QueueFull
+
+if find_spec("fastapi") is not None:
+    from fifo_background._fastapi.routes import any_asks_for_tasks, asks_for_tasks
+else:
+
+    def asks_for_tasks(app: ASGIApp, scope: Scope) -> bool:
+        return False
+
+    def any_asks_for_tasks(app: ASGIApp, scope: Scope) -> bool:
+        return False
+
 
 __all__ = ("OrderedBackgroundMiddleware", "executor_of")
 
@@ -30,43 +42,45 @@ _KEY = "fifo_background"
 class OrderedBackgroundMiddleware:
     """Runs the background tasks of its app's requests one after the other, first in, first out.
 
-    `order`: when a request takes its place in the line. "added" (default): at its first `add_task`;
-    "arrived": when it reaches this middleware, so that handlers that run in threads or wait for something
-    cannot reorder it; "responded": when its response has ended. Use "responded" for streaming and other
-    long handlers.
+    `order`: when a request takes its position in the queue. "added" (default): at its first `add_task`.
+    "arrived": when it reaches this middleware, so that handlers that run in threads, or wait for something,
+    cannot reorder it. "responded": when its response has ended. Use "responded" for streaming and other long
+    handlers.
 
-    `arrives` (a function of the ASGI scope, for "arrived"): whether a request may add tasks, and so takes a
-    place. Default: whether its FastAPI endpoint, or a dependency, asks for our class.
+    `may_add_tasks` (a function of the ASGI scope, for "arrived"): whether a request may add tasks, and so
+    takes a position. Default: whether its FastAPI endpoint, or a dependency, asks for this package's class.
 
-    `lane` (a function of the ASGI scope; its result is hashable): the lane for the tasks of a request that
-    name none. Asked when the first of them is added, when `scope["path_params"]` is there; with "arrived"
-    before routing. Default: one lane for all.
+    `lane_key` (a function of the ASGI scope; its result is hashable): the lane for the tasks of a request
+    that name none. It is called when the first of them is added, when `scope["path_params"]` is there; with
+    "arrived" before routing. Default: one lane for all.
 
-    `hold` (seconds, default 5.0): how long a request that has its place but does not respond may keep
-    ready tasks behind it waiting; then it loses the place and takes a new one after its response.
+    `hold_timeout` (seconds, default 5.0): how long a request that has its position but does not respond may
+    keep ready tasks behind it waiting. Then it loses the position, and takes a new one after its response.
 
-    `wait` (default True): whether a request waits for its own tasks, as in Starlette. With False it ends
-    as soon as they are in line, which frees its database session; dependencies with `yield` may then
-    close before the tasks run.
+    `wait` (default True): whether a request waits for its own tasks, as in Starlette. With False it ends as
+    soon as they are queued, which frees its database session; dependencies with `yield` may then close before
+    the tasks run.
 
-    `on_error`: what a failed task means for the tasks after it, of the same request. "skip_rest" (default,
-    Starlette's rule) or "run_all". Tasks of other requests always run.
+    `rest_after_failure`: what a failed task means for the tasks after it, of the same request. "skip"
+    (default, Starlette's rule) or "run". Tasks of other requests always run.
 
-    `after_failure`: "next" (default), or "stop": a lane stops when a task of it fails, until
-    `executor.lane(key)` is told `retry_head()`, `skip_head()` or `clear()`; requests that wait for tasks in
+    `lane_after_failure`: "continue" (default), or "stop": a lane stops when a task of it fails, until you
+    call `retry_head()`, `skip_head()` or `clear()` on `executor.lane(key)`. Requests that wait for tasks in
     it get `LaneStopped`.
 
     `max_lanes_running` (default 16): how many lanes have a running task at once, at most; they take turns.
 
-    `max_pending` (default None, no limit): how many tasks may wait; one more `add_task` raises `QueueFull`,
-    which is answered with 503 and `Retry-After` if nobody handles it.
+    `max_waiting` (default None, no limit): how many tasks may wait; one more `add_task` raises `QueueFull`.
+    If nobody handles it, the client gets 503 with `Retry-After`.
 
     `timeout` (seconds, default None): after it an async task is cancelled and fails with TimeoutError; a sync
-    task cannot be stopped and is named in the log.
+    task cannot be stopped, and is named in the log.
 
-    `drain_timeout` (seconds, default 30.0): how long `lifespan.shutdown` waits for what is in line.
+    `drain_timeout` (seconds, default 30.0): how long `lifespan.shutdown` waits for what is queued. uvicorn
+    waits for attached requests before that, as long as its own `--timeout-graceful-shutdown` says (by default
+    without a limit).
 
-    Raises ValueError or TypeError for a setting that cannot be.
+    Raises ValueError or TypeError for an invalid setting.
     """
 
     def __init__(
@@ -74,79 +88,77 @@ class OrderedBackgroundMiddleware:
         app: ASGIApp,
         *,
         order: Order = "added",
-        hold: float = 5.0,
+        hold_timeout: float = 5.0,
         wait: bool = True,
-        on_error: OnError = "skip_rest",
-        after_failure: AfterFailure = "next",
-        lane: Callable[[Scope], Hashable] | None = None,
-        arrives: Callable[[Scope], bool] | None = None,
+        rest_after_failure: RestAfterFailure = "skip",
+        lane_after_failure: AfterFailure = "continue",
+        lane_key: Callable[[Scope], Hashable] | None = None,
+        may_add_tasks: Callable[[Scope], bool] | None = None,
         max_lanes_running: int = 16,
-        max_pending: int | None = None,
+        max_waiting: int | None = None,
         timeout: float | None = None,
         drain_timeout: float = 30.0,
     ) -> None:
         self.app: ASGIApp = app
         self.settings: Settings = Settings(
             order=order,
-            hold=hold,
+            hold_timeout=hold_timeout,
             wait=wait,
-            on_error=on_error,
-            after_failure=after_failure,
-            lane=lane,
-            arrives=arrives,
+            rest_after_failure=rest_after_failure,
+            lane_after_failure=lane_after_failure,
+            lane_key=lane_key,
+            may_add_tasks=may_add_tasks,
             max_lanes_running=max_lanes_running,
-            max_pending=max_pending,
+            max_waiting=max_waiting,
             timeout=timeout,
             drain_timeout=drain_timeout,
         )
-        self._arrives: Callable[[Scope], bool] | None = None
+        self._may_add: Callable[[Scope], bool] | None = None
         if order == "arrived":
-            self._arrives = arrives or functools.partial(asks_for_tasks, app)
-        self._executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
-        self._latest: SerialExecutor | None = None
-        self._warned: set[str] = set()
+            self._may_add = may_add_tasks or functools.partial(asks_for_tasks, app)
+        self._lives = PerLoop(self.settings)
+        self._latest: Life | None = None
+        self._said: set[str] = set()
 
     @property
     def executor(self) -> SerialExecutor:
-        """The app's executor in the running event loop; in a worker thread, in the loop that owns it."""
-        return in_loop_of_caller(self._executor_here)
+        """The app's executor in the running event loop; in a thread without a loop, the only one there is.
 
-    def _executor_here(self) -> SerialExecutor:
-        latest = self._latest
-        if latest is not None and latest.is_current():
-            return latest
-        loop = running_loop()
-        executor = self._executors.get(loop)
-        if executor is None:
-            executor = SerialExecutor.of_app(self.settings)
-            executor.check_caller()
-            self._executors[loop] = executor
-        self._latest = executor
-        return executor
+        Raises RuntimeError in a thread while the app has executors in two loops, or none.
+        """
+        try:
+            running_loop()
+        except RuntimeError:
+            return _face(self._lives.in_thread())
+        return _face(self._life())
+
+    def _life(self) -> Life:
+        life = self._latest
+        if life is None or not life.runner.is_current():
+            life = self._latest = self._lives.here()
+        return life
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind != "http" and kind != "websocket":
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
-        around = here()
-        if around is not None and around is scope.get(_KEY):
-            self._warn_once(
-                "two middlewares",
-                "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings "
-                "are used, the inner one does nothing. Remove one of them.",
+        made_by = current_party()
+        if made_by is not None and made_by is scope.get(_KEY):
+            self._say_once(
+                _log.warn,
+                "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings are "
+                "used, the inner one does nothing. Remove one of them.",
             )
             await self.app(scope, receive, send)
             return
-        executor = self._latest
-        if executor is None or not executor.is_current():
-            executor = self._executor_here()
-        request = scope[_KEY] = TrackedRequest(executor, self.settings, scope, send)
-        if self._arrives is not None and kind == "http" and self._arrives(scope):
+        life = self._life()
+        if not life.looked:
+            self._look_once(life, scope)
+        request = scope[_KEY] = TrackedRequest(life.runner, self.settings, scope, send, made_by)
+        if self._may_add is not None and kind == "http" and self._may_add(scope):
             request.arrive()
-        if around is not None and isinstance(around, Job):
-            request.inside = around
-        request.token = current.set(request)
+        token = current.set(request)
         try:
             await self.app(scope, receive, request.send)
         except BaseException as error:
@@ -155,63 +167,116 @@ class OrderedBackgroundMiddleware:
             if refusal is not None and request.unanswered:
                 await _refuse(refusal, scope, receive, send)
                 return
-            if request.owes_websocket_tasks(error):
+            if request.ends_normally(error):
                 await self._finish(request)
             raise
         finally:
-            current.reset(request.token)
-            scope[_KEY] = executor  # for what goes on after the request
-        if request.handed_over is not None and request.stage is RESPONDED:
-            self._warn_held_back(request)
+            current.reset(token)
+            scope[_KEY] = life  # for what goes on after the request
+        held_back = request.handed_over is not None and request.stage is RESPONDED
         request.end(None)
+        if held_back:
+            self._warn_held_back(request)
         if request.handed_over is not None:
             await self._finish(request)
 
     async def _finish(self, request: TrackedRequest) -> None:
         """Wait for the tasks that were awaited before the response had ended."""
-        batch = request.handed_over
-        if batch is not None and self.settings.wait:
-            await request.executor.wait(batch, request)
-            batch.raise_first()
+        if request.handed_over:
+            await request.runner.waits.attached(request.handed_over, request)
+
+    # -- the lifespan ----------------------------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        executor = self._executor_here()
-        if not executor.is_open:  # the app is started again, in the same event loop
-            self._latest = None
-            del self._executors[running_loop()]
-            executor = self._executor_here()
+        life = self._life()
+        while life.ends:  # the app is started again, before its last end is over
+            waiter = life.runner.backend.waiter()
+            life.waiters.append(waiter)
+            await waiter
+            life = self._life()
+        life.saw_lifespan = True
+        life.lifespans += 1
+        life.open_lifespans += 1
+        is_open = True
+
+        def shut_down() -> bool:
+            """Whether this is the last lifespan that is told to shut down."""
+            nonlocal is_open
+            if is_open:
+                is_open = False
+                life.open_lifespans -= 1
+                return not life.open_lifespans
+            return False
 
         async def drain_then_receive() -> Message:
             message = await receive()
-            if message["type"] == "lifespan.shutdown":
-                await executor.aclose()
+            if message["type"] == "lifespan.shutdown" and shut_down():
+                await life.runner.closing.aclose()
             return message
 
-        scope[_KEY] = executor
-        await self.app(scope, drain_then_receive, send)
+        scope[_KEY] = life
+        try:
+            await self.app(scope, drain_then_receive, send)
+        finally:
+            shut_down()
+            life.lifespans -= 1
+            if life.ends and not life.lifespans:
+                life.is_over, self._latest = True, None
+                for waiter in life.waiters:
+                    life.runner.backend.wake(waiter)
+
+    # -- what is said once -----------------------------------------------------------------------------------
+
+    def _look_once(self, life: Life, scope: Scope) -> None:
+        life.looked = True
+        if not life.saw_lifespan:
+            self._say_once(
+                _log.inform,
+                "OrderedBackgroundMiddleware has seen no lifespan: shutdown does not drain its executor. Add "
+                "it to the outermost app by `app.add_middleware(OrderedBackgroundMiddleware)`, and run the "
+                "server with `--lifespan on`",
+            )
+        if self._may_add is not None and self.settings.may_add_tasks is None and "arrived" not in self._said:
+            self._said.add("arrived")
+            if not any_asks_for_tasks(self.app, scope):
+                _log.warn(
+                    'order="arrived": no FastAPI route asks for BackgroundTasks of fifo_background, so no '
+                    "request takes its position when it arrives. Give "
+                    "`may_add_tasks=lambda scope: scope['path'] == ...`, or use order=\"added\""
+                )
 
     def _warn_held_back(self, request: TrackedRequest) -> None:
-        self._warn_once(
-            "response held back",
-            f"{request}: its tasks were awaited before its response had ended, by the handler itself or "
-            "because something inside OrderedBackgroundMiddleware holds back the end of the response "
-            "(BaseHTTPMiddleware before Starlette 1.7 does): they run after the response all the same, "
-            "but dependencies with yield may close before them",
-        )
+        if "held back" not in self._said:
+            self._said.add("held back")
+            _log.warn(
+                f"{request}: its tasks were awaited before its response had ended, by the handler itself or "
+                "because something inside OrderedBackgroundMiddleware holds back the end of the response "
+                "(BaseHTTPMiddleware before Starlette 1.7 does). They run after the response, "
+                "but dependencies with yield may close before them"
+            )
 
-    def _warn_once(self, of: str, text: str) -> None:
-        if of not in self._warned:
-            self._warned.add(of)
-            logger.warning(text)
+    def _say_once(self, say: Callable[[str], None], text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            say(text)
+
+
+def _face(life: Life) -> SerialExecutor:
+    return _face_of(life.runner)
+
+
+def _face_of(runner: Runner) -> SerialExecutor:
+    if runner.face is None:
+        runner.face = SerialExecutor._of_runner(runner)
+    face: SerialExecutor = runner.face
+    return face
 
 
 def _refusal(error: BaseException) -> QueueFull | None:
-    """The `QueueFull` that a request failed of. The task group of a middleware inside ours may wrap it."""
-    parts: Any = getattr(error, "exceptions", None)
-    while isinstance(parts, tuple) and len(parts) == 1:
-        error = parts[0]
-        parts = getattr(error, "exceptions", None)
-    return error if isinstance(error, QueueFull) else None
+    """The `QueueFull` that a request failed with. A task group of an inner middleware may wrap it."""
+    while issubclass(type(error), GROUPS) and len(error.exceptions) == 1:  # type: ignore[attr-defined]
+        error = error.exceptions[0]  # type: ignore[attr-defined]
+    return error if issubclass(type(error), QueueFull) else None  # type: ignore[return-value]
 
 
 async def _refuse(error: QueueFull, scope: Scope, receive: Receive, send: Send) -> None:
@@ -230,17 +295,19 @@ def _layers(app: Any) -> Iterator[Any]:
 
 
 def executor_of(app_or_connection: Any) -> SerialExecutor:
-    """The executor of an app, or of the app that handles a request or websocket, in the running event loop.
+    """The executor of an app, or of the app that handles a request or websocket.
 
-    In an anyio worker thread, that of the loop which owns the thread. Raises LookupError if no
-    `OrderedBackgroundMiddleware` is found.
+    As a FastAPI dependency: `executor: SerialExecutor = Depends(executor_of)`. It never waits. Raises
+    LookupError if no `OrderedBackgroundMiddleware` is found, and RuntimeError in a thread where the app has
+    executors in two event loops, or none yet.
     """
+    asked = app_or_connection
     if isinstance(app_or_connection, HTTPConnection):
-        request = app_or_connection.scope.get(_KEY)
-        if isinstance(request, TrackedRequest):
-            return request.executor
-        if isinstance(request, SerialExecutor):  # the request has ended
-            return request
+        found = app_or_connection.scope.get(_KEY)
+        if isinstance(found, TrackedRequest):
+            return _face_of(found.runner)
+        if isinstance(found, Life):  # the request has ended
+            return _face(found)
         app_or_connection = app_or_connection.scope.get("app")
     for layer in _layers(app_or_connection):
         if isinstance(layer, OrderedBackgroundMiddleware):
@@ -251,6 +318,21 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
             f"{app_or_connection!r} has not been started yet: call `executor_of` in its lifespan, or later"
         )
     raise LookupError(
-        f"no OrderedBackgroundMiddleware found in {app_or_connection!r}: "
-        "add `app.add_middleware(OrderedBackgroundMiddleware)` before the app starts"
+        f"no OrderedBackgroundMiddleware found in {app_or_connection!r}: add "
+        "`app.add_middleware(OrderedBackgroundMiddleware)` before the app starts"
+        + (
+            ""
+            if isinstance(asked, HTTPConnection)
+            else ". Of a mounted app, ask for the outer app's, or use `executor_of(request)`"
+        )
     )
+
+
+# FastAPI looks at the annotation of a dependency's parameter.
+executor_of.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter(
+            "app_or_connection", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=HTTPConnection
+        )
+    ]
+)

@@ -1,66 +1,43 @@
-"""One request as the line sees it: its places, its response, and the end of both.
+"""One request: its response, its positions, and the end of both.
 
-Decides when tasks are ready: their object has been awaited and the response has ended. Runs nothing.
+Decides when tasks are ready: their object has been awaited and the response has ended. Runs nothing. Any
+thread of the handler may call `add`; all else is the event loop's.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Awaitable, Hashable, Iterable, Sequence
-from contextvars import Token, copy_context
+from collections.abc import Awaitable, Hashable, Sequence
+from contextvars import copy_context
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from fifo_background import _call
-from fifo_background._call import Around
-from fifo_background._executor import current, here
-from fifo_background._job import CANCELLED, DROPPED, PENDING, SKIPPED, SUPERSEDED, Batch, Job
-from fifo_background._lane import GONE, IN_LINE, NOTHING, OUTSIDE, Place
-from fifo_background._log import logger, names
-from fifo_background._loop import running_loop
-from fifo_background._serial import SerialExecutor
+from fifo_background import _log
+from fifo_background._core.job import Job, name_of, safe_repr
+from fifo_background._core.lane import Lane, key_of
+from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
+from fifo_background._core.state import CANCELLED, DROPPED, SKIPPED, SUPERSEDED
+from fifo_background._run.current import Party, current
+from fifo_background._run.runner import Runner
 from fifo_background._settings import Settings, check_key
+from fifo_background.exceptions import ExecutorClosed
 
-if TYPE_CHECKING:
-    from fifo_background._tasks import OrderedBackgroundTasks
-
-__all__ = (
-    "ENTRY",
-    "HANDLING",
-    "RESPONDED",
-    "ENDED",
-    "JOB",
-    "Entry",
-    "TrackedRequest",
-    "default_executor",
-    "take_job",
-    "tracked_request",
-)
-
-# The executors of what runs outside of any of our middlewares: one for each event loop.
-_default_executors: weakref.WeakKeyDictionary[object, SerialExecutor] = weakref.WeakKeyDictionary()
-
+__all__ = ("ENDED", "HANDLING", "RESPONDED", "Entry", "TrackedRequest")
 
 # The ASGI type of what is no request.
 NO_REQUEST = "no request"
 
-# Where an entry of `.tasks` keeps the job that `add_task` returned, until it is awaited, and what was asked
-# for it.
-JOB = "_fifo_background_job"
-ENTRY = "_fifo_background_entry"
-
-# A job that ended like this before its object was awaited stays away from it.
-CALLED_OFF = frozenset({CANCELLED, SKIPPED, SUPERSEDED})
+# A job that ended like this before its object was awaited is left out.
+LEFT_OUT = frozenset({CANCELLED, SKIPPED, SUPERSEDED})
 
 
 class Entry(NamedTuple):
     """What `tasks.lane(...)` and `tasks.options(...)` asked for a task."""
 
-    key: Any  # `...` for the default lane of the request
+    key: Any  # `...` for the request's lane
     changes: dict[str, Any]  # of `Options`
 
 
@@ -80,42 +57,42 @@ class TrackedRequest:
 
     __slots__ = (
         "__weakref__",
+        "_joins_at_add",
         "_key",
         "_send",
         "_started",
         "_trailers",
         "awaits",
-        "executor",
         "handed_over",
-        "inside",
-        "places",
+        "made_by",
+        "positions",
+        "runner",
         "scope",
         "settings",
         "stage",
-        "token",
     )
 
-    token: Token[TrackedRequest | Job[Any] | None]  # the middleware's: with it the context is left
-
-    def __init__(self, executor: SerialExecutor, settings: Settings, scope: Scope, send: Send) -> None:
-        self.executor: SerialExecutor = executor
+    def __init__(self, runner: Runner, settings: Settings, scope: Scope, send: Send, made_by: Party) -> None:
+        self.runner: Runner = runner
         self.settings: Settings = settings
         self.scope: Scope = scope
         self.stage: Stage = HANDLING
-        self.places: dict[Hashable, Place] = {}
-        # awaited before the response had ended: the middleware waits for it
-        self.handed_over: Batch | None = None
-        self.inside: Job[Any] | None = None  # the task that has made it, in this process
-        self.awaits: Batch | None = None  # what it waits for, unless it is detached
+        self.positions: dict[Hashable, Position] = {}
+        # jobs that were awaited before the response had ended: the middleware waits for them
+        self.handed_over: list[Job[Any]] | None = None
+        self.awaits: Sequence[Job[Any]] = ()  # its own jobs that it waits for
+        self.made_by: Party = made_by  # the task or request that made this one, in this process
         self._send: Send = send
-        self._started: bool = False  # the response, or trying to send it
+        self._started: bool = False  # the response, or the try to send it
         self._trailers: bool = False
-        self._key: Hashable = None if settings.lane is None else ...  # not asked for yet
+        # whether it takes its position at the first `add_task`
+        self._joins_at_add: bool = settings.order != "responded" and scope["type"] != "websocket"
+        self._key: Hashable = None if settings.lane_key is None else ...  # not asked for yet
 
     @classmethod
-    def outside(cls, executor: SerialExecutor, settings: Settings) -> TrackedRequest:
+    def outside(cls, runner: Runner, settings: Settings) -> TrackedRequest:
         """For an object that is awaited where none of our middlewares is: no response to wait for."""
-        request = cls(executor, settings, {"type": NO_REQUEST}, cast(Send, None))
+        request = cls(runner, settings, {"type": NO_REQUEST}, cast(Send, None), None)
         request.stage = RESPONDED
         return request
 
@@ -124,18 +101,80 @@ class TrackedRequest:
 
     @property
     def named(self) -> bool:
-        """Whether it is a request that a log record can name."""
         return bool(self.scope["type"] != NO_REQUEST)
 
+    @property
+    def skips_rest(self) -> bool:
+        return self.settings.rest_after_failure == "skip"
+
+    @property
+    def has_ended(self) -> bool:
+        return self.stage is ENDED
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a task of it has not ended."""
+        return any(
+            position.first is not None or bool(position.pending) or _runs(position)
+            for position in tuple(self.positions.values())
+        )
+
+    @property
+    def holds_position(self) -> bool:
+        """Whether it keeps what is ready behind it waiting."""
+        return any(
+            position.state is IN_QUEUE and position.held for position in tuple(self.positions.values())
+        )
+
+    def held_position(self, lane: Lane) -> Position | None:
+        position = self.positions.get(lane.key)
+        return position if position is not None and position.state is IN_QUEUE and position.held else None
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a task of its executor that runs, or a request that still holds a position, made it.
+
+        Then it must not wait for its tasks: they stand behind what waits for it.
+        """
+        party = self.made_by
+        self.runner.scheduler.drain()  # positions that were just taken count
+        while party is not None:
+            if isinstance(party, Job):
+                position = party.position
+                if position is None:  # it has ended
+                    return False
+                if party.runner is self.runner:
+                    return True
+                owner = position.owner
+                party = owner if isinstance(owner, TrackedRequest) else None
+            elif party.runner is self.runner and not party.has_ended and party.holds_position:
+                return True
+            else:
+                party = party.made_by
+        return False
+
+    @property
+    def waits(self) -> bool:
+        """Whether it may wait for its own tasks."""
+        return self.made_by is None or not self.is_inside
+
     def key(self) -> Hashable:
-        """The key of the lane for tasks that name none; asked for once. Never under the line's lock."""
-        if self._key is ... and self.settings.lane is not None:
-            key = self.settings.lane(self.scope)
+        """The key of the lane for tasks that name none; the user's function is asked once."""
+        if self._key is ... and self.settings.lane_key is not None:
+            try:
+                key = self.settings.lane_key(self.scope)
+            except KeyError as error:
+                if error.args == ("path_params",) and self.settings.order == "arrived":
+                    raise KeyError(
+                        'path_params: with order="arrived" lane_key is asked before routing, when '
+                        'scope["path_params"] is not there. Take the key from scope["path"] or a header'
+                    ) from error
+                raise
             check_key(key)
-            self._key = key
+            self._key = key_of(key)
         return self._key
 
-    # -- the response -----------------------------------------------------------------------------------
+    # -- the response ----------------------------------------------------------------------------------------
 
     def send(self, message: Message) -> Awaitable[None]:
         """The ASGI `send` of the request: passes the message on, and sees the response end."""
@@ -143,363 +182,254 @@ class TrackedRequest:
         if kind == "http.response.start":
             self._started = True
             self._trailers = message.get("trailers", False)
-        elif (
-            (
-                kind in ("http.response.body", "http.response.zerocopysend")
-                and not message.get("more_body", False)
-                and not self._trailers
-            )
-            or kind == "http.response.pathsend"
-            or (kind == "http.response.trailers" and not message.get("more_trailers", False))
+        elif kind == "http.response.body" or kind == "http.response.zerocopysend":
+            if not (self._trailers or message.get("more_body", False)):
+                return self._send_last(message)
+        elif (kind == "http.response.pathsend" and not self._trailers) or (
+            kind == "http.response.trailers" and not message.get("more_trailers", False)
         ):
             return self._send_last(message)
         return self._send(message)
 
     async def _send_last(self, message: Message) -> None:
-        """Pass it on outside the request's context.
+        """Pass it on outside of the request's context.
 
-        uvicorn sets a timer here, for the next request of the connection, and a timer keeps its context.
+        A server sets a timer or starts the next request of the connection here, which keep the context.
         """
+        token = current.set(None)
         try:
-            current.reset(self.token)
-        except (ValueError, RuntimeError):  # sent in another context: a middleware's task
             await self._send(message)
-        else:
-            try:
-                await self._send(message)
-            finally:
-                self.token = current.set(self)
+        finally:
+            current.reset(token)
         if self.stage is HANDLING:
             self.stage = RESPONDED
-            if self.settings.order == "responded" and self.places:
-                self._take_places()
+            if self.settings.order == "responded" and self.positions:
+                self._take_positions()
 
-    def _take_places(self) -> None:
-        line = self.executor.line
-        with line.lock:
-            for place in self.places.values():
-                if place.added and place.state is OUTSIDE and line.is_open:
-                    line.take(place)
+    def _take_positions(self) -> None:
+        scheduler = self.runner.scheduler
+        for position in tuple(self.positions.values()):
+            if position.state is OUTSIDE and position.held:
+                position.taken = scheduler.clock()
+                scheduler.inbox.append(position)
 
     @property
     def unanswered(self) -> bool:
         """Whether an HTTP response can still be begun."""
         return not self._started and self.scope["type"] == "http"
 
-    # -- arriving, adding and awaiting --------------------------------------------------------------------
+    # -- arriving and adding ---------------------------------------------------------------------------------
 
     def arrive(self) -> None:
-        """Take a place for tasks that the request may add; it is free again when the request has ended."""
-        key, line = self.key(), self.executor.line
-        with line.lock:
-            if line.is_open:
-                place = self.places[key] = Place(key, self)
-                place.arriving = True
-                line.take(place)
+        """Take a position for tasks that the request may add; it is free again when the request has ended."""
+        key, scheduler = self.key(), self.runner.scheduler
+        if scheduler.is_open:
+            position = self.positions[key] = Position(scheduler.lane(key), self, [])
+            position.arriving = True
+            position.taken = scheduler.clock()
+            scheduler.inbox.append(position)
 
     def _arrived(self) -> None:
-        """From here on the request holds places by its tasks alone."""
-        for place in self.places.values():
-            if place.arriving:
-                place.arriving = False
-                self.executor.line.wants_turn(place.lane)  # type: ignore[arg-type]
+        """From here on the request holds positions by its tasks alone."""
+        for position in tuple(self.positions.values()):
+            if position.arriving:
+                self.runner.scheduler.give_up(position)
 
-    def add(self, task: BackgroundTask, batch: Batch | None, entry: Entry | None) -> Job[Any]:
-        """`add_task`: the request takes its place here, unless it has one or its settings say later.
+    def add(self, task: BackgroundTask, entry: Entry | None, joins: bool) -> Job[Any]:
+        """`add_task`, from any thread: the request takes its position here, or its settings say later.
 
-        `batch` is that of the object if it has been awaited; while its jobs are not all done the new one
-        joins them.
+        `joins`: the object was awaited, and its tasks have not ended: the new one is ready at once.
         """
-        executor = self.executor
-        line = executor.line
-        if not executor.is_current():
-            executor.check_caller()
-        options = self.settings.options
-        key = self._key
+        runner = self.runner
+        options, key = self.settings.options, self._key
         if entry is not None:
-            options = options.but(**entry.changes)
-            key = entry.key
+            options, key = options.replace(**entry.changes), entry.key
         if key is ...:
             key = self.key()
-        job: Job[Any] = Job(task, executor, options)
-        line.lock.acquire()
-        try:
-            if batch is None and self.handed_over is not None and self.scope["type"] == "websocket":
-                batch = self.handed_over  # nobody but us has awaited its objects
-            ended = self.stage is ENDED if batch is None else not batch.left
-            if ended:
-                raise RuntimeError(
-                    f"{job.name} was added after the tasks of {self} had ended, and would never run: "
-                    "use `executor_of(request).submit_nowait(func, ...)` for it"
-                )
-            place = self._place(job, key, False)
-            if batch is not None:
-                batch.claim(job, _call.around_here())
-                if place.context is None:
-                    place.context = copy_context()
-                if batch is not self.handed_over or self.stage is ENDED:
-                    line.queue(place, [job])
-                    executor.settle_soon()
-        finally:
-            line.lock.release()
+        if self.stage is ENDED and not joins:
+            joins = self._runs_its_websocket_tasks()
+            if not joins:
+                raise self.too_late(task)
+        job = runner.make_job(task, options)
+        self._accept(job, key, True)
+        if joins:
+            job.attached = options.wait and self.waits
+            position: Position = job.position  # type: ignore[assignment]
+            if position.context is None:
+                position.context = copy_context()
+            if self.handed_over is not None:
+                self.handed_over.append(job)
+            runner.post(job)
+        elif (self.stage is ENDED or not runner.scheduler.is_open) and job.claim():
+            # the request has ended, or the executor was closed, just now: the loop did not see the job
+            self._forget(job)
+            raise self.too_late(task) if self.stage is ENDED else ExecutorClosed(name_of(task))
         return job
 
-    def _place(self, job: Job[Any], key: Hashable, owed: bool) -> Place:
-        """Give a job its place, which the request has, or takes now or later."""
-        place = self.places.get(key)
-        if place is None or place.state is GONE:
-            place = self.places[key] = Place(key, self)
-        take = place.state is OUTSIDE and (
-            self.stage is not HANDLING
-            or (
-                place.number == 0  # one that was lost is taken again when the response has ended
-                and self.settings.order != "responded"
-                and self.scope["type"] != "websocket"
-            )
-        )
-        self.executor.line.add(job, place, take, owed)
-        return place
-
-    def line_up(
-        self, tasks: Sequence[BackgroundTask], around: Around, owner: OrderedBackgroundTasks
-    ) -> Batch:
-        """An object is awaited: its tasks run when the response has ended, in the order of its list."""
-        executor = self.executor
-        line = executor.line
-        if not executor.is_current():
-            executor.check_caller()
-        if self._key is ...:
-            self.key()
-        ready = self.stage is not HANDLING
-        batch = Batch(self.settings.wait) if ready or self.handed_over is None else self.handed_over
-        runner = None
-        line.lock.acquire()
-        try:
-            jobs = self._claim(tasks, batch, around)
-            owner._collects = False
-            owner._awaited_by, owner._batch = self, batch
-            for place, its_jobs in jobs.items():
-                # one for each lane: two could not run in one context side by side
-                place.context = copy_context()
-                if not ready:
-                    place.hold_together(its_jobs)
-                elif batch.left > 1 or (runner := line.start_at_once(place, its_jobs)) is None:
-                    line.queue(place, its_jobs)
-            if ready:
-                self.awaits = batch  # from here on: its tasks may start below
-                if self.settings.order == "arrived":
-                    self._arrived()
+    def _accept(self, job: Job[Any], key: Hashable, refuse: bool) -> None:
+        """Give a job its position, which the request has, or takes now or later."""
+        scheduler = self.runner.scheduler
+        position = self.positions.get(key)
+        if position is None or position.state is GONE:
+            new = Position(scheduler.default if key is None else scheduler.lane(key), self, [])
+            if position is None:
+                position = self.positions.setdefault(key, new)  # one atomic act: other threads may be adding
             else:
-                self.handed_over = batch
-            if runner is None and line.turns:
-                runner = line.next_runner()
-        finally:
-            line.lock.release()
-        if runner is not None:
-            executor.start(runner)
-        if line.turns or line.woken or line.effects:
-            executor.settle()
-        return batch
+                position = self.positions[key] = new
+        job.position = position
+        scheduler.accept(job, position.lane, refuse=refuse)
+        position.added.append(job)
+        # one that was lost is taken again when the response has ended
+        takes = (self._joins_at_add and not position.number) or self.stage is not HANDLING
+        if takes and position.state is OUTSIDE:
+            position.taken = scheduler.clock()
+            scheduler.inbox.append(position)  # the named moment
 
-    def _claim(
-        self, tasks: Sequence[BackgroundTask], batch: Batch, around: Around
-    ) -> dict[Place, list[Job[Any]]]:
-        """The jobs of the list of an object that is awaited, by their places."""
-        jobs: dict[Place, list[Job[Any]]] = {}
-        nested: list[Job[Any]] = []
-        for task in tasks:
-            job = self._job_of(task)
-            if job is not None:
-                batch.claim(job, around)
-                place: Place = job.place  # type: ignore[assignment]
-                if place in jobs:
-                    jobs[place].append(job)
-                else:
-                    jobs[place] = [job]
-                if type(task) is not BackgroundTask or isinstance(task.func, BackgroundTasks):
-                    nested.append(job)
-        if nested:
-            self._take_in_parts(nested)
-        return jobs
+    def _runs_its_websocket_tasks(self) -> bool:
+        """Whether the tasks of a websocket, which only the middleware awaits, run now."""
+        return self.scope["type"] == "websocket" and any(not job.done() for job in self.handed_over or ())
 
-    def _job_of(self, task: BackgroundTask) -> Job[Any] | None:
-        """The job that `add_task` made for this entry if it still waits to be awaited, or a new one.
+    def join(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
+        """`add_task` on an object that was awaited before the response had ended."""
+        job = self.add(task, entry, False)
+        job.attached = job.options.wait and self.waits
+        cast(list[Job[Any]], self.handed_over).append(job)
+        return job
 
-        None if it was called off, or another one has taken over from it.
+    def _forget(self, job: Job[Any]) -> None:
+        job.end(DROPPED)
+        self.runner.post(job)
+
+    def too_late(self, task: BackgroundTask) -> RuntimeError:
+        """The error for a task that would never run."""
+        return RuntimeError(
+            f"{name_of(task)} was added after the tasks of {self} had ended, and would never run: "
+            "use `executor_of(request).submit_nowait(func, ...)` for it"
+        )
+
+    # -- awaiting --------------------------------------------------------------------------------------------
+
+    def adopt(self, task: BackgroundTask, job: Job[Any] | None, entry: Entry | None) -> Job[Any]:
+        """The job of a list entry that did not come through `add` of this request; it is always accepted.
+
+        `job` is the handle that `add_task` returned outside of any request.
         """
-        job: Job[Any] | None = getattr(task, JOB, None)
-        if job is not None and job.batch is None:
-            if job.state is PENDING:
-                delattr(task, JOB)
-                place = job.place
-                if place is not None and place.owner is self:
-                    return job
-                if job.executor is None:
-                    return self._register(job, getattr(task, ENTRY, None))
-            elif job.state in CALLED_OFF:
-                return None
-        elif job is not None and job.state is PENDING:
-            delattr(task, JOB)  # added when its object had been handed over already: it runs with that
-            return None
-        return self._register(Job(task, None, self.settings.options), getattr(task, ENTRY, None))
+        options = self.settings.options if entry is None else self.settings.options.replace(**entry.changes)
+        made = self.runner.make_job(task, options)
+        if job is not None:
+            job.runner, job.options, job.special = self.runner, options, made.special
+            job.on_loop, job.direct, made = made.on_loop, made.direct, job
+        self._accept(made, self.key() if entry is None or entry.key is ... else entry.key, False)
+        made.claims = self.runner.scheduler.waiting
+        return made
 
-    def _take_in_parts(self, jobs: Iterable[Job[Any]]) -> None:
-        """What was added to objects that are tasks themselves runs inside these."""
+    def hand_over(self, jobs: list[Job[Any]]) -> bool:
+        """These jobs were awaited. False if they run later: the response has not ended."""
+        if not self.runner.is_current():
+            self.runner.check_in_loop()
+        attached = self.settings.options.wait and self.waits
         for job in jobs:
-            inner = _object_in(job.task)
-            if inner is not None:
-                self.executor.line.take_in(job, self._parts_of(inner, job))
+            job.attached = (
+                attached if job.options is self.settings.options else self.waits and job.options.wait
+            )
+        if self.stage is HANDLING:
+            again = set(jobs)  # one that was added since the last await stands where this one puts it
+            self.handed_over = [job for job in self.handed_over or () if job not in again]
+            self.handed_over += jobs
+            for job in jobs:
+                if job.position is not None and job.position.context is None:
+                    job.position.context = copy_context()
+            return False
+        if self.settings.order == "arrived":
+            self._arrived()
+        self.runner.hand_over(jobs)
+        return True
 
-    def _parts_of(self, inner: BackgroundTasks, entry: Job[Any]) -> list[Job[Any]]:
-        """What was added to an object, and to those in its list, and waits for being awaited."""
-        parts: list[Job[Any]] = []
-        look, seen = [inner], {id(inner)}
-        while look:
-            owner: Any = look.pop()
-            if hasattr(owner, "_part_of"):  # one of ours: what is added later belongs to the entry, too
-                owner._collects = False
-                owner._part_of = self, entry
-            for task in owner.tasks:
-                job: Job[Any] | None = getattr(task, JOB, None)
-                if job is not None and job.batch is None and job.within is None and self._has_pending(job):
-                    job.executor = self.executor
-                    parts.append(job)
-                deeper = _object_in(task)
-                if deeper is not None and id(deeper) not in seen:
-                    seen.add(id(deeper))
-                    look.append(deeper)
-        return parts
-
-    def add_part(self, task: BackgroundTask, entry: Job[Any], changes: Entry | None) -> Job[Any] | None:
-        """`add_task` on an object that is a task itself: the new one runs inside that, with the others.
-
-        None if that has ended.
-        """
-        executor, line = self.executor, self.executor.line
-        if not executor.is_current():
-            executor.check_caller()
-        options = self.settings.options if changes is None else self.settings.options.but(**changes.changes)
-        job: Job[Any] = Job(task, executor, options)
-        with line.lock:
-            if entry.state.ended:
-                return None
-            line.add(job, entry.place, False)  # type: ignore[arg-type]
-            line.take_in(entry, [job])
-        return job
-
-    def _has_pending(self, job: Job[Any]) -> bool:
-        """Whether the job waits in a place of this request, or was added where there was none."""
-        place = job.place
-        return job.state is PENDING and (place is None or place.owner is self)
-
-    def _register(self, job: Job[Any], entry: Entry | None) -> Job[Any]:
-        key = self._key if entry is None or entry.key is ... else entry.key
-        job.options = self.settings.options if entry is None else self.settings.options.but(**entry.changes)
-        self._place(job, key, True)
-        job.executor = self.executor
-        return job
-
-    # -- the end ----------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def end(self, error: BaseException | None) -> None:
-        """The app has returned, or raised `error`: nothing can be awaited in this request any more.
+        """The app has returned, or raised `error`: nothing can be awaited in this request anymore.
 
-        What was handed over runs, what was not is dropped and named in the log.
+        What was handed over runs; what was not is dropped, and named in the log.
         """
-        line = self.executor.line
-        line.lock.acquire()  # a thread of the handler may still be adding
-        try:
-            interrupted = error is not None and self._started and self.stage is HANDLING
-            self.stage = ENDED
-            for place in self.places.values():
-                if place.added or place.arriving:
-                    dropped = self._give_up_places(error)
-                    break
-            else:  # as almost always
+        interrupted = error is not None and self._started and self.stage is HANDLING
+        self.stage = ENDED  # before the look at what was added: see `add`
+        if error is not None and not self.ends_normally(error):
+            self.runner.waits.leave(self.handed_over or (), self)
+        for position in tuple(self.positions.values()):
+            if position.added or position.arriving:
+                self._give_up_positions(error, interrupted)
                 return
-        finally:
-            line.lock.release()
-        self.executor.settle()
-        if dropped:
-            refused = error is None and any(job.batch is not None for job in dropped)
-            why = "the executor was closed" if refused else self._why(error, interrupted)
-            logger.warning("%s ended without running %s: %s", self, names(dropped), why)
 
-    def _give_up_places(self, error: BaseException | None) -> list[Job[Any]]:
-        """What was handed over runs; returns what does not."""
-        of_websocket = self.scope["type"] == "websocket"
-        if of_websocket:  # nobody but us awaits its objects
-            for place in self.places.values():
-                self._take_in_parts([job for job in place.added if job.batch is None])
-        dropped: list[Job[Any]] = []
-        for place in self.places.values():
-            if place.arriving:
-                self._arrived()
-            if place.added:
-                if of_websocket and (error is None or self.owes_websocket_tasks(error)):
-                    self._hand_over(place)
-                dropped += self._owe_or_drop(place)
-        return dropped
-
-    def _owe_or_drop(self, place: Place) -> list[Job[Any]]:
-        """What was awaited is ready now; what was not is dropped, and returned."""
-        line = self.executor.line
-        closed = place.state is not IN_LINE and not line.is_open
-        added, place.added = place.added, NOTHING
-        dropped = [job for job in added if closed or job.batch is None]
+    def _give_up_positions(self, error: BaseException | None, interrupted: bool) -> None:
+        runner = self.runner
+        self._arrived()
+        ready = [job for job in self.handed_over or () if not job.done() and not job.queued]
+        added = [job for position in tuple(self.positions.values()) for job in position.pending]
+        if self.scope["type"] == "websocket" and (error is None or self.ends_normally(error)):
+            for job in added:  # only the middleware awaits its objects
+                take_in(job.task, job)
+            ready = self.handed_over = [job for job in added if job.position is not None]
+            for job in ready:
+                job.attached = self.waits and job.options.wait
+        runs = set(ready)
+        dropped = [job for job in added if job.position is not None and job not in runs and job.claim()]
         for job in dropped:
-            line.end_waiting(job, DROPPED)
-        owed = [job for job in added if job.state is PENDING]
-        if owed:
-            line.queue(place, owed)
-        return dropped
+            self._forget(job)
+        if ready:
+            runner.hand_over(ready)
+        else:
+            runner.pump()
+        if dropped:
+            _log.dropped(self, dropped, self._why(error, interrupted))
 
-    def _hand_over(self, place: Place) -> None:
-        """What nobody has awaited is awaited by the middleware."""
-        if place.context is None:
-            place.context = copy_context()
-        self.handed_over = self.handed_over or Batch(self.settings.wait)
-        for job in place.added:
-            if job.batch is None:
-                self.handed_over.claim(job, _call.around_here())
-
-    def owes_websocket_tasks(self, error: BaseException) -> bool:
-        """Whether `error` is a normal end, after which the request waits for its tasks."""
-        return self.scope["type"] == "websocket" and isinstance(error, WebSocketDisconnect)
+    def ends_normally(self, error: BaseException) -> bool:
+        """Whether `error` is a normal end, after which the request's tasks run."""
+        return self.scope["type"] == "websocket" and issubclass(type(error), WebSocketDisconnect)
 
     def _why(self, error: BaseException | None, interrupted: bool) -> str:
         if interrupted:
             return "response interrupted"
         if error is not None:
-            return f"it raised {error!r}"
-        return "its response did not carry them (it had a background of its own, or none was attached)"
+            return f"it raised {safe_repr(error)}"
+        return (
+            "its response did not carry them, because an exception (HTTPException) became a response, "
+            "the response had a background of its own, or nothing awaited them"
+        )
 
 
-def _object_in(task: BackgroundTask) -> BackgroundTasks | None:
+def object_in(task: Any) -> BackgroundTasks | None:
     """The object that a task runs, if it is one: an entry of a list, or what `add_task` was given."""
     inner = task if isinstance(task, BackgroundTasks) else getattr(task, "func", None)
     return inner if isinstance(inner, BackgroundTasks) else None
 
 
-def take_job(task: BackgroundTask) -> Job[Any] | None:
-    """The job that `add_task` made for an entry of `.tasks`, once."""
-    job: Job[Any] | None = getattr(task, JOB, None)
-    if job is not None:
-        delattr(task, JOB)
-    return job
+def take_in(task: Any, outer: Job[Any]) -> None:
+    """What was added to an object that is a task itself runs inside that: it leaves the scheduler."""
+    inner = object_in(task)
+    if inner is None:
+        return
+    parts: list[Job[Any]] = []
+    look, seen = [inner], {id(inner)}
+    while look:
+        owner: Any = look.pop()
+        claims = owner._become_part(outer) if hasattr(owner, "_become_part") else set()
+        for one in owner.tasks:
+            job: Job[Any] | None = getattr(one, "_job", None)
+            if job is not None and not job.queued and job.claim():
+                if job.runner is not None:
+                    job.runner.let_go(job)
+                job.runner, job.claims = outer.runner, claims
+                claims.add(job)  # where others can cancel it still
+                job.make_special().outer = outer
+                parts.append(job)
+            deeper = object_in(one)
+            if deeper is not None and id(deeper) not in seen:
+                seen.add(id(deeper))
+                look.append(deeper)
+    outer.make_special().parts = parts
 
 
-def tracked_request() -> TrackedRequest | None:
-    """The request in whose context the caller runs, if any."""
-    found = here()
-    return found if isinstance(found, TrackedRequest) and found.stage is not ENDED else None
-
-
-def default_executor() -> SerialExecutor:
-    """The running loop's executor for what has no middleware."""
-    loop = running_loop()
-    executor = _default_executors.get(loop)
-    if executor is None:
-        executor = _default_executors[loop] = SerialExecutor()
-        executor.check_caller()
-    return executor
+def _runs(position: Position) -> bool:
+    running = position.lane.running
+    return running is not None and running.position is position

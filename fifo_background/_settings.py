@@ -2,52 +2,101 @@
 
 from __future__ import annotations
 
-import math
+import inspect
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from enum import Enum
+from typing import Any, Final, Literal, get_args
 
 from starlette.types import Scope
 
-__all__ = ("AfterFailure", "Keep", "OnError", "Options", "Order", "Settings", "check_key")
+__all__ = (
+    "NOT_GIVEN",
+    "AfterFailure",
+    "Keep",
+    "NotGiven",
+    "Options",
+    "Order",
+    "RestAfterFailure",
+    "Settings",
+    "check_key",
+)
 
 Order = Literal["added", "arrived", "responded"]
-OnError = Literal["skip_rest", "run_all"]
-AfterFailure = Literal["next", "stop"]
+RestAfterFailure = Literal["skip", "run"]
+AfterFailure = Literal["continue", "stop"]
 Keep = Literal["all", "latest"]
+
+# The longest time that every event loop and thread can wait for, in seconds: some hundred years.
+LONGEST = threading.TIMEOUT_MAX
+
+
+class NotGiven(Enum):
+    """The type of `NOT_GIVEN`, the default of what has a default of its own, so that None can be given."""
+
+    NOT_GIVEN = "not given"
+
+    def __repr__(self) -> str:
+        return "NOT_GIVEN"
+
+
+NOT_GIVEN: Final = NotGiven.NOT_GIVEN
 
 
 def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in get_args(choices):
+    if not isinstance(value, str) or value not in get_args(choices):
         raise ValueError(f"{name}={value!r}: use one of {', '.join(map(repr, get_args(choices)))}")
 
 
-def _check_seconds(name: str, value: Any) -> None:
+def _check_seconds(name: str, value: Any, *, hint: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={value!r}: give a number of seconds, such as 5.0")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name}={value!r}: give a finite number of seconds, 0 or more")
+        raise TypeError(f"{name}={value!r}: give a number of seconds, such as 5.0{hint}")
+    if not 0 <= value <= LONGEST:  # also false for nan
+        raise ValueError(f"{name}={_short(value)}: give a finite number of seconds, 0 or more{hint}")
+
+
+def _check_timeout(value: Any) -> None:
+    _check_seconds("timeout", value, hint=", or None for no limit")
+    if value == 0:
+        raise ValueError("timeout=0: give more than 0 seconds, or None for no limit")
 
 
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r}: give a whole number, such as 100")
     if value < 1:
-        raise ValueError(f"{name}={value!r}: give 1 or more")
+        raise ValueError(f"{name}={_short(value)}: give 1 or more")
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: give True or False")
 
 
 def _check_function(name: str, value: Any) -> None:
     if not callable(value):
         raise TypeError(f"{name}={value!r}: give a function of the ASGI scope")
+    if inspect.iscoroutinefunction(value):
+        raise TypeError(f"{name}={value!r}: give a plain function of the ASGI scope, not an async one")
+
+
+def _short(value: float) -> str:
+    """A number for an error; `repr` of a very large int raises."""
+    return repr(value) if abs(value) < 1e30 or value != value or isinstance(value, float) else "a huge number"
 
 
 def check_key(key: Any) -> None:
-    """Raise TypeError for what cannot be the key of a lane."""
+    """Raise TypeError for a lane key that is not hashable."""
+    if inspect.isawaitable(key):
+        raise TypeError(
+            f"the key of a lane must be a value, got {key!r}: give a plain function, not an async one"
+        )
     try:
         hash(key)
     except TypeError:
         raise TypeError(
-            f"the key of a lane has to be hashable, got {key!r}: use a str, an int or a tuple of them"
+            f"the key of a lane must be hashable, got {key!r}: use a str, an int or a tuple of them"
         ) from None
 
 
@@ -56,21 +105,24 @@ class Options:
     """What can differ from task to task of one app."""
 
     timeout: float | None = None
-    after_failure: AfterFailure = "next"
+    after_failure: AfterFailure = "continue"
     keep: Keep = "all"
-    max_pending: int | None = None  # in its lane
+    max_waiting: int | None = None  # in its lane
+    wait: bool = True
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
-            _check_seconds("timeout", self.timeout)
+            _check_timeout(self.timeout)
         _check_choice("after_failure", self.after_failure, AfterFailure)
         _check_choice("keep", self.keep, Keep)
-        if self.max_pending is not None:
-            _check_count("max_pending", self.max_pending)
+        if self.max_waiting is not None:
+            _check_count("max_waiting", self.max_waiting)
+        _check_bool("wait", self.wait)
 
-    def but(self, **changes: Any) -> Options:
-        """With those changes that are not None."""
-        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+    def replace(self, **changes: Any) -> Options:
+        """With those changes that are given. Raises ValueError or TypeError for an invalid one."""
+        given = {name: value for name, value in changes.items() if value is not NOT_GIVEN}
+        return replace(self, **given) if given else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +130,14 @@ class Settings:
     """One app's settings; `OrderedBackgroundMiddleware` documents them."""
 
     order: Order = "added"
-    hold: float = 5.0
+    hold_timeout: float = 5.0
     wait: bool = True
-    on_error: OnError = "skip_rest"
-    after_failure: AfterFailure = "next"
-    lane: Callable[[Scope], Hashable] | None = None
-    arrives: Callable[[Scope], bool] | None = None
+    rest_after_failure: RestAfterFailure = "skip"
+    lane_after_failure: AfterFailure = "continue"
+    lane_key: Callable[[Scope], Hashable] | None = None
+    may_add_tasks: Callable[[Scope], bool] | None = None
     max_lanes_running: int = 16
-    max_pending: int | None = None
+    max_waiting: int | None = None
     timeout: float | None = None
     drain_timeout: float = 30.0
     options: Options = field(init=False, repr=False)
@@ -93,19 +145,26 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_choice("order", self.order, Order)
-        _check_choice("on_error", self.on_error, OnError)
-        _check_seconds("hold", self.hold)
-        _check_seconds("drain_timeout", self.drain_timeout)
+        _check_choice("rest_after_failure", self.rest_after_failure, RestAfterFailure)
+        _check_choice("lane_after_failure", self.lane_after_failure, AfterFailure)
+        _check_seconds("hold_timeout", self.hold_timeout)
+        _check_seconds(
+            "drain_timeout",
+            self.drain_timeout,
+            hint=". A drain always has an end: for a long one write drain_timeout=3600.0",
+        )
         _check_count("max_lanes_running", self.max_lanes_running)
-        if self.max_pending is not None:
-            _check_count("max_pending", self.max_pending)
-        if not isinstance(self.wait, bool):
-            raise TypeError(f"wait={self.wait!r}: give True or False")
-        if self.lane is not None:
-            _check_function("lane", self.lane)
-        if self.arrives is not None:
-            _check_function("arrives", self.arrives)
+        if self.max_waiting is not None:
+            _check_count("max_waiting", self.max_waiting)
+        _check_bool("wait", self.wait)
+        if self.lane_key is not None:
+            _check_function("lane_key", self.lane_key)
+        if self.may_add_tasks is not None:
+            _check_function("may_add_tasks", self.may_add_tasks)
             if self.order != "arrived":
-                raise ValueError(f'arrives= is for order="arrived", the order is {self.order!r}')
-        options = Options(timeout=self.timeout, after_failure=self.after_failure)
+                raise ValueError(
+                    f'may_add_tasks= is only for order="arrived", and the order is {self.order!r}: '
+                    'write order="arrived", or leave may_add_tasks out'
+                )
+        options = Options(timeout=self.timeout, after_failure=self.lane_after_failure, wait=self.wait)
         object.__setattr__(self, "options", options)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
 
 __all__ = (
     "ExecutorClosed",
-    "JobDropped",
+    "JobNoResult",
     "JobNotEnded",
     "LaneStopped",
     "OrderedBackgroundError",
     "QueueFull",
     "WouldDeadlock",
+    "counted",
+    "lane_name",
 )
+
+# What a task or request writes to run something that it can wait for.
+SUBMIT_ELSEWHERE = "`job = executor_of(request).lane(...).submit_nowait(func, ...)` in another lane"
 
 
 class OrderedBackgroundError(Exception):
@@ -21,12 +25,12 @@ class OrderedBackgroundError(Exception):
 
 
 class ExecutorClosed(OrderedBackgroundError, RuntimeError):
-    """The executor has been closed (its app shuts down) and takes no new work."""
+    """The executor is closed, because its app shuts down, and takes no new work."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
             f"{what} was refused: the executor is closed, its app is shutting down. "
-            "Add tasks before lifespan.shutdown, or run the function directly."
+            "Add tasks before lifespan.shutdown, or call the function directly."
         )
 
 
@@ -34,50 +38,60 @@ class JobNotEnded(OrderedBackgroundError, RuntimeError):
     """The result of a job was asked for before the job ended."""
 
     def __init__(self, what: str, state: str) -> None:
-        super().__init__(f"{what} has not ended, it is {state}: `await job.wait()` first")
+        super().__init__(
+            f"{what} has not ended: it is {state}. Await it outside its own request and lane. A handler "
+            f"cannot wait for its own tasks, as they run after its response: use {SUBMIT_ELSEWHERE}, then "
+            "`await job`"
+        )
 
 
-class JobDropped(OrderedBackgroundError, RuntimeError):
-    """A job ended without a result: it was dropped, skipped, superseded or cancelled."""
+class JobNoResult(OrderedBackgroundError, RuntimeError):
+    """A job ended without a result: it was cancelled, skipped, superseded or dropped."""
 
     def __init__(self, what: str, state: str) -> None:
         super().__init__(f"{what} has no result: it was {state}")
 
 
 class QueueFull(OrderedBackgroundError, asyncio.QueueFull):
-    """`max_pending` tasks wait already. `retry_after` (seconds) is what a 503 tells the client."""
+    """`max_waiting` tasks wait already. `retry_after` (seconds) is what a 503 tells the client."""
 
     retry_after: int = 1
 
     def __init__(self, what: str, waiting: int) -> None:
         super().__init__(
-            f"{what} was refused: {waiting} tasks wait already (max_pending). Try later, or use "
-            "`await executor.submit(...)`, which waits for room"
+            f"{what} was refused: {counted(waiting, 'task waits', 'tasks wait')} already (max_waiting). "
+            "Try later, or use `await executor.submit(...)`, which waits for capacity (not inside a task)"
         )
 
 
 class LaneStopped(OrderedBackgroundError, RuntimeError):
-    """A request waited for its tasks in a lane that a failed task has stopped (`after_failure="stop"`).
+    """A request waited for its tasks in a lane that a failed task has stopped.
 
-    The tasks stay in line.
+    That is what `lane_after_failure="stop"` asks for. The tasks stay in the queue.
     """
 
-    def __init__(self, key: Hashable, failed: str) -> None:
+    def __init__(self, key: object, failed: str) -> None:
         super().__init__(
-            f"{lane_name(key)} has stopped, because {failed} failed. The tasks stay in line until "
-            "`executor.lane(key)` is told `retry_head()`, `skip_head()` or `clear()`"
+            f"{lane_name(key)} has stopped, because {failed} failed. The tasks stay in the queue until "
+            "you call `retry_head()`, `skip_head()` or `clear()` on `executor.lane(key)`"
         )
 
 
 class WouldDeadlock(OrderedBackgroundError, RuntimeError):
-    """A task or request waits for what cannot happen before it ends, or gives up its place."""
+    """A task or request waits for something that cannot happen before it ends."""
 
     def __init__(self, who: str, what: str) -> None:
         super().__init__(
-            f"{who} would wait for ever: {what}. Wait after it has ended, or leave out the waiting"
+            f"{who} would wait forever: {what}. To run something and wait for it, "
+            f"use {SUBMIT_ELSEWHERE}, then `await job`"
         )
 
 
-def lane_name(key: Hashable) -> str:
-    """How logs and errors call a lane."""
-    return "the line" if key is None else f"lane {key!r}"
+def lane_name(key: object) -> str:
+    """How logs and errors name a lane."""
+    return "the default lane" if key is None else f"lane {key!r}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """A number with what it counts: "1 task waits", "2 tasks wait"."""
+    return f"{number} {one if number == 1 else many}"

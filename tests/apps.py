@@ -20,7 +20,9 @@ from fifo_background import (
     BackgroundTask,
     BackgroundTasks,
     Job,
+    JobState,
     OrderedBackgroundMiddleware,
+    SerialExecutor,
 )
 from tests.asgi import Client, Exchange
 
@@ -30,7 +32,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(*handlers: Handler, inside: list[Any] | None = None, **settings: Any) -> Starlette:
-    """An app with one route per handler, named like it, and our middleware outside of `inside`."""
+    """An app with one route per handler, named like it, and the middleware outside of `inside`."""
     return Starlette(
         routes=[Route(f"/{handler.__name__}", handler) for handler in handlers],
         middleware=[Middleware(OrderedBackgroundMiddleware, **settings), *(inside or [])],
@@ -38,7 +40,7 @@ def make_app(*handlers: Handler, inside: list[Any] | None = None, **settings: An
 
 
 def app_of(handle: Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]], **settings: Any) -> Any:
-    """An ASGI app in our middleware; `handle(path, respond)` is its handler."""
+    """An ASGI app in the middleware; `handle(path, respond)` is its handler."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         async def respond() -> None:
@@ -51,7 +53,7 @@ def app_of(handle: Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None
 
 
 class Handlers:
-    """Handlers that add tasks, some of which wait to be let go before they respond."""
+    """Handlers that add tasks. Some of them wait for an event before they respond."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -78,7 +80,7 @@ async def start(client: Client, path: str, n: object) -> Exchange:
 
 
 class Work:
-    """Tasks that record their start and end, and end when they are let."""
+    """Tasks that record their start and end, and end when their gate is opened."""
 
     def __init__(self, events: list[Any]) -> None:
         self.events = events
@@ -112,6 +114,15 @@ class Work:
         return n
 
 
+def check_idle(executor: SerialExecutor) -> None:
+    """Nothing waits, runs or is held, and the scheduler's invariants hold."""
+    statistics = executor.statistics()
+    assert (statistics.waiting, statistics.running, statistics.unfinished) == (0, 0, 0)
+    # a thread that has told its last outcome may still be on its way out of its lane
+    assert all((lane.head, lane.held_by) == (None, None) for lane in statistics.lanes.values())
+    executor._runner.scheduler.check()
+
+
 class Buffers:
     """Holds back the last body message until the inner app has returned, as old BaseHTTPMiddleware does."""
 
@@ -127,3 +138,12 @@ class Buffers:
         await self.app(scope, receive, hold)
         for message in held:
             await send(message)
+
+
+class ClaimedMeanwhile(set[Job[Any]]):
+    """In place of a job's `claims`: whoever claims it next finds that a thread has cancelled it just now."""
+
+    def remove(self, job: Job[Any]) -> None:
+        super().remove(job)
+        job.end(JobState.CANCELLED)
+        super().remove(job)  # KeyError

@@ -32,7 +32,7 @@ def http_scope(path: str = "/", **more: Any) -> dict[str, Any]:
 
 
 class Exchange:
-    """One request to `app`, and what came of it."""
+    """One request to `app`: its messages, its error, its end."""
 
     def __init__(self, app: Any, path: str = "/", **scope: Any) -> None:
         self.app = app

@@ -37,7 +37,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 class Log(list[str]):
-    """What the logger `fifo_background` said: "LEVEL message" each, with the records kept in `records`."""
+    """The records of the logger `fifo_background`: "LEVEL message" each, and as they are in `records`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,5 +64,5 @@ def log() -> Iterator[Log]:
 
 @pytest.fixture
 def events() -> list[Any]:
-    """What happened, in order."""
+    """The events of a test, in order."""
     return []

@@ -1,4 +1,4 @@
-"""What an app is made of around us: lifespans, mounted apps, other apps in the same process."""
+"""Apps around the middleware: lifespans, mounted apps, other apps in the same process."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_lifespans(with_lifespan: bool, started: bool, events: list[Any]) -> Non
 
 
 def test_mounted_app(events: list[Any]) -> None:
-    """A mounted app's middleware never sees a lifespan: its tasks run all the same, and nothing hangs."""
+    """A mounted app's middleware never sees a lifespan: its tasks run nevertheless, and nothing hangs."""
     inner = Starlette(routes=[Route("/", endpoint_of(BackgroundTasks, events))])
     inner.add_middleware(OrderedBackgroundMiddleware)
     outer = Starlette(routes=[Mount("/inner", app=inner)])
@@ -76,7 +76,7 @@ def test_mounted_app(events: list[Any]) -> None:
 
 
 def test_two_apps(events: list[Any]) -> None:
-    """Two apps in one event loop: ours takes nothing of the other one's, and each has a line of its own."""
+    """Two apps in one event loop have an executor each, and a plain app beside them has none."""
     ours = Starlette(routes=[Route("/", endpoint_of(BackgroundTasks, events))])
     ours.add_middleware(OrderedBackgroundMiddleware)
     ours_too = Starlette(routes=[Route("/", endpoint_of(BackgroundTasks, events))])
@@ -98,7 +98,7 @@ def test_two_apps(events: list[Any]) -> None:
 
 
 async def test_executor_of_an_ended_request() -> None:
-    """A task finds the executor by its request when that has ended, in a mounted app, too."""
+    """A task finds the executor by its request when that has ended, also in a mounted app."""
     found: list[Any] = []
     ended = anyio.Event()
 
@@ -125,7 +125,7 @@ async def test_executor_of_an_ended_request() -> None:
 
 
 async def test_executor_of_a_connection_that_is_kept() -> None:
-    """What keeps the scope of a request that has ended finds the executor by it."""
+    """The scope of a request that has ended still finds the executor."""
     scopes: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

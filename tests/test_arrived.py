@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware, executor_of
-from tests.apps import make_app
+from fifo_background import BackgroundTask, BackgroundTasks, OrderedBackgroundMiddleware, executor_of
+from tests.apps import check_idle, make_app
 from tests.asgi import Client, get
 from tests.conftest import Log
 
@@ -26,7 +26,7 @@ def everything(scope: Any) -> bool:
 
 
 class Late:
-    """A handler that adds its task when it is let; `?name=`."""
+    """A handler that adds its tasks when the gate of its query is opened."""
 
     def __init__(self, events: list[Any]) -> None:
         self.events = events
@@ -46,9 +46,9 @@ class Late:
 
 
 async def test_order_of_requests(events: list[Any]) -> None:
-    """A request takes its place when it reaches the middleware: handlers that wait cannot reorder it."""
+    """A request takes its position when it reaches the middleware: handlers that wait cannot reorder it."""
     late = Late(events)
-    app = make_app(late.late, order="arrived", arrives=everything)
+    app = make_app(late.late, order="arrived", may_add_tasks=everything)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         for name in "abc":
@@ -62,14 +62,14 @@ async def test_order_of_requests(events: list[Any]) -> None:
 
 
 async def test_without_tasks(events: list[Any]) -> None:
-    """A request that ends without tasks, or raises, frees its place at once."""
+    """A request that ends without tasks, or raises, gives its position up at once."""
     late = Late(events)
 
     async def fails(request: Request) -> Response:
         await late.gates["b"].wait()
         raise ValueError
 
-    app = make_app(late.late, fails, order="arrived", arrives=everything)
+    app = make_app(late.late, fails, order="arrived", may_add_tasks=everything)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         await client.start("/late", query_string=b"c")
@@ -85,13 +85,13 @@ async def test_without_tasks(events: list[Any]) -> None:
         late.gates["b"].set()
         await wait_all_tasks_blocked()
         assert events == [1]
-    assert executor_of(app).line.lanes[None].head() is None
+    check_idle(executor_of(app))
 
 
 async def test_only_those_that_may_add(events: list[Any]) -> None:
-    """`arrives` says which requests hold a place; another one that adds tasks takes its own as in "added"."""
+    """`may_add_tasks` tells which requests hold a position on arrival; others take theirs as in "added"."""
     late = Late(events)
-    app = make_app(late.late, order="arrived", arrives=lambda scope: scope["query_string"] == b"a")
+    app = make_app(late.late, order="arrived", may_add_tasks=lambda scope: scope["query_string"] == b"a")
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         for name in "ba":
@@ -104,9 +104,9 @@ async def test_only_those_that_may_add(events: list[Any]) -> None:
 
 @pytest.mark.virtual_clock
 async def test_hold(events: list[Any], log: Log) -> None:
-    """An arrived request that stalls loses its place after `hold` seconds, and adds its tasks behind."""
+    """An arrived request that stalls loses its position after `hold_timeout` seconds, and is queued anew."""
     late = Late(events)
-    app = make_app(late.late, order="arrived", arrives=everything, hold=5)
+    app = make_app(late.late, order="arrived", may_add_tasks=everything, hold_timeout=5)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         for name in "ab":
@@ -119,14 +119,17 @@ async def test_hold(events: list[Any], log: Log) -> None:
         late.gates["a"].set()
     assert events == ["b", "b", "a", "a"]
     (record,) = log
-    assert record.startswith("WARNING GET /late lost its place")
+    assert record.startswith("WARNING GET /late lost its position")
 
 
 async def test_its_lane(events: list[Any]) -> None:
-    """An arrived request holds its place in the lane that the middleware's `lane` names."""
+    """An arrived request holds its position in the lane that the middleware's `lane_key` names."""
     late = Late(events)
     app = make_app(
-        late.late, order="arrived", arrives=everything, lane=lambda scope: scope["query_string"] == b"a"
+        late.late,
+        order="arrived",
+        may_add_tasks=everything,
+        lane_key=lambda scope: scope["query_string"] == b"a",
     )
     async with anyio.create_task_group() as group:
         client = Client(app, group)
@@ -141,26 +144,27 @@ async def test_its_lane(events: list[Any]) -> None:
 
 async def test_arriving_after_the_end(events: list[Any]) -> None:
     """A request that arrives after the executor was closed holds nothing, and is answered."""
-    app = make_app(Late(events).late, order="arrived", arrives=everything)
+    app = make_app(Late(events).late, order="arrived", may_add_tasks=everything)
     await get(app, "/nothing")
     executor = executor_of(app)
     await executor.aclose()
     assert (await get(app, "/nothing")).status == 404
-    assert executor.line.lanes[None].head() is None
+    assert not executor._runner.scheduler.default.first
+    check_idle(executor)
 
 
-async def test_websockets_hold_no_place(events: list[Any]) -> None:
-    """A websocket holds no place with "arrived" either; its tasks line up when it has ended."""
+async def test_websockets_hold_no_position(events: list[Any]) -> None:
+    """A websocket holds no position with "arrived" either; its tasks are queued when it has ended."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
         BackgroundTasks().add_task(events.append, "websocket")
         executor = executor_of(websocket)
-        await executor.submit_nowait(events.append, "meanwhile").wait()
+        await executor.submit_nowait(events.append, "meanwhile")
 
     app = Starlette(
         routes=[WebSocketRoute("/", endpoint)],
-        middleware=[Middleware(OrderedBackgroundMiddleware, order="arrived", arrives=everything)],
+        middleware=[Middleware(OrderedBackgroundMiddleware, order="arrived", may_add_tasks=everything)],
     )
 
     async def receive() -> Any:
@@ -173,10 +177,26 @@ async def test_websockets_hold_no_place(events: list[Any]) -> None:
     assert events == ["meanwhile", "websocket"]
 
 
-def test_arrives_without_arrived() -> None:
-    """`arrives` with another order is refused, and so is what is not a function."""
-    with pytest.raises(ValueError, match="arrives= is for order=\"arrived\", the order is 'added'"):
-        OrderedBackgroundMiddleware(Starlette(), arrives=everything)
-    for name in ("arrives", "lane"):
+def test_may_add_tasks_without_arrived() -> None:
+    """`may_add_tasks` with another order is refused, and so is a value that is not a function."""
+    refused = "may_add_tasks= is only for order=\"arrived\", and the order is 'added'"
+    with pytest.raises(ValueError, match=refused):
+        OrderedBackgroundMiddleware(Starlette(), may_add_tasks=everything)
+    for name in ("may_add_tasks", "lane_key"):
         with pytest.raises(TypeError, match=f"{name}=1: give a function of the ASGI scope"):
             OrderedBackgroundMiddleware(Starlette(), order="arrived", **{name: 1})  # type: ignore[arg-type]
+
+
+async def test_nothing_asks_for_tasks(events: list[Any], log: Log) -> None:
+    """Where no FastAPI route asks for tasks, "arrived" warns once, and the tasks run."""
+
+    async def handler(request: Request) -> Response:
+        return Response(background=BackgroundTask(events.append, 1))
+
+    app = make_app(handler, order="arrived")
+    for _ in range(2):
+        assert (await get(app, "/handler")).error is None
+    assert events == [1, 1]
+    assert (
+        len([line for line in log if line.startswith('WARNING order="arrived": no FastAPI route asks')]) == 1
+    )

@@ -1,4 +1,4 @@
-"""Owed is owed: disconnects and cancels stop the waiting, never the tasks, and never let two overlap."""
+"""Accepted tasks run: disconnects and cancels stop the waiting, not the tasks, and never let two overlap."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
+from fifo_background._run.groups import GROUPS
 from tests.apps import Work, make_app
 from tests.asgi import Client, Exchange
 from tests.conftest import Log
 
 
 async def test_disconnect_and_cancel(events: list[Any]) -> None:
-    """Owed is owed: once `await tasks()` is reached, a cancelled request only stops waiting."""
+    """Accepted tasks run: once `await tasks()` is reached, a cancelled request only stops waiting."""
     work = Work(events)
 
     async def handler(request: Request) -> Response:
@@ -47,7 +48,7 @@ async def test_disconnect_and_cancel(events: list[Any]) -> None:
 
 
 async def test_failure_after_the_wait_was_cancelled(events: list[Any], log: Log) -> None:
-    """If only the waiting was interrupted, a later failure goes to our log alone."""
+    """If only the waiting was interrupted, a later failure is logged, and raised to nobody."""
     work = Work(events)
 
     async def fail() -> None:
@@ -96,11 +97,11 @@ async def test_response_interrupted(stream: bool, events: list[Any], log: Log) -
     assert exchange.error is not None
     assert events == []
     assert log == ["WARNING GET /handler ended without running 1 task: list.append: response interrupted"]
-    assert executor_of(app).line.unfinished == 0
+    assert executor_of(app).statistics().unfinished == 0
 
 
 async def test_streaming_client_leaves(events: list[Any]) -> None:
-    """A stream whose client leaves, on ASGI 2.3, owes its tasks: its background is reached."""
+    """A stream whose client leaves, on ASGI 2.3, runs its tasks: its background is reached."""
 
     async def chunks() -> AsyncIterator[str]:
         yield "x"
@@ -136,7 +137,7 @@ async def test_native_cancel_in_mid_thread(events: list[Any]) -> None:
         await asyncio.sleep(0)
     assert events == ["start 0"]
     work.thread_gate(0).set()
-    assert await last.wait() == 1
+    assert await last == 1
     assert events == ["start 0", "end 0", 1]
 
 
@@ -149,7 +150,7 @@ def _on_asyncio() -> bool:
 
 
 async def test_native_cancel_of_async_task(events: list[Any], log: Log) -> None:
-    """An async task that is cancelled natively ends as cancelled, and the next one runs."""
+    """An async task that is cancelled natively fails, and is logged although awaited; the next one runs."""
     if not _on_asyncio():
         return  # trio has no native cancel
     work = Work(events)
@@ -159,6 +160,73 @@ async def test_native_cancel_of_async_task(events: list[Any], log: Log) -> None:
     await wait_all_tasks_blocked()
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
-    assert await last.wait() == 1
-    assert (first.state, events) == (JobState.CANCELLED, ["start 0", 1])
-    assert log == ["WARNING Work.gated was cancelled"]
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await last == 1
+    assert (first.state, events) == (JobState.FAILED, ["start 0", 1])
+    assert isinstance(first.exception(), asyncio.CancelledError)
+    assert log == ["ERROR Work.gated failed"]
+
+
+async def test_failure_as_the_wait_is_cancelled(log: Log) -> None:
+    """A wait that had the failure and leaves by a cancel logs it, once."""
+
+    async def fail() -> None:
+        scope.cancel()
+        raise ValueError("lost")
+
+    async with SerialExecutor() as executor:
+        with anyio.CancelScope() as scope:
+            await executor.submit_nowait(fail)  # raises ValueError, if it is not cancelled
+        await executor.join()
+    assert log == ["ERROR test_failure_as_the_wait_is_cancelled.<locals>.fail failed"]
+    info = log.records[0].exc_info
+    assert info is not None
+    assert str(info[1]) == "lost"
+
+
+async def test_failure_as_the_request_is_cancelled(log: Log) -> None:
+    """A request that had its task's failure and leaves by a cancel logs it, once, and names itself."""
+
+    async def fail() -> None:
+        await anyio.lowlevel.checkpoint()  # the request waits
+        exchanges[0].cancel_scope.cancel()
+        raise ValueError("lost")
+
+    async def handler(request: Request) -> Response:
+        return Response(background=BackgroundTask(fail))
+
+    app = make_app(handler)
+    exchanges = [Exchange(app, "/handler")]
+    await exchanges[0].run()
+    assert exchanges[0].error is None
+    await executor_of(app).join()
+    assert log == ["ERROR test_failure_as_the_request_is_cancelled.<locals>.fail failed (GET /handler)"]
+
+
+class Cancellations(GROUPS[0]):  # type: ignore[misc]
+    """A group of somebody's own, as libraries make them."""
+
+
+@pytest.mark.parametrize("only", [True, False])
+async def test_group_of_cancellations(only: bool, log: Log) -> None:
+    """A cancelled task that raises a group, of its own class, of nothing but cancellations, was cancelled.
+
+    With any other error in the group it has failed.
+    """
+
+    async def task() -> None:
+        try:
+            await anyio.sleep_forever()
+        except BaseException as error:
+            others: list[BaseException] = [] if only else [ValueError()]
+            raise Cancellations("of two", [Cancellations("of one", [error]), *others]) from None
+
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(task)
+        await wait_all_tasks_blocked()
+        assert job.cancel()
+        assert await job.wait() is (JobState.CANCELLED if only else JobState.FAILED)
+        assert await executor.submit_nowait(Work([]).quick, 1) == 1
+    name = "test_group_of_cancellations.<locals>.task"
+    assert log == [f"WARNING {name} was cancelled" if only else f"ERROR {name} failed"]

@@ -1,4 +1,4 @@
-"""Starlette's own class is the oracle: what it does with a list of tasks, ours does."""
+"""Starlette's own class is the oracle: `OrderedBackgroundTasks` does the same with a list of tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 import fifo_background
-from fifo_background._request import JOB
 from tests.apps import make_app
 from tests.asgi import get
 
@@ -36,7 +35,7 @@ KINDS = ["sync", "async", "sync fails", "async fails"]
 
 
 async def run(classes: tuple[Any, Any], kinds: tuple[str, ...], make: Callable[..., Response]) -> Any:
-    """What one request with a task of each kind did, and how it ended."""
+    """The events of one request with a task of each kind, and how it ended."""
     one, many = classes
     events: list[Any] = []
 
@@ -87,7 +86,7 @@ def test_attributes() -> None:
 
 
 def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Whatever may be added, each with what it is."""
+    """Everything that may be added, each with its name."""
 
     def function() -> None: ...
 
@@ -132,17 +131,18 @@ def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 @pytest.mark.parametrize("func", [pytest.param(func, id=kind) for kind, func in callables()])
 def test_entries(func: Callable[..., Any]) -> None:
-    """An entry of `.tasks` is what Starlette makes of the same call, whatever the function is."""
+    """An entry of `.tasks` has the attributes that Starlette gives it, whatever the function is."""
     theirs, ours = StarletteTasks(), fifo_background.BackgroundTasks()
     theirs.add_task(func, 1, key="value")
     job: Any = ours.add_task(func, 1, key="value")
     (entry,) = ours.tasks
-    assert type(entry) is StarletteTask
-    assert {**vars(entry), JOB: job} == {**vars(theirs.tasks[0]), JOB: job}
+    assert type(entry) is fifo_background.OrderedBackgroundTask
+    assert {name: value for name, value in vars(entry).items() if name != "_job"} == vars(theirs.tasks[0])
+    assert vars(entry).get("_job") is job
 
 
 def test_constructor_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who replaces Starlette's constructor sees every task that is made."""
+    """Starlette's constructor, when somebody has replaced it, sees every task that is made."""
     made: list[Any] = []
     original: Any = StarletteTask.__init__
 
@@ -158,7 +158,7 @@ def test_constructor_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_arguments_belong_to_the_function() -> None:
-    """No keyword is ours: whatever the function takes can be given, but for Starlette's own (self, func)."""
+    """All keywords belong to the function, except Starlette's own (self, func)."""
     seen: list[Any] = []
 
     def function(**kwargs: Any) -> None:
@@ -178,7 +178,7 @@ async def test_arguments_belong_to_the_function() -> None:
 
 
 async def test_middleware_of_starlette() -> None:
-    """Two `BaseHTTPMiddleware` inside ours change nothing of what one request does."""
+    """Two `BaseHTTPMiddleware` inside the middleware do not change the outcome of one request."""
 
     class Base(BaseHTTPMiddleware):
         async def dispatch(self, request: Request, call_next: Any) -> Response:

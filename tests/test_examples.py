@@ -70,9 +70,9 @@ def test_game_stats() -> None:
 
 
 def test_lanes() -> None:
-    """In one line bob waits for ann, with lanes he does not; each player's results stay in order."""
+    """In one queue bob waits for ann, with lanes he does not; each player's results stay in order."""
     assert run("examples/lanes.py") == [
-        "one line  ann 1, bob 2, ann 3, bob 4",
+        "one queue ann 1, bob 2, ann 3, bob 4",
         "lanes     bob 2, bob 4, ann 1, ann 3",
     ]
 

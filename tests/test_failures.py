@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import gc
+import logging
+import traceback
+import weakref
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
+from anyio import wait_all_tasks_blocked
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,16 +22,19 @@ from fifo_background import (
     BackgroundTasks,
     Job,
     JobState,
+    SerialExecutor,
     executor_of,
 )
-from tests.apps import Work, app_of, make_app
+from tests.apps import Work, app_of, make_app, user
 from tests.asgi import Client, get
 from tests.conftest import Log
+
+SKIPPED_AFTER = " failed (GET /handler); skipped after it: 1 task: list.append"
 
 
 @pytest.mark.parametrize("sync", [False, True])
 async def test_skip_rest(sync: bool, events: list[Any], log: Log) -> None:
-    """`on_error="skip_rest"`: the first failure skips the rest of the request, is raised, and logged once."""
+    """`rest_after_failure="skip"`: the first failure skips the rest of the request, and is raised."""
 
     def fail_sync() -> None:
         raise error
@@ -49,13 +58,13 @@ async def test_skip_rest(sync: bool, events: list[Any], log: Log) -> None:
     assert events == [1]
     assert [job.state for job in jobs] == [JobState.SUCCEEDED, JobState.FAILED, JobState.SKIPPED]
     (record,) = log.records
-    assert record.getMessage().endswith(" failed (GET /handler); skipped after it: 1 task: list.append")
-    assert record.exc_info is not None
-    assert record.exc_info[1] is error
+    assert record.levelname == "WARNING"
+    assert record.getMessage().endswith(("fail_sync" if sync else "fail") + SKIPPED_AFTER)
+    assert not record.exc_info
 
 
 async def test_run_all(events: list[Any], log: Log) -> None:
-    """`on_error="run_all"`: all run, the first failure in time is raised, the others are in its `.others`."""
+    """`rest_after_failure="run"`: all run, the first failure in time is raised, each other is logged."""
 
     async def fail(error: Exception) -> None:
         raise error
@@ -68,11 +77,15 @@ async def test_run_all(events: list[Any], log: Log) -> None:
         return Response(background=tasks)
 
     errors = [ValueError("1"), KeyError("2"), OSError("3")]
-    exchange = await get(make_app(handler, on_error="run_all"), "/handler")
+    exchange = await get(make_app(handler, rest_after_failure="run"), "/handler")
     assert exchange.error is errors[0]
-    assert exchange.error.others == (errors[1], errors[2])  # type: ignore[attr-defined]
+    assert vars(exchange.error) == {}
     assert events == ["1", "'2'", "3"]
-    assert len(log) == 3
+    assert log == ["ERROR test_run_all.<locals>.fail failed (GET /handler)"] * 2
+    for record, error in zip(log.records, errors[1:], strict=True):
+        assert record.exc_info is not None
+        assert record.exc_info[1] is error
+        assert record.exc_info[2] is not None
 
 
 async def test_failure_of_another_request(events: list[Any], log: Log) -> None:
@@ -100,7 +113,7 @@ async def test_failure_of_another_request(events: list[Any], log: Log) -> None:
 
 
 async def test_same_error_twice(events: list[Any], log: Log) -> None:
-    """Two tasks that raise one and the same error make one error."""
+    """Two tasks that raise one and the same error are two failures: one is raised, the other logged."""
 
     def fail() -> None:
         raise error
@@ -112,15 +125,17 @@ async def test_same_error_twice(events: list[Any], log: Log) -> None:
         return Response(background=tasks)
 
     error = ValueError()
-    exchange = await get(make_app(handler, on_error="run_all"), "/handler")
+    exchange = await get(make_app(handler, rest_after_failure="run"), "/handler")
     assert exchange.error is error
-    assert not hasattr(error, "others")
-    assert len(log) == 2
+    assert vars(error) == {}
+    (record,) = log.records
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
 
 
 @pytest.mark.parametrize("order", ["added", "responded"])
 async def test_handler_raises(order: str, events: list[Any], log: Log) -> None:
-    """A handler that raises after `add_task` runs no task; they are named, and the line moves at once."""
+    """A handler that raises after `add_task` runs no task; they are named, and the queue moves at once."""
 
     async def handler(request: Request) -> Response:
         tasks = BackgroundTasks()
@@ -129,15 +144,17 @@ async def test_handler_raises(order: str, events: list[Any], log: Log) -> None:
         raise ValueError("handler")
 
     async def fine(request: Request) -> Response:
-        return Response(background=BackgroundTask(events.append, 3))
+        return Response(background=BackgroundTask(Work(events).quick, 3))
 
     jobs: list[Job[Any]] = []
-    app = make_app(handler, fine, hold=1000, order=order)
+    app = make_app(handler, fine, hold_timeout=1000, order=order)
     exchange = await get(app, "/handler")
     assert isinstance(exchange.error, ValueError)
     assert (await get(app, "/fine")).error is None
     assert events == [3]
-    assert not executor_of(app).line.lane(None).outside
+    await wait_all_tasks_blocked()
+    assert executor_of(app)._runner.scheduler.default.first is None
+    assert executor_of(app).statistics().unfinished == 0
     assert [job.state for job in jobs] == [JobState.DROPPED, JobState.DROPPED]
     assert log == [
         "WARNING GET /handler ended without running 2 tasks: list.append x2: it raised ValueError('handler')"
@@ -155,13 +172,14 @@ async def test_own_background(events: list[Any], log: Log) -> None:
     assert (await get(make_app(handler), "/handler")).error is None
     assert events == ["own"]
     assert log == [
-        "WARNING GET /handler ended without running 1 task: list.append: its response did not carry them "
-        "(it had a background of its own, or none was attached)"
+        "WARNING GET /handler ended without running 1 task: list.append: its response did not carry them, "
+        "because an exception (HTTPException) became a response, the response had a background of its own, "
+        "or nothing awaited them"
     ]
 
 
 async def test_error_that_cannot_be_changed() -> None:
-    """`.others` is left out where the class of the first error forbids it."""
+    """An error whose class forbids attributes is raised as any other: nothing is set on it."""
 
     @dataclasses.dataclass(frozen=True)
     class Frozen(Exception):
@@ -177,7 +195,7 @@ async def test_error_that_cannot_be_changed() -> None:
         await respond()
         await tasks()
 
-    exchange = await get(app_of(handle, on_error="run_all"))
+    exchange = await get(app_of(handle, rest_after_failure="run"))
     assert isinstance(exchange.error, Frozen)
     assert exchange.error.n == 1
 
@@ -198,4 +216,179 @@ async def test_error_that_is_false() -> None:
         await respond()
         await tasks()
 
-    assert isinstance((await get(app_of(handle))).error, Errors)
+    error = (await get(app_of(handle))).error
+    assert isinstance(error, Errors)
+    assert not error
+
+
+class Hostile(Exception):
+    """No attribute of it can be looked at, or set."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise ZeroDivisionError(name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise ZeroDivisionError(name)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_error_that_forbids_attributes(
+    sync: bool, events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a foreign exception no attribute is looked at or set: it is raised, and the queue moves."""
+    error = Hostile()
+    with pytest.raises(ZeroDivisionError):
+        error.args  # noqa: B018
+    with pytest.raises(ZeroDivisionError):
+        error.args = ()
+
+    async def fail() -> None:
+        raise error
+
+    def fail_sync() -> None:
+        raise error
+
+    executor = SerialExecutor()
+    job = executor.submit_nowait(fail_sync if sync else fail)
+    with anyio.move_on_after(1):
+        try:
+            await job
+        except Hostile as caught:
+            events.append(caught is error)
+        assert await executor.submit_nowait(Work(events).quick, 1) == 1
+    assert (job.state, events) == (JobState.FAILED, [True, 1])
+    assert job.exception() is error
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_wait_does_not_report(sync: bool, log: Log) -> None:
+    """`job.wait()` does not count as a report: the failure is logged, and a later `await job` raises it."""
+
+    async def fail() -> None:
+        raise ValueError("mine")
+
+    def fail_sync() -> None:
+        raise ValueError("mine")
+
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(fail_sync if sync else fail)
+        assert await job.wait() is JobState.FAILED
+        with pytest.raises(ValueError, match="mine"):
+            await job
+        assert isinstance(job.exception(), ValueError)
+    assert len(log) == 1
+    assert log[0].startswith("ERROR test_wait_does_not_report.<locals>.fail")
+
+
+async def test_logged_in_the_context_of_the_request(log: Log) -> None:
+    """A failure that is logged is logged in the context of its request."""
+    seen: list[str] = []
+
+    class Look(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(f"{record.levelname} {user.get()}")
+
+    async def fail() -> None:
+        raise ValueError
+
+    async def handler(request: Request) -> Response:
+        user.set(request.query_params["n"])
+        tasks = BackgroundTasks()
+        tasks.add_task(fail)
+        tasks.add_task(print)
+        return Response(background=tasks)
+
+    logger, look = logging.getLogger("fifo_background"), Look()
+    logger.addHandler(look)
+    try:
+        app = make_app(handler, wait=False)
+        for name in ("alice", "bob"):
+            assert (await get(app, "/handler", query_string=f"n={name}".encode())).error is None
+        await executor_of(app).join()
+    finally:
+        logger.removeHandler(look)
+    assert seen == ["ERROR alice", "WARNING alice", "ERROR bob", "WARNING bob"]
+    assert (
+        log
+        == [
+            "ERROR test_logged_in_the_context_of_the_request.<locals>.fail failed (GET /handler)",
+            "WARNING test_logged_in_the_context_of_the_request.<locals>.fail failed (GET /handler); "
+            "skipped after it: 1 task: print",
+        ]
+        * 2
+    )
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_what_servers_drop_is_logged(awaited: bool, log: Log) -> None:
+    """A cancellation or GeneratorExit that nobody asked for is a failure, and is logged even if raised."""
+
+    async def fail() -> None:
+        raise kind
+
+    for kind in [GeneratorExit, *([asyncio.CancelledError] if not _on_trio() else [])]:
+        async with SerialExecutor() as executor:
+            job = executor.submit_nowait(fail)
+            if awaited:
+                with pytest.raises(kind):
+                    await job
+        assert job.state is JobState.FAILED
+        assert isinstance(job.exception(), kind)
+        assert log == ["ERROR test_what_servers_drop_is_logged.<locals>.fail failed"]
+        del log[:]
+
+
+async def test_job_that_cancels_itself(log: Log, events: list[Any]) -> None:
+    """A job that cancels its own asyncio task has failed; the next one runs."""
+    if _on_trio():
+        return
+
+    async def fail() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await anyio.sleep(1)
+
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(fail)
+        assert await executor.submit_nowait(Work(events).quick, 1) == 1
+    assert job.state is JobState.FAILED
+    assert log == ["ERROR test_job_that_cancels_itself.<locals>.fail failed"]
+
+
+def _on_trio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
+class Big: ...
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_logged_failure_keeps_nothing(sync: bool, log: Log) -> None:
+    """A failure that was only logged keeps its lines, and nothing that its frames held."""
+    refs: list[weakref.ref[Any]] = []
+
+    async def fail(argument: Big) -> None:
+        big = Big()
+        refs.extend((weakref.ref(big), weakref.ref(argument)))
+        raise ValueError
+
+    def fail_sync(argument: Big) -> None:
+        big = Big()
+        refs.extend((weakref.ref(big), weakref.ref(argument)))
+        raise ValueError
+
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(fail_sync if sync else fail, Big())
+        await job.wait()
+        await executor.join()
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
+    error = job.exception()
+    assert error is not None
+    lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    assert "raise ValueError" in lines

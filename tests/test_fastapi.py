@@ -1,8 +1,12 @@
-"""What FastAPI injects where our class is annotated, and what it leaves alone."""
+"""FastAPI injects our class where it is annotated, and its own elsewhere."""
 
+import asyncio
+import copy
 import functools
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -12,14 +16,16 @@ from anyio import wait_all_tasks_blocked
 fastapi = pytest.importorskip("fastapi")
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, WebSocket  # noqa: E402
 from starlette.background import BackgroundTasks as StarletteTasks  # noqa: E402
+from starlette.testclient import TestClient  # noqa: E402
 
 from fifo_background import (  # noqa: E402
     BackgroundTasks,
     OrderedBackgroundMiddleware,
     OrderedBackgroundTasks,
-    _fastapi,
+    SerialExecutor,
     executor_of,
 )
+from fifo_background._fastapi import dependants, hook  # noqa: E402
 from tests.asgi import Client, Exchange, get  # noqa: E402
 from tests.conftest import Log  # noqa: E402
 
@@ -171,7 +177,7 @@ async def test_injected(endpoint: Any, wanted: type, where: str) -> None:
 
 
 async def test_order(events: list[Any]) -> None:
-    """Endpoint and dependency add to one object, whose tasks run in one place."""
+    """Endpoint and dependency add to one object, whose tasks run in one position."""
     app = make_app()
 
     async def adds(tasks: BackgroundTasks) -> None:
@@ -188,8 +194,8 @@ async def test_order(events: list[Any]) -> None:
     assert events == ["dependency", 0, "dependency", 1, "dependency", 2]
 
 
-async def test_plain_stays_plain() -> None:
-    """A request in which nobody asks for our class gets FastAPI's own."""
+async def test_plain_stays_plain(log: Log) -> None:
+    """An endpoint that does not ask for our class gets FastAPI's own, and one warning says what to write."""
     app = make_app()
     seen: list[Any] = []
 
@@ -205,9 +211,22 @@ async def test_plain_stays_plain() -> None:
     async def none() -> None:
         seen.append(None)
 
-    for path in ("/plain", "/starlette", "/none"):
+    @app.get("/beside")
+    async def beside(tasks: fastapi.BackgroundTasks, _: Annotated[Any, Depends(deep)]) -> None: ...
+
+    without = FastAPI()
+    without.get("/outside")(plain)
+    await get(without, "/outside")
+    seen.clear()
+    assert log == [], "nothing is said where there is no middleware"
+    for path in ("/plain", "/starlette", "/none", "/beside") * 2:
         assert (await get(app, path)).status == 200
-    assert seen == [fastapi.BackgroundTasks, fastapi.BackgroundTasks, None]
+    assert seen == [fastapi.BackgroundTasks, fastapi.BackgroundTasks, None] * 2
+    assert log == [
+        f"WARNING test_plain_stays_plain.<locals>.{name} injects FastAPI's own BackgroundTasks, whose tasks "
+        "run unordered: write `from fifo_background import BackgroundTasks` where it is defined"
+        for name in ("plain", "starlette_plain")
+    ]
 
 
 async def test_overrides() -> None:
@@ -264,11 +283,11 @@ async def test_type_alias() -> None:
     """A `type` alias is looked through."""
     names: dict[str, Any] = {"BackgroundTasks": BackgroundTasks, "Annotated": Annotated}
     exec("type Tasks = Annotated[BackgroundTasks, 'note']", names)
-    assert _fastapi._plain(names["Tasks"]) is BackgroundTasks
+    assert dependants._plain(names["Tasks"]) is BackgroundTasks
 
 
 async def test_background_of_the_response(events: list[Any], log: Log) -> None:
-    """`Response(background=...)` overrides the injected tasks; what is dropped is named."""
+    """`Response(background=...)` overrides the injected tasks; the dropped ones are named."""
     app = make_app()
 
     @app.get("/")
@@ -279,13 +298,14 @@ async def test_background_of_the_response(events: list[Any], log: Log) -> None:
     assert (await get(app)).error is None
     assert events == []
     assert log == [
-        "WARNING GET / ended without running 1 task: list.append: its response did not carry them "
-        "(it had a background of its own, or none was attached)"
+        "WARNING GET / ended without running 1 task: list.append: its response did not carry them, "
+        "because an exception (HTTPException) became a response, the response had a background of its own, "
+        "or nothing awaited them"
     ]
 
 
 async def test_http_exception(events: list[Any], log: Log) -> None:
-    """A handler that raises HTTPException drops its tasks and says so; a task that does is logged."""
+    """A handler that raises HTTPException drops its tasks and says so; one of a task reaches the server."""
     app = make_app()
 
     def fail() -> None:
@@ -306,9 +326,8 @@ async def test_http_exception(events: list[Any], log: Log) -> None:
     exchange = await get(app, "/task")
     assert isinstance(exchange.error, RuntimeError)
     assert "response already started" in str(exchange.error)
-    info = log.records[1].exc_info
-    assert info is not None
-    assert isinstance(info[1], HTTPException)
+    assert isinstance(exchange.error.__cause__, HTTPException)
+    assert len(log) == 1, "the failure was handed to the request that waited"
 
 
 async def test_websocket(events: list[Any]) -> None:
@@ -382,7 +401,7 @@ def test_import_order(first: str) -> None:
     second = {"fastapi": "fifo_background", "fifo_background": "fastapi"}[first]
     code = (
         f"import {first}, {second}, fastapi.routing as r;"
-        "assert r.solve_dependencies._fifo_background; print('hooked')"
+        "assert hasattr(r.solve_dependencies, '_fifo_background'); print('hooked')"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
@@ -390,24 +409,84 @@ def test_import_order(first: str) -> None:
     assert done.stdout == "hooked\n"
 
 
-def test_unknown_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A FastAPI in which the hook would do nothing is refused, by its version."""
-    monkeypatch.setattr(fastapi.routing, "get_request_handler", lambda **kwargs: None)
-    with pytest.raises(RuntimeError, match=f"FastAPI {fastapi.__version__} injects background tasks"):
-        _fastapi._probe()
+@pytest.mark.parametrize("fails", [False, True])
+def test_unknown_fastapi(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FastAPI in which the hook would do nothing is refused, by its version and with FastAPI's error."""
+
+    async def handle(request: Any) -> Any:
+        if fails:
+            raise ZeroDivisionError
+        return fastapi.Response()
+
+    monkeypatch.setattr(fastapi.routing, "get_request_handler", lambda **kwargs: handle)
+    refused = f"FastAPI {fastapi.__version__} injects background tasks"
+    with pytest.raises(RuntimeError, match=refused) as caught:
+        hook._probe()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError) == fails
     before = vars(fastapi.routing)["solve_dependencies"]
-    _fastapi.install()
+    hook.install()
     assert vars(fastapi.routing)["solve_dependencies"] is before, "installed once"
+    monkeypatch.setitem(vars(fastapi.routing), "solve_dependencies", before.__wrapped__)
+    with pytest.raises(RuntimeError, match=r"Use FastAPI >= 0\.96, or a newer fifo-background"):
+        hook.install()
+    assert vars(fastapi.routing)["solve_dependencies"] is before.__wrapped__, "FastAPI is left as it was"
+
+
+def test_wrapped_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapper that somebody has put around FastAPI's function, or around ours, keeps the hook in place."""
+    before = vars(fastapi.routing)["solve_dependencies"]
+
+    @functools.wraps(before)
+    def wrapper(**given: Any) -> Any:
+        return before(**given)
+
+    monkeypatch.setitem(vars(fastapi.routing), "solve_dependencies", wrapper)
+    hook.install()
+    assert vars(fastapi.routing)["solve_dependencies"] is wrapper
+    hook._probe()
+
+
+def test_imported_anew() -> None:
+    """A package that is purged and imported again hooks FastAPI for its own classes, too."""
+    code = """
+import sys, anyio, fastapi, fifo_background
+from tests.asgi import get
+
+def app_of(package):
+    app = fastapi.FastAPI()
+    app.add_middleware(package.OrderedBackgroundMiddleware)
+
+    def endpoint(tasks: package.BackgroundTasks) -> None:
+        print(isinstance(tasks, package.BackgroundTasks))
+
+    app.get("/")(endpoint)
+    return app
+
+first = fifo_background
+for name in [name for name in sys.modules if name.split(".")[0] == "fifo_background"]:
+    del sys.modules[name]
+import fifo_background as second
+assert first is not second
+for package in (first, second):
+    anyio.run(get, app_of(package))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
 
 
 def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classes found for routes are kept up to a limit."""
-    monkeypatch.setattr(_fastapi, "_wanted", {})
-    monkeypatch.setattr(_fastapi, "_WANTED_MAX", 2)
+    monkeypatch.setattr(dependants, "_wanted", {})
+    monkeypatch.setattr(dependants, "_WANTED_MAX", 2)
     routes = [fastapi.routing.APIRoute(f"/{n}", in_endpoint) for n in range(3)]
     for route in routes:
-        assert _fastapi._class_wanted(route.dependant, None) is not None
-    assert len(_fastapi._wanted) == 1
+        assert dependants.class_wanted(route.dependant, None) is not None
+    assert len(dependants._wanted) == 1
 
 
 async def test_entry_of_a_plain_list(events: list[Any]) -> None:
@@ -446,6 +525,82 @@ async def test_span(sync: bool, events: list[Any]) -> None:
 
 
 def test_given_tasks() -> None:
-    """Whoever passes `background_tasks` to FastAPI's function keeps what he passed."""
+    """A caller that passes `background_tasks` to FastAPI's function keeps that object."""
     with pytest.raises(TypeError, match="request"):  # FastAPI's own function was called, with what was given
         vars(fastapi.routing)["solve_dependencies"](dependant=None, background_tasks=StarletteTasks())
+
+
+def test_executor_as_a_dependency() -> None:
+    """`Depends(executor_of)` gives an endpoint its app's executor."""
+    app = FastAPI()
+    app.add_middleware(OrderedBackgroundMiddleware)
+
+    @app.get("/")
+    async def endpoint(executor: SerialExecutor = Depends(executor_of)) -> int:  # noqa: B008
+        return await executor.lane("numbers").submit_nowait(int, "7")
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == 7
+
+
+class Both(BackgroundTasks, fastapi.BackgroundTasks):  # type: ignore[name-defined,misc]
+    """As somebody writes it who wants FastAPI's class, too."""
+
+
+def both(tasks: Both) -> str:
+    kept.append(tasks)
+    return type(tasks).__name__
+
+
+kept: list[Any] = []
+
+
+async def test_injected_objects_are_pickled_by_what_is_annotated(events: list[Any]) -> None:
+    """A copy, by pickle or by `copy`, of what FastAPI injects is what the endpoint is annotated with."""
+
+    def endpoint(tasks: Mine) -> None:
+        tasks.add_task(print, end="")
+        copies.extend([copy.copy(tasks), copy.deepcopy(tasks), pickle.loads(pickle.dumps(tasks))])
+
+    copies: list[Any] = []
+    app = FastAPI()
+    app.get("/")(endpoint)
+    app.add_middleware(OrderedBackgroundMiddleware)
+    assert (await get(app)).error is None
+    for one in copies:
+        assert isinstance(one, Mine)
+        assert isinstance(one, fastapi.BackgroundTasks)
+        assert [task.func for task in one.tasks] == [print]
+        await one()
+
+
+async def test_class_that_is_fastapis_too() -> None:
+    """A class that derives from ours and from FastAPI's is injected itself."""
+    app = FastAPI()
+    app.get("/")(both)
+    app.add_middleware(OrderedBackgroundMiddleware)
+    kept.clear()
+    assert (await get(app)).error is None
+    assert [type(tasks) for tasks in kept] == [Both]
+
+
+def test_fastapi_that_suspends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FastAPI that needs an event loop to inject what an endpoint asks for is hooked all the same."""
+    solve = vars(fastapi.routing)["solve_dependencies"]
+    looped: list[Any] = []
+
+    async def suspends(**given: Any) -> Any:
+        await _Turn()
+        looped.append(asyncio.get_running_loop())
+        return await solve(**given)
+
+    monkeypatch.setitem(vars(fastapi.routing), "solve_dependencies", suspends)
+    hook._probe()
+    assert len(looped) == 1
+
+
+class _Turn:
+    """Lets the event loop have a turn."""
+
+    def __await__(self) -> Any:
+        yield

@@ -1,4 +1,4 @@
-"""The line always moves: who loses a place, when, and who does not."""
+"""The queue always moves: which request loses its position, when, and which does not."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from starlette.responses import Response
 from fifo_background import (
     BackgroundTask,
     BackgroundTasks,
-    executor_of,
 )
-from tests.apps import Buffers, Handlers, Work, app_of, make_app, start
+from tests.apps import Buffers, Handlers, Work, app_of, check_idle, make_app, start
 from tests.asgi import Client
 from tests.conftest import Log
 
 
 @pytest.mark.virtual_clock
 async def test_hold(events: list[Any], log: Log) -> None:
-    """The line always moves: a handler that stalls costs the line at most `hold`, once."""
+    """The queue always moves: a handler that stalls delays ready tasks by at most `hold_timeout`, once."""
     handlers = Handlers(Work(events))
     handlers.second = handlers.work.quick  # virtual time does not wait for threads
-    app = make_app(handlers.slow, hold=2.0)
+    app = make_app(handlers.slow, hold_timeout=2.0)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         begin = anyio.current_time()
@@ -43,18 +42,19 @@ async def test_hold(events: list[Any], log: Log) -> None:
         handlers.respond["a"].set()
     assert events == ["b0", "b1", "c0", "c1", "a0", "a1"]
     assert log == [
-        "WARNING GET /slow lost its place: it kept ready tasks waiting for more than 2 s without responding "
-        "or running its own; when its response has ended it takes a new one, for 1 task: Work.quick"
+        "WARNING GET /slow lost its position: it kept ready tasks waiting for more than 2 s without "
+        "responding or running its own tasks. It takes a new position when its response has ended, "
+        "for 1 task: Work.quick"
     ]
 
 
 @pytest.mark.virtual_clock
-async def test_late_requests_keep_their_place(events: list[Any], log: Log) -> None:
-    """A busy line never reorders the requests in it, however late they respond."""
+async def test_late_requests_keep_their_position(events: list[Any], log: Log) -> None:
+    """A busy lane never reorders the requests in its queue, however late they respond."""
     work = Work(events)
     handlers = Handlers(work)
     handlers.second = handlers.work.quick  # virtual time does not wait for threads
-    app = make_app(handlers.slow, handlers.gated, hold=1.0)
+    app = make_app(handlers.slow, handlers.gated, hold_timeout=1.0)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         await start(client, "/gated", 0)
@@ -71,10 +71,10 @@ async def test_late_requests_keep_their_place(events: list[Any], log: Log) -> No
 
 @pytest.mark.virtual_clock
 async def test_nothing_ready_behind(events: list[Any], log: Log) -> None:
-    """A place that keeps no ready task waiting is never lost."""
+    """A position that keeps no ready task waiting is never lost."""
     handlers = Handlers(Work(events))
     handlers.second = handlers.work.quick  # virtual time does not wait for threads
-    app = make_app(handlers.slow, hold=1.0)
+    app = make_app(handlers.slow, hold_timeout=1.0)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         await start(client, "/slow", "a")
@@ -88,23 +88,23 @@ async def test_nothing_ready_behind(events: list[Any], log: Log) -> None:
 
 
 async def test_zero_hold(events: list[Any], log: Log) -> None:
-    """With `hold=0` a request that has not responded never keeps a ready task waiting."""
+    """With `hold_timeout=0` a request that has not responded never keeps a ready task waiting."""
     handlers = Handlers(Work(events))
-    app = make_app(handlers.slow, hold=0)
+    app = make_app(handlers.slow, hold_timeout=0)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         await start(client, "/slow", "a")
         handlers.respond["b"].set()
         await start(client, "/slow", "b")
-        await executor_of(app).wait_for(handlers.jobs["b"])
+        await handlers.jobs["b"]
         handlers.respond["a"].set()
     assert events == ["b0", "b1", "a0", "a1"]
     assert len(log) == 1
 
 
 @pytest.mark.virtual_clock
-async def test_own_background_keeps_the_place(events: list[Any], log: Log) -> None:
-    """A request that runs a long task in its place is not stalling: it does not lose the place for it."""
+async def test_own_background_keeps_the_position(events: list[Any], log: Log) -> None:
+    """A request that runs a long task in its position is not stalling: it does not lose the position."""
     work = Work(events)
 
     async def handler(request: Request) -> Response:
@@ -114,7 +114,7 @@ async def test_own_background_keeps_the_place(events: list[Any], log: Log) -> No
     async def behind(request: Request) -> Response:
         return Response(background=BackgroundTask(work.quick, 1))
 
-    app = make_app(handler, behind, inside=[Middleware(Buffers)], hold=1)
+    app = make_app(handler, behind, inside=[Middleware(Buffers)], hold_timeout=1)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         await client.start("/handler")
@@ -122,7 +122,7 @@ async def test_own_background_keeps_the_place(events: list[Any], log: Log) -> No
         await anyio.sleep(10)
         work.gate(0).set()
     assert events == ["start 0", "end 0", 1]
-    assert [record for record in log if "lost its place" in record] == []
+    assert [record for record in log if "lost its position" in record] == []
 
 
 @pytest.mark.virtual_clock
@@ -141,14 +141,14 @@ async def test_each_head_has_its_own_time(events: list[Any], log: Log) -> None:
             tasks.add_task(anyio.sleep, 0)
             await responds.wait()
         else:
-            tasks.add_task(anyio.sleep, 0.8)  # after it `hold` begins anew, up to 1.8
+            tasks.add_task(anyio.sleep, 0.8)  # after it `hold_timeout` begins anew, up to 1.8
             never_awaited.add_task(anyio.sleep, 0)
         await respond()
         await tasks()
         if path == "/first":
             await anyio.sleep(0.1)
 
-    app = app_of(handle, hold=1)
+    app = app_of(handle, hold_timeout=1)
     begin = anyio.current_time()
     async with anyio.create_task_group() as group:
         client = Client(app, group)
@@ -158,14 +158,14 @@ async def test_each_head_has_its_own_time(events: list[Any], log: Log) -> None:
         responds.set()
     assert len(events) == 1
     assert 1.0 <= events[0] < 1.5  # not 1.8
-    assert ["GET /second lost its place" in line for line in log] == [False, True]
+    assert ["GET /second lost its position" in line for line in log] == [False, True]
 
 
 @pytest.mark.virtual_clock
 async def test_timer_of_a_lane_that_is_gone(events: list[Any]) -> None:
-    """A lane whose held head was called off leaves nothing behind that a later lane of its key could meet."""
+    """A lane whose held head was cancelled leaves no timer behind that a later lane of its key could meet."""
 
-    async def call_off() -> None:
+    async def cancel() -> None:
         held.cancel()
 
     async def slow(n: int) -> None:
@@ -180,13 +180,13 @@ async def test_timer_of_a_lane_that_is_gone(events: list[Any]) -> None:
             held = tasks.lane("x").add_task(events.append, "never")
             await anyio.sleep(1)
         else:
-            tasks.lane("x").add_task(call_off)
-            tasks.lane("y").add_task(call_off)
+            tasks.lane("x").add_task(cancel)
+            tasks.lane("y").add_task(cancel)
         await respond()
         await tasks()
 
     held: Any = None
-    app = app_of(handle, hold=2)
+    app = app_of(handle, hold_timeout=2)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         await client.start("/held")
@@ -197,12 +197,13 @@ async def test_timer_of_a_lane_that_is_gone(events: list[Any]) -> None:
     executor.lane("x").submit_nowait(slow, 2)
     await executor.join()
     assert events == ["start 1", "end 1", "start 2", "end 2"]
-    assert list(executor.line.lanes) == [None]
+    check_idle(executor)
+    assert not executor._runner.scheduler.lanes
 
 
 @pytest.mark.virtual_clock
 async def test_lost_until_the_response(events: list[Any], log: Log) -> None:
-    """A place that was lost is taken again when the response has ended, not by the next `add_task`."""
+    """A lost position is taken again when the response has ended, not by the next `add_task`."""
 
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
@@ -214,7 +215,7 @@ async def test_lost_until_the_response(events: list[Any], log: Log) -> None:
         await respond()
         await tasks()
 
-    app = app_of(handle, hold=1)
+    app = app_of(handle, hold_timeout=1)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         await client.start("/slow")
@@ -227,7 +228,7 @@ async def test_lost_until_the_response(events: list[Any], log: Log) -> None:
 
 @pytest.mark.virtual_clock
 async def test_lost_before_any_task(log: Log) -> None:
-    """A place that was taken on arrival and lost before any task is named without tasks."""
+    """A position that was taken on arrival and lost before any task is named without tasks."""
 
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
@@ -237,10 +238,10 @@ async def test_lost_before_any_task(log: Log) -> None:
         await respond()
         await tasks()
 
-    app = app_of(handle, order="arrived", arrives=lambda scope: True, hold=1)
+    app = app_of(handle, order="arrived", may_add_tasks=lambda scope: True, hold_timeout=1)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         await client.start("/slow")
         await client.start("/ready")
     assert len(log) == 1
-    assert log[0].endswith("when its response has ended it takes a new one")
+    assert log[0].endswith("It takes a new position when its response has ended")

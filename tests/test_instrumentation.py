@@ -16,7 +16,7 @@ from fifo_background import (
     Job,
     JobState,
     OrderedBackgroundMiddleware,
-    _call,
+    _background,
 )
 from tests.apps import app_of
 from tests.asgi import get
@@ -126,7 +126,7 @@ async def test_a_span_for_each_task(
 async def test_spans_belong_to_their_request(
     instrument: Instrument, middleware: bool, exporter: InMemorySpanExporter
 ) -> None:
-    """The span of a task is in the trace of the request that added it, not of one before it in line."""
+    """The span of a task is in the trace of the request that added it, not of one before it in the queue."""
     app = app_with(middleware)
     seen: list[tuple[str, int]] = []
 
@@ -260,7 +260,7 @@ async def test_around_a_retry(events: list[Any], monkeypatch: pytest.MonkeyPatch
         await respond()
         await tasks()
 
-    monkeypatch.setattr(_call, "around_here", lambda: Spans)
+    monkeypatch.setattr(_background, "around_here", lambda: Spans)
     app = app_of(handle)
     await get(app)
     app.executor.lane("a").retry_head()

@@ -1,4 +1,4 @@
-"""A bounded line: `QueueFull`, 503, and `submit` that waits for room in a fair order."""
+"""A bounded queue: `QueueFull`, 503, and `submit` that waits for capacity in a fair order."""
 
 from __future__ import annotations
 
@@ -28,10 +28,19 @@ from tests.asgi import Client, get
 from tests.conftest import Log
 
 
+def check_nothing_is_left(executor: SerialExecutor) -> None:
+    statistics = executor.statistics()
+    assert (statistics.waiting, statistics.unfinished, dict(statistics.lanes)) == (0, 0, {})
+    scheduler = executor._runner.scheduler
+    assert scheduler.lanes == {}
+    assert (list(scheduler.capacity.wanted), scheduler.capacity.sought) == ([], 0)
+    scheduler.check()
+
+
 async def test_queue_full(events: list[Any]) -> None:
-    """`max_pending` tasks may wait beside the running one; one more raises `QueueFull`."""
+    """`max_waiting` tasks may wait beside the running one; one more raises `QueueFull`."""
     work = Work(events)
-    async with SerialExecutor(max_pending=2, drain_timeout=2) as executor:
+    async with SerialExecutor(max_waiting=2, drain_timeout=2) as executor:
         executor.submit_nowait(work.gated, 0)
         await wait_all_tasks_blocked()
         executor.submit_nowait(work.quick, 1)
@@ -42,24 +51,50 @@ async def test_queue_full(events: list[Any]) -> None:
         assert isinstance(caught.value, asyncio.QueueFull)
         with pytest.raises(QueueFull):
             executor.lane("b").submit_nowait(work.quick, 3)
-        assert list(executor.line.lanes) == [None, "a"]
+        assert list(executor.statistics().lanes) == [None, "a"]
         executor.lane("a").resume()
         work.gate(0).set()
     assert [event for event in events if event != 2] == ["start 0", "end 0", 1]
     assert 2 in events
+    check_nothing_is_left(executor)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_running_task_does_not_count(sync: bool, events: list[Any]) -> None:
+    """A running task, sync or async, does not count as waiting: its start admits a `submit` that waits."""
+    work = Work(events)
+    async with SerialExecutor(max_waiting=1, drain_timeout=2) as executor:
+        lane = executor.lane("a", max_waiting=1)
+        lane.pause()
+        lane.submit_nowait(work.thread_gated if sync else work.gated, 0)
+        async with anyio.create_task_group() as group:
+            group.start_soon(lane.submit, work.quick, 1)
+            await wait_all_tasks_blocked()
+            lane.resume()
+            try:
+                with anyio.fail_after(2):
+                    while not events or executor.statistics().waiting == 0:
+                        await anyio.sleep(0)
+                assert events == ["start 0"]
+                with pytest.raises(QueueFull, match="1 task waits already"):
+                    lane.submit_nowait(work.quick, 2)
+            finally:
+                work.gate(0).set()
+                work.thread_gate(0).set()
+    assert events == ["start 0", "end 0", 1]
 
 
 async def test_lane_limit(events: list[Any]) -> None:
-    """A lane's `max_pending` counts what waits in that lane."""
+    """A lane's `max_waiting` counts what waits in that lane."""
     work = Work(events)
     async with SerialExecutor(drain_timeout=2) as executor:
-        lane = executor.lane("a", max_pending=1)
+        lane = executor.lane("a", max_waiting=1)
         executor.lane("a").submit_nowait(work.gated, 0)
         await wait_all_tasks_blocked()
         lane.submit_nowait(work.quick, 1)
         with pytest.raises(QueueFull):
             lane.submit_nowait(work.quick, 2)
-        executor.lane("b", max_pending=1).submit_nowait(work.quick, 3)
+        executor.lane("b", max_waiting=1).submit_nowait(work.quick, 3)
         executor.lane("a").submit_nowait(work.quick, 4)
         work.gate(0).set()
         await executor.join()
@@ -67,20 +102,20 @@ async def test_lane_limit(events: list[Any]) -> None:
 
 
 async def test_limits_may_change(events: list[Any]) -> None:
-    """A lane's `max_pending` may change while it is busy: nothing stops, and nothing runs twice."""
+    """A lane's `max_waiting` may change while it is busy: nothing stops, and nothing runs twice."""
     work = Work(events)
     async with SerialExecutor(drain_timeout=2) as executor:
         executor.submit_nowait(work.gated, 0)
         await wait_all_tasks_blocked()
         async with anyio.create_task_group() as group:
-            executor.lane(None, max_pending=2).submit_nowait(work.quick, 1)
+            executor.lane(None, max_waiting=2).submit_nowait(work.quick, 1)
             with pytest.raises(QueueFull):
-                executor.lane(None, max_pending=1).submit_nowait(work.quick, "full")
-            executor.lane(None, max_pending=2).submit_nowait(work.quick, 2)
-            group.start_soon(executor.lane(None, max_pending=1).submit, work.quick, 3)
+                executor.lane(None, max_waiting=1).submit_nowait(work.quick, "full")
+            executor.lane(None, max_waiting=2).submit_nowait(work.quick, 2)
+            group.start_soon(executor.lane(None, max_waiting=1).submit, work.quick, 3)
             await wait_all_tasks_blocked()
             with pytest.raises(QueueFull):  # no late arrival overtakes who waits, whatever its limit
-                executor.lane(None, max_pending=100).submit_nowait(work.quick, "overtaken")
+                executor.lane(None, max_waiting=100).submit_nowait(work.quick, "overtaken")
             work.gate(0).set()
     assert events == ["start 0", "end 0", 1, 2, 3]
 
@@ -107,7 +142,7 @@ async def test_answered_with_503(events: list[Any], log: Log) -> None:
 
         return StreamingResponse(body())
 
-    app = make_app(handler, handled, too_late, max_pending=2)
+    app = make_app(handler, handled, too_late, max_waiting=2)
     async with anyio.create_task_group() as group:
         await Client(app, group).start("/handler")
         executor_of(app).submit_nowait(work.quick, 4)
@@ -122,7 +157,7 @@ async def test_answered_with_503(events: list[Any], log: Log) -> None:
         assert late.status == 200
         work.gate(0).set()
     assert events == ["start 0", "end 0", 1, 4]
-    assert executor_of(app).line.unfinished == 0
+    assert executor_of(app).statistics().unfinished == 0
     assert log == []
 
 
@@ -136,7 +171,7 @@ async def test_wrapped_and_answered_with_503(events: list[Any]) -> None:
             tasks.add_task(work.quick, 1)
             tasks.add_task(work.quick, 2)
 
-    app = OrderedBackgroundMiddleware(inner, max_pending=1)
+    app = OrderedBackgroundMiddleware(inner, max_waiting=1)
     refused = await get(app)
     assert (refused.error, refused.status) == (None, 503)
     assert events == []
@@ -150,35 +185,35 @@ async def test_dropped_with_503(events: list[Any], log: Log) -> None:
         tasks.add_task(events.append, 1)
         return Response(background=tasks.add_task(events.append, 2))  # type: ignore[arg-type]
 
-    app = make_app(handler, max_pending=1)
+    app = make_app(handler, max_waiting=1)
     assert (await get(app, "/handler")).status == 503
     (record,) = log
     assert record.startswith("WARNING GET /handler ended without running 1 task: list.append: it raised Q")
-    assert (events, executor_of(app).line.waiting) == ([], 0)
+    assert (events, executor_of(app).statistics().waiting) == ([], 0)
 
 
-async def test_what_is_awaited_has_room(events: list[Any]) -> None:
-    """Tasks that did not come through `add_task` are owed after the response: `max_pending` refuses none."""
+async def test_awaited_tasks_are_never_refused(events: list[Any]) -> None:
+    """Tasks that did not come through `add_task` are accepted after the response, whatever `max_waiting`."""
 
     async def handler(request: Request) -> Response:
         return Response(background=BackgroundTasks([BackgroundTask(events.append, n) for n in range(3)]))
 
-    exchange = await get(make_app(handler, max_pending=1), "/handler")
+    exchange = await get(make_app(handler, max_waiting=1), "/handler")
     assert exchange.error is None
     assert events == [0, 1, 2]
 
 
 @pytest.mark.parametrize("lane_limit", [False, True])
 async def test_submit_waits_in_order(lane_limit: bool, events: list[Any]) -> None:
-    """`submit` waits for room, first come, first served; a late `submit_nowait` does not overtake."""
+    """`submit` waits for capacity, first come, first served; a late `submit_nowait` does not overtake."""
     work = Work(events)
-    async with SerialExecutor(max_pending=None if lane_limit else 1, drain_timeout=2) as executor:
-        lane = executor.lane("a", max_pending=1) if lane_limit else executor.lane("a")
+    async with SerialExecutor(max_waiting=None if lane_limit else 1, drain_timeout=2) as executor:
+        lane = executor.lane("a", max_waiting=1) if lane_limit else executor.lane("a")
 
         async def submit(n: int) -> None:
             job = await lane.submit(work.gated, n)
             events.append(f"submitted {n}")
-            await job.wait()
+            await job
 
         async with anyio.create_task_group() as group:
             for n in range(4):
@@ -193,30 +228,30 @@ async def test_submit_waits_in_order(lane_limit: bool, events: list[Any]) -> Non
             work.gate(3).set()
     assert [event for event in events if event.startswith("sta")] == [f"start {n}" for n in range(4)]
     assert [event for event in events if event.startswith("sub")] == [f"submitted {n}" for n in range(4)]
-    assert (executor.line.waiting, executor.line.unfinished, list(executor.line.lanes)) == (0, 0, [None])
+    check_nothing_is_left(executor)
 
 
 async def test_a_full_lane_does_not_block_others(events: list[Any]) -> None:
-    """Who waits for room in one lane does not keep out who asks for another."""
+    """A `submit` that waits for capacity in one lane does not keep out one for another lane."""
     work = Work(events)
-    async with SerialExecutor(max_pending=3, drain_timeout=2) as executor, anyio.create_task_group() as group:
-        lane = executor.lane("a", max_pending=1)
+    async with SerialExecutor(max_waiting=3, drain_timeout=2) as executor, anyio.create_task_group() as group:
+        lane = executor.lane("a", max_waiting=1)
         lane.pause()
         lane.submit_nowait(work.quick, 0)
         group.start_soon(lane.submit, work.quick, 1)
         await wait_all_tasks_blocked()
-        assert await (await executor.submit(work.quick, 2)).wait() == 2
-        assert await executor.submit_nowait(work.quick, 3).wait() == 3
+        assert await (await executor.submit(work.quick, 2)) == 2
+        assert await executor.submit_nowait(work.quick, 3) == 3
         lane.resume()
     assert events == [2, 3, 0, 1]
 
 
 @pytest.mark.parametrize("lane_limit", [False, True])
 async def test_cancelled_submit(lane_limit: bool, events: list[Any]) -> None:
-    """A `submit` that is cancelled while it waits puts nothing in line; who is behind it moves up."""
+    """A `submit` that is cancelled while it waits queues nothing; the one behind it moves up."""
     work = Work(events)
-    async with SerialExecutor(max_pending=None if lane_limit else 1, drain_timeout=2) as executor:
-        lane = executor.lane("a", max_pending=1 if lane_limit else None)
+    async with SerialExecutor(max_waiting=None if lane_limit else 1, drain_timeout=2) as executor:
+        lane = executor.lane("a", max_waiting=1 if lane_limit else None)
         lane.submit_nowait(work.gated, 0)
         await wait_all_tasks_blocked()
         lane.submit_nowait(work.quick, 1)
@@ -235,13 +270,13 @@ async def test_cancelled_submit(lane_limit: bool, events: list[Any]) -> None:
             await wait_all_tasks_blocked()
             work.gate(0).set()
     assert events == ["start 0", "end 0", 1, 3]
-    assert (executor.line.waiting, executor.line.unfinished, list(executor.line.lanes)) == (0, 0, [None])
+    check_nothing_is_left(executor)
 
 
-async def test_cancelled_as_room_came(events: list[Any]) -> None:
-    """A `submit` that is cancelled in the moment in which it was let in takes its task out again."""
+async def test_cancelled_as_capacity_came(events: list[Any]) -> None:
+    """A `submit` that is cancelled at the moment at which it is admitted takes its task out again."""
     work = Work(events)
-    async with SerialExecutor(max_pending=1, drain_timeout=2) as executor:
+    async with SerialExecutor(max_waiting=1, drain_timeout=2) as executor:
         executor.submit_nowait(work.gated, 0)
         await wait_all_tasks_blocked()
         second = executor.submit_nowait(work.quick, 1)
@@ -255,11 +290,12 @@ async def test_cancelled_as_room_came(events: list[Any]) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(give_up)
             await wait_all_tasks_blocked()
-            second.cancel()  # lets the submit in
-            assert executor.line.waiting == 1
+            second.cancel()
+            executor.statistics()  # looks at what others have done: admits the submit
+            assert executor.statistics().waiting == 1
             scope.cancel()
             await wait_all_tasks_blocked()
-            assert executor.line.waiting == 0
+            assert executor.statistics().waiting == 0
             work.gate(0).set()
     assert (events, gone) == (["start 0", "end 0"], [])
 
@@ -274,12 +310,12 @@ async def test_cancelled_before(events: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("lane_limit", [False, True])
-async def test_closed_while_waiting_for_room(lane_limit: bool, events: list[Any]) -> None:
-    """Who waits for room when the executor closes gets `ExecutorClosed`."""
+async def test_closed_while_waiting_for_capacity(lane_limit: bool, events: list[Any]) -> None:
+    """A `submit` that waits for capacity when the executor closes raises `ExecutorClosed`."""
     work = Work(events)
     errors: list[BaseException] = []
-    executor = SerialExecutor(max_pending=None if lane_limit else 1)
-    lane = executor.lane("a", max_pending=1 if lane_limit else None)
+    executor = SerialExecutor(max_waiting=None if lane_limit else 1)
+    lane = executor.lane("a", max_waiting=1 if lane_limit else None)
 
     async def submit(n: int) -> None:
         try:
@@ -306,17 +342,17 @@ async def test_closed_while_waiting_for_room(lane_limit: bool, events: list[Any]
         work.gate(0).set()
     assert len(errors) == 2
     assert events == ["start 0", "end 0", 1]
-    assert (executor.line.waiting, executor.line.unfinished) == (0, 0)
+    check_nothing_is_left(executor)
 
 
 async def test_options_of_an_object(events: list[Any]) -> None:
-    """`tasks.lane(..., max_pending=1)` bounds the lane for requests, too."""
+    """`tasks.lane(..., max_waiting=1)` bounds the lane for requests, too."""
     work = Work(events)
     jobs: list[Job[Any]] = []
 
     async def handler(request: Request) -> Response:
         tasks = BackgroundTasks()
-        jobs.append(tasks.lane("a", max_pending=1).add_task(work.gated, len(jobs)))
+        jobs.append(tasks.lane("a", max_waiting=1).add_task(work.gated, len(jobs)))
         return Response(background=tasks)
 
     app = make_app(handler)
@@ -329,8 +365,26 @@ async def test_options_of_an_object(events: list[Any]) -> None:
     assert [job.state for job in jobs] == [JobState.SUCCEEDED] * 2
 
 
+async def test_keep_latest_counts_as_one() -> None:
+    """With `keep="latest"` all waiting tasks of one function in one lane count as one, in both limits."""
+    for limits in ({"max_waiting": 1}, {"max_waiting": None}):
+        async with SerialExecutor(**limits) as executor:
+            lane = executor.lane("a", keep="latest", max_waiting=None if limits["max_waiting"] else 1)
+            lane.pause()
+            jobs = [lane.submit_nowait(anyio.sleep, 0) for _ in range(3)]
+            jobs += [await lane.submit(anyio.sleep, 0) for _ in range(3)]
+            assert executor.statistics().waiting == 1
+            with pytest.raises(QueueFull):
+                lane.submit_nowait(print)
+            lane.resume()
+            await executor.join()
+            check_nothing_is_left(executor)
+        states = [job.state for job in jobs]
+        assert states == [JobState.SUPERSEDED] * 5 + [JobState.SUCCEEDED]
+
+
 async def test_many_that_replace_one_another() -> None:
-    """A `submit` that is let in and replaces an older task makes room for the next one, without end."""
+    """Of many `submit` that wait and replace one another, the capacity for one admits all, without end."""
     gate = anyio.Event()
     jobs: list[Job[Any]] = []
 
@@ -340,28 +394,31 @@ async def test_many_that_replace_one_another() -> None:
     async def submit() -> None:
         jobs.append(await executor.lane("a", keep="latest").submit(work))
 
-    async with SerialExecutor(max_pending=2) as executor:
-        lane = executor.lane("a", keep="latest")
-        lane.submit_nowait(work)
+    async with SerialExecutor(max_waiting=2, drain_timeout=1) as executor:
+        executor.lane("a").submit_nowait(work)
         await wait_all_tasks_blocked()
-        jobs.append(lane.submit_nowait(work))
         executor.lane("b").pause()
-        executor.lane("b").submit_nowait(work)
+        for _ in range(2):
+            executor.lane("b").submit_nowait(work)
         async with anyio.create_task_group() as group:
             for _ in range(400):
                 group.start_soon(submit)
             await wait_all_tasks_blocked()
+            assert jobs == []
+            executor.lane("b").skip_head()
+            await wait_all_tasks_blocked()
+            assert len(jobs) == 400
             executor.lane("b").clear()
-        gate.set()
+            gate.set()
     states = [job.state for job in jobs]
-    assert (states.count(JobState.SUPERSEDED), states.count(JobState.SUCCEEDED)) == (400, 1)
+    assert (states.count(JobState.SUPERSEDED), states.count(JobState.SUCCEEDED)) == (399, 1)
 
 
-async def test_who_gives_up_waits_no_more() -> None:
-    """A `submit` that was called off does not stand in the way of others."""
+async def test_cancelled_submit_lets_others_pass() -> None:
+    """A cancelled `submit` does not stand in the way of others."""
     async with SerialExecutor() as executor:
         executor.lane("a").pause()
-        lane = executor.lane("a", max_pending=1)
+        lane = executor.lane("a", max_waiting=1)
         lane.submit_nowait(print)
         with anyio.move_on_after(0):
             await lane.submit(print)
@@ -369,10 +426,10 @@ async def test_who_gives_up_waits_no_more() -> None:
             group.start_soon(lane.submit, print)
             await wait_all_tasks_blocked()
             with pytest.raises(QueueFull):
-                executor.lane("a", max_pending=10).submit_nowait(print)
+                executor.lane("a", max_waiting=10).submit_nowait(print)
             group.cancel_scope.cancel()
-        executor.lane("a", max_pending=10).submit_nowait(print)
-        assert executor.line.waiting == 2
+        executor.lane("a", max_waiting=10).submit_nowait(print)
+        assert executor.statistics().waiting == 2
         executor.lane("a").clear()
 
 
@@ -394,7 +451,7 @@ def test_submit_that_is_cancelled_natively(paused: bool) -> None:
             submit.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await submit
-            assert executor.line.waiting == 0
+            assert executor.statistics().waiting == 0
             lane.resume()
             await lane.submit(append, 2)
 
@@ -410,6 +467,84 @@ async def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
         BackgroundTasks().add_task(print)
         BackgroundTasks().add_task(print)
 
-    exchange = await get(app_of(handle, max_pending=1))
+    exchange = await get(app_of(handle, max_waiting=1))
     assert exchange.status == 503
     assert (b"retry-after", b"7") in exchange.messages[0]["headers"]
+
+
+async def test_counted_until_it_ends(events: list[Any]) -> None:
+    """A task that waits in a lane which was idle meanwhile is counted, and counted out, once."""
+    respond_now = {path: anyio.Event() for path in ("/0", "/1", "/2", "/3")}
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.lane("k", keep="latest").add_task(events.append, path)
+        await respond_now[path].wait()
+        await respond()
+        await tasks()
+
+    app = app_of(handle, order="responded", max_waiting=2)
+    async with anyio.create_task_group() as group:
+        for path, event in respond_now.items():
+            exchange = await Client(app, group).start(path)
+            await app.executor.lane("k").submit_nowait(int)  # the lane is retired after it
+            await wait_all_tasks_blocked()
+            app.executor.lane("k").pause()  # a new lane of that key
+            event.set()
+            await wait_all_tasks_blocked()
+            app.executor.lane("k").resume()
+            await exchange.ended.wait()
+            assert exchange.error is None
+    await wait_all_tasks_blocked()
+    assert events == list(respond_now)
+    assert app.executor._runner.scheduler.capacity._counted == {}
+
+
+@pytest.mark.parametrize("starts", ["has run", "starts in a thread"])
+def test_submit_that_is_cancelled_as_its_task_starts(starts: str) -> None:
+    """A `submit` that is cancelled when its task has been started already leaves that as it is."""
+    events: list[Any] = []
+
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def quick(n: int) -> None:
+            events.append(n)
+            if n == 2:
+                submit.cancel()
+
+        async with SerialExecutor(max_waiting=1) as executor:
+            executor.submit_nowait(gate.wait)
+            await asyncio.sleep(0)
+            executor.submit_nowait(quick, 1)
+            submit = asyncio.ensure_future(executor.submit(quick, 2))
+            await asyncio.sleep(0)
+            (wanted,) = executor._runner.scheduler.capacity.wanted
+            if starts == "has run":
+                gate.set()
+            else:
+                executor.lane(None).skip_head()
+                executor.statistics()  # admits the submit
+                assert wanted.job in wanted.job.claims
+                wanted.job.claims = StartedMeanwhile(wanted.job.claims)
+                submit.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await submit
+            gate.set()
+            if starts == "has run":
+                await wanted.job.wait()
+                check_nothing_is_left(executor)
+            else:
+                assert wanted.job.own_state is None, "who has claimed it decides"
+                wanted.job.own_state = JobState.RUNNING
+
+    asyncio.run(main())
+    assert events == ([1, 2] if starts == "has run" else [])
+
+
+class StartedMeanwhile(set[Job[Any]]):
+    """In place of a job's `claims`: a thread claims it just before somebody else does."""
+
+    def remove(self, job: Job[Any]) -> None:
+        super().remove(job)
+        super().remove(job)  # KeyError

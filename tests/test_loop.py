@@ -1,19 +1,24 @@
-"""The faces of event loops that have ended, are gone, or are unusual."""
+"""The backends of event loops that have ended, are gone, or are unusual."""
 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import contextvars
+import functools
 import gc
 import runpy
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
+import starlette.background
+from anyio import wait_all_tasks_blocked
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,18 +28,18 @@ from fifo_background import (
     Job,
     JobState,
     SerialExecutor,
-    _call,
-    _loop,
-    _sniffio,
-    _threads,
     executor_of,
 )
-from fifo_background._asyncio import AsyncioLoop
-from fifo_background._loop import face_of, running_loop
-from fifo_background._trio import TrioLoop
-from tests.apps import make_app, user
+from fifo_background._run import groups
+from fifo_background._run.backends import api, sniffio, threads
+from fifo_background._run.backends.api import backend_of, running_loop
+from fifo_background._run.backends.asyncio import AsyncioBackend
+from fifo_background._run.backends.trio import TrioBackend
+from fifo_background._run.call import drive
+from tests.apps import check_idle, make_app, user
 from tests.asgi import get
 from tests.conftest import Log
+from tests.loops import LOOPS
 
 
 @contextlib.contextmanager
@@ -48,107 +53,105 @@ def asyncio_runner() -> Iterator[Callable[[Any], Any]]:
 
 
 def test_gone_asyncio_loop() -> None:
-    """A face does not keep its loop alive, and says when it is gone or closed."""
+    """A backend does not keep its loop alive, and tells when it is gone or closed."""
     loop = asyncio.new_event_loop()
-    face = AsyncioLoop(loop)
+    backend = AsyncioBackend(loop)
+    assert not backend.is_dead
     loop.close()
-    assert not face.soon(print)
+    assert not backend.soon(print)
+    assert not backend.work_soon(print)
+    assert backend.is_dead
     del loop
     gc.collect()
-    assert not face.soon(print)
+    assert not backend.soon(print)
+    assert not backend.work_soon(print)
+    assert backend.is_dead
 
 
 def test_ended_trio_run() -> None:
     """The same for a trio run."""
     trio = pytest.importorskip("trio")
 
-    async def main() -> tuple[TrioLoop, Any]:
-        return TrioLoop(running_loop()), running_loop()
+    async def main() -> tuple[TrioBackend, Any]:
+        backend = TrioBackend(running_loop())
+        assert not backend.is_dead
+        return backend, running_loop()
 
-    face, token = trio.run(main)
-    assert not face.soon(print)
+    backend, token = trio.run(main)
+    assert not backend.soon(print)
+    assert backend.is_dead
     del token
     gc.collect()
-    assert not face.soon(print)
-
-
-def test_task_factory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop's own task factory makes the tasks, as its user wants."""
-    made: list[Any] = []
-
-    def factory(loop: Any, coroutine: Any, **kwargs: Any) -> Any:
-        made.append(coroutine.__name__)
-        return asyncio.Task(coroutine, loop=loop, **kwargs)
-
-    async def task() -> int:
-        return 1
-
-    async def main() -> None:
-        asyncio.get_running_loop().set_task_factory(factory)
-        assert await SerialExecutor().submit_nowait(task).wait() == 1
-
-    asyncio.run(main())
-    assert made[0] == "_run_async_jobs"
+    assert not backend.soon(print)
+    assert backend.is_dead
 
 
 def test_without_sniffio(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no sniffio, nothing has to be told to it."""
-    monkeypatch.setattr(_sniffio, "_library", None)
+    """Where there is no sniffio, tasks run without it."""
+    monkeypatch.setattr(sniffio, "_library", None)
 
     async def main() -> None:
-        assert await SerialExecutor().submit_nowait(str, 1).wait() == "1"
+        assert await SerialExecutor().submit_nowait(str, 1) == "1"
 
     anyio.run(main)
-    face = None
+    backend = None
+    over: list[Any] = []
 
     async def on_trio() -> None:
-        nonlocal face
-        face = face_of(running_loop())
+        nonlocal backend
+        backend = backend_of(running_loop())
         done = anyio.Event()
 
         async def run() -> None:
             done.set()
 
-        handle = face.start(run(), contextvars.copy_context())
-        face.when_over(handle, lambda: None)
+        handle = backend.start(run(), contextvars.copy_context())
+        backend.when_over(handle, over.append)
         await done.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert over == [handle]
 
     anyio.run(on_trio, backend="trio")
-    assert isinstance(face, TrioLoop)
+    assert isinstance(backend, TrioBackend)
 
 
 def test_without_trio(monkeypatch: pytest.MonkeyPatch) -> None:
     """trio is looked at only if somebody has imported it."""
     monkeypatch.delitem(sys.modules, "trio", raising=False)
-    assert _loop._trio_token() is None
+    assert api._trio_token() is None
     with pytest.raises(RuntimeError, match="from a running event loop"):
         running_loop()
 
 
 def test_unused_executor() -> None:
-    """An executor that nobody has used says that it has no loop."""
-    with pytest.raises(RuntimeError, match="no event loop yet"):
-        SerialExecutor()._loop.soon(print)
+    """An executor that was not used in an event loop says so, and how to use it."""
+    executor = SerialExecutor()
+    with pytest.raises(RuntimeError, match=r"no event loop yet.*async with SerialExecutor"):
+        executor.submit_nowait(print)
+    for use in (executor.statistics, executor.lane(1).pause, executor.lane(1).clear):
+        with pytest.raises(RuntimeError, match=r"in the event loop and in anyio worker threads"):
+            use()
+    assert executor.is_open
 
 
 async def test_lost_loop() -> None:
-    """Where the loop cannot be told, nothing stays marked as told."""
-    executor = SerialExecutor()
-    executor.check_caller()
+    """A runner that cannot tell its loop to pump does not remember that it has asked."""
+    runner = SerialExecutor()._runner
+    runner.check_in_loop()
 
     class Gone:
-        def soon(self, *args: Any) -> bool:
+        def work_soon(self, *args: Any) -> bool:
             return False
 
-    executor._loop = Gone()  # type: ignore[assignment]
-    executor.settle_soon()
-    assert not executor._asked
+    runner.backend = Gone()  # type: ignore[assignment]
+    runner.pump_soon()
+    assert not runner._asked
 
 
 async def test_abandoned_before_it_began() -> None:
     """A function whose caller left before its thread came does not run."""
     ran: list[int] = []
-    stay = _threads._Stay(lambda: ran.append(1), face_of(running_loop()))
+    stay = threads._Stay(lambda: ran.append(1), backend_of(running_loop()))
     assert stay.abandon() is None
     assert stay.run() is None
     assert ran == []
@@ -157,7 +160,7 @@ async def test_abandoned_before_it_began() -> None:
 def test_import_without_sniffio(monkeypatch: pytest.MonkeyPatch) -> None:
     """The module can be imported where there is no sniffio."""
     monkeypatch.setitem(sys.modules, "sniffio", None)
-    assert runpy.run_path(_sniffio.__file__)["_library"] is None
+    assert runpy.run_path(sniffio.__file__)["_library"] is None
 
 
 def test_wrapper_that_suspends() -> None:
@@ -167,11 +170,11 @@ def test_wrapper_that_suspends() -> None:
         await asyncio.sleep(0)
 
     with pytest.raises(RuntimeError, match="awaited something in the task's thread"):
-        _call.drive(waits())
+        drive(waits())
 
 
 def test_object_of_another_loop() -> None:
-    """An object that was made in a request of one event loop cannot be awaited in another: that is said."""
+    """Awaiting an object in another event loop than that of its request raises RuntimeError."""
     kept: list[BackgroundTasks] = []
 
     async def handler(request: Request) -> Response:
@@ -185,42 +188,68 @@ def test_object_of_another_loop() -> None:
             second(kept[0]())
 
 
-@pytest.mark.parametrize("keyword", [False, True])
-def test_task_factories(keyword: bool, log: Log) -> None:
-    """A task factory need not know `context=`; one that raises fails the task, and the line goes on."""
+@pytest.mark.parametrize("kind", ["keyword", "plain", "broken", "eager"])
+def test_task_factories(kind: str) -> None:
+    """The loop's own task factory, whatever it takes or raises, changes nothing of how tasks run."""
 
     def factory(loop: Any, coroutine: Any, **more: Any) -> Any:
-        if broken:
-            raise ZeroDivisionError
         return asyncio.Task(coroutine, loop=loop, **more)
 
-    async def work() -> str:
-        return user.get()
+    def broken(loop: Any, coroutine: Any, **more: Any) -> Any:
+        coroutine.close()
+        raise ZeroDivisionError
+
+    factories: dict[str, Any] = {
+        "keyword": factory,
+        "plain": lambda loop, coroutine: factory(loop, coroutine),
+        "broken": broken,
+        "eager": getattr(asyncio, "eager_task_factory", factory),
+    }
+
+    async def work(n: int) -> str:
+        await asyncio.sleep(0)
+        return f"{user.get()} {n}"
 
     async def main() -> None:
-        nonlocal broken
         loop = asyncio.get_running_loop()
-        plain: Any = lambda loop, coroutine: factory(loop, coroutine)  # noqa: E731
         async with SerialExecutor() as executor:
             user.set("alice")
-            loop.set_task_factory(factory if keyword else plain)
-            assert await executor.submit_nowait(work).wait() == "alice"
-            broken = True
-            failed = executor.submit_nowait(work)
-            await asyncio.sleep(0)
-            broken = False
+            loop.set_task_factory(factories[kind])
+            with pytest.raises(ZeroDivisionError) if kind == "broken" else contextlib.nullcontext():
+                await loop.create_task(asyncio.sleep(0))
+            jobs = [executor.submit_nowait(work, n) for n in range(3)]
+            assert [await job for job in jobs] == ["alice 0", "alice 1", "alice 2"]
             loop.set_task_factory(None)
-            assert await executor.submit_nowait(work).wait() == "alice"
-            assert isinstance(failed.exception(), ZeroDivisionError)
 
-    broken = False
     asyncio.run(main())
-    assert [line.split(":")[0] for line in log] == ["ERROR test_task_factories.<locals>.work failed"]
 
 
-@pytest.mark.skipif("sys.version_info < (3, 11)", reason="Python 3.10 cannot tell who has cancelled a task")
+async def test_no_task_can_be_started(log: Log) -> None:
+    """A job for which the loop cannot start a task fails, and the lane goes on."""
+
+    async def work() -> str:
+        return "done"
+
+    def broken(*args: Any) -> Any:
+        raise ZeroDivisionError
+
+    async with SerialExecutor() as executor:
+        assert await executor.submit_nowait(work) == "done"
+        for func in (work, functools.partial(str, 1)):
+            backend: Any = executor._runner.backend
+            backend.start = broken
+            failed = executor.submit_nowait(func)
+            assert await failed.wait() is JobState.FAILED
+            del backend.start
+            assert await executor.submit_nowait(work) == "done"
+            assert isinstance(failed.exception(), ZeroDivisionError)
+        check_idle(executor)
+    names = ["test_no_task_can_be_started.<locals>.work", "str"]
+    assert log == [f"ERROR {name} failed" for name in names]
+
+
 def test_cancelled_by_itself(log: Log) -> None:
-    """A task that raises CancelledError ends no line, whatever else is being cancelled."""
+    """A task that raises CancelledError has failed, and ends no lane, whatever else is being cancelled."""
     events: list[Any] = []
 
     async def raises() -> None:
@@ -229,7 +258,7 @@ def test_cancelled_by_itself(log: Log) -> None:
 
     async def main() -> None:
         executor = SerialExecutor()
-        executor.submit_nowait(raises)
+        jobs = [executor.submit_nowait(raises)]
         for n in range(3):
             executor.submit_nowait(events.append, n)
         task = asyncio.current_task()
@@ -239,23 +268,25 @@ def test_cancelled_by_itself(log: Log) -> None:
             await asyncio.sleep(0)
         await executor.join()
         assert executor.is_open
-        executor.submit_nowait(raises)
+        jobs.append(executor.submit_nowait(raises))
         executor.submit_nowait(events.append, 3)
         await executor.aclose()
+        assert [job.state for job in jobs] == [JobState.FAILED] * 2
 
     asyncio.run(main())
     assert events == [0, 1, 2, 3]
-    assert [line.rsplit(" ", 2)[-1] for line in log] == ["cancelled", "cancelled"]
+    assert log == ["ERROR test_cancelled_by_itself.<locals>.raises failed"] * 2
+    assert [record.exc_info is not None for record in log.records] == [True, True]
 
 
 async def test_event_loop_inside_a_sync_task() -> None:
     """A sync task may run an event loop of its own."""
     async with SerialExecutor() as executor:
-        await executor.submit_nowait(anyio.run, anyio.sleep, 0).wait()
+        await executor.submit_nowait(anyio.run, anyio.sleep, 0)
 
 
 def test_cancel_when_nothing_else_runs() -> None:
-    """To call the only task off, in a loop in which nothing else runs, ends no line."""
+    """Cancelling the only task of a loop in which nothing else runs ends no lane."""
     loop = asyncio.new_event_loop()
     turns = iter(range(20))
     jobs: list[Job[Any]] = []
@@ -308,3 +339,155 @@ def test_loops_of_both_kinds_in_turn(events: list[Any]) -> None:
         exchange = anyio.run(get, app, "/handler", backend=name)
         assert exchange.error is None
     assert events == [1] * 4
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("why", ["paused", "stopped", "submitted"])
+def test_loop_ends_while_nothing_runs(name: str, why: str, log: Log) -> None:
+    """A loop that ends while tasks wait and none runs: they are dropped, and named."""
+    jobs: list[Job[Any]] = []
+
+    async def main() -> None:
+        executor = SerialExecutor(lane_after_failure="stop")
+        if why == "paused":
+            executor.lane("a").pause()
+        elif why == "stopped":
+            assert await executor.lane("a").submit_nowait(int, "no").wait() is JobState.FAILED
+        jobs.extend(executor.lane("a").submit_nowait(print) for _ in range(2))
+        if why != "submitted":
+            await wait_all_tasks_blocked()
+
+    with contextlib.suppress(AssertionError):  # the helper sees the task that waits for the end
+        anyio.run(
+            main,
+            backend="trio" if name == "trio" else "asyncio",
+            backend_options={"use_uvloop": True} if name == "uvloop" else {},
+        )
+    if name == "trio" and why == "submitted":
+        return  # trio runs what was asked for before it ends
+    assert {job.state for job in jobs} == {JobState.DROPPED}
+    assert log[-1] == "WARNING the event loop ended: dropped 2 tasks: print x2 in lane 'a'"
+
+
+def test_executor_of_another_loop_in_a_worker_thread() -> None:
+    """Operations of an executor in a worker thread of another loop are refused with what to write."""
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="this executor belongs to another event loop"):
+            await anyio.to_thread.run_sync(executor.statistics)
+
+    executor = SerialExecutor()
+    with asyncio_runner() as first, asyncio_runner() as second:
+        first(executor.__aenter__())
+        second(main())
+
+
+async def test_replaced_run_in_threadpool(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that replaces Starlette's `run_in_threadpool` carries its state into the threads of tasks."""
+    original = starlette.background.run_in_threadpool
+
+    async def carries(function: Callable[..., Any], *args: Any) -> Any:
+        def with_state() -> Any:
+            events.append("state")
+            return function(*args)
+
+        return await original(with_state)
+
+    monkeypatch.setattr(starlette.background, "run_in_threadpool", carries)
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(str, 1)
+        assert await job == "1"
+    assert events == ["state"]
+
+
+def test_exit_of_a_task_in_a_thread_of_trio(log: Log) -> None:
+    """A trio run outside of the main thread is not stopped by a task's KeyboardInterrupt, which is logged."""
+    pytest.importorskip("trio")
+    events: list[Any] = []
+
+    async def leave() -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        async with SerialExecutor() as executor:
+            job = executor.submit_nowait(leave)
+            assert await job.wait() is JobState.FAILED
+            assert await executor.submit_nowait(events.append, 1) is None
+
+    thread = threading.Thread(target=anyio.run, args=[main], kwargs={"backend": "trio"})
+    thread.start()
+    thread.join()
+    assert events == [1]
+    assert log == ["ERROR test_exit_of_a_task_in_a_thread_of_trio.<locals>.leave failed"]
+
+
+def test_without_exceptiongroup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.10 without the package `exceptiongroup` has no real exception groups, and no error either."""
+    monkeypatch.setitem(sys.modules, "exceptiongroup", None)
+    made = runpy.run_path(groups.__file__)
+    built_in = getattr(builtins, "BaseExceptionGroup", None)
+    assert made["GROUPS"] == (() if built_in is None else (built_in,))
+    assert not made["is_group_of"](ValueError(), ValueError)
+    assert not made["is_group_of"](KeyError(), ValueError)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11), reason="tasks are given their context")
+def test_loop_that_is_thrown_away() -> None:
+    """Before Python 3.11, too, a task in a loop that is thrown away cleans up in its own context."""
+    events: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            events.append(user.get())
+
+    async def main() -> asyncio.Task[Any]:
+        user.set("alice")
+        executor = SerialExecutor()
+        executor.submit_nowait(work)
+        await asyncio.sleep(0.01)
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+        return task
+
+    loop = asyncio.new_event_loop()
+    task: Any = loop.run_until_complete(main())
+    loop.close()
+    task.get_coro().close()  # as the garbage collector does
+    assert events == ["alice"]
+
+
+def test_submit_after_the_loop_has_ended() -> None:
+    """An executor whose loop has ended while it ran says so, and names what to write."""
+
+    async def main() -> SerialExecutor:
+        executor = SerialExecutor()
+        executor.submit_nowait(anyio.sleep_forever)
+        await wait_all_tasks_blocked()
+        return executor
+
+    executor = asyncio.run(main())
+    with pytest.raises(
+        RuntimeError, match=r"another event loop, which has ended\. Make an executor in each loop"
+    ):
+        executor.submit_nowait(print)
+
+
+def test_run_of_trio_that_has_ended() -> None:
+    """A run of trio that takes no more tasks has ended: the executor is told so, once."""
+    trio = pytest.importorskip("trio")
+
+    async def main() -> Any:
+        return backend_of(running_loop())
+
+    async def nothing() -> None: ...
+
+    backend = trio.run(main)
+    told: list[bool] = []
+    backend.loop_ends = lambda: told.append(backend.ending)
+    run = nothing()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            backend.start(run, contextvars.Context())
+    run.close()
+    assert told == [True]

@@ -1,7 +1,8 @@
-"""The guarantees, seen by requests: the app is ASGI, the client sees every message."""
+"""The guarantees, as requests see them: the app is ASGI, the client sees every message."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -21,17 +22,19 @@ from fifo_background import (
     BackgroundTask,
     BackgroundTasks,
     ExecutorClosed,
+    Job,
+    JobState,
     OrderedBackgroundMiddleware,
     SerialExecutor,
     executor_of,
 )
-from tests.apps import Buffers, Handlers, Work, app_of, make_app, start
+from tests.apps import Buffers, Handlers, Work, app_of, check_idle, make_app, start
 from tests.asgi import Client, Exchange, get, http_scope
 from tests.conftest import Log
 
 
-async def test_one_line_for_all_requests(events: list[Any]) -> None:
-    """First in, first out: a request's tasks stay together, in the place of its first `add_task`."""
+async def test_one_queue_for_all_requests(events: list[Any]) -> None:
+    """First in, first out: a request's tasks stay together, in the position of its first `add_task`."""
     handlers = Handlers(Work(events))
     app = make_app(handlers.slow)
     async with anyio.create_task_group() as group:
@@ -46,7 +49,7 @@ async def test_one_line_for_all_requests(events: list[Any]) -> None:
 
 
 async def test_order_responded(events: list[Any]) -> None:
-    """`order="responded"`: a request takes its place when its response has ended."""
+    """`order="responded"`: a request takes its position when its response has ended."""
     handlers = Handlers(Work(events))
     app = make_app(handlers.slow, order="responded")
     async with anyio.create_task_group() as group:
@@ -57,7 +60,7 @@ async def test_order_responded(events: list[Any]) -> None:
             handlers.respond[name].set()
             await wait_all_tasks_blocked()
     assert events == ["c0", "c1", "b0", "b1", "a0", "a1"]
-    assert not executor_of(app).line.lane(None).outside
+    check_idle(executor_of(app))
 
 
 async def test_after_the_response(events: list[Any]) -> None:
@@ -149,7 +152,7 @@ async def test_first_ends_while_second_runs(events: list[Any]) -> None:
 
 
 async def test_detached(events: list[Any], log: Log) -> None:
-    """Attached or detached: `wait=False` lets the request go as soon as its tasks are in line."""
+    """Attached or detached: `wait=False` lets the request go as soon as its tasks are queued."""
     work = Work(events)
 
     async def fail() -> None:
@@ -167,11 +170,13 @@ async def test_detached(events: list[Any], log: Log) -> None:
     work.gate(0).set()
     await executor_of(app).join()
     assert events == ["start 0", "end 0"]
-    assert len(log) == 1
+    assert [line.rsplit(".", 1)[-1] for line in log] == ["fail failed (GET /handler)"]
+    assert [record.levelname for record in log.records] == ["ERROR"]
+    assert log.records[0].exc_info is not None
 
 
 async def test_held_back_response(events: list[Any], log: Log) -> None:
-    """A middleware inside ours that holds back the response is no deadlock: the tasks run after it."""
+    """A middleware inside this one that holds back the response is no deadlock: the tasks run after it."""
 
     class Recorder(Exchange):
         async def send(self, message: dict[str, Any]) -> None:
@@ -194,8 +199,8 @@ async def test_held_back_response(events: list[Any], log: Log) -> None:
     assert "dependencies with yield may close before them" in log[0]
 
 
-async def test_held_back_failure(events: list[Any]) -> None:
-    """A failure of tasks that were handed over is raised to the server."""
+async def test_held_back_failure(log: Log) -> None:
+    """A failure of tasks that were handed over is raised to the server, and not logged."""
 
     def fail() -> None:
         raise ValueError("task")
@@ -205,12 +210,13 @@ async def test_held_back_failure(events: list[Any]) -> None:
 
     exchange = await get(make_app(handler, inside=[Middleware(Buffers)]), "/handler")
     assert isinstance(exchange.error, ValueError)
+    assert [record.levelname for record in log.records] == ["WARNING"]  # of the response held back
 
 
 @pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize("sync", [False, True])
 async def test_base_http_middleware(outside: bool, sync: bool, events: list[Any]) -> None:
-    """A `BaseHTTPMiddleware` inside or outside ours changes neither the order nor the outcome."""
+    """A `BaseHTTPMiddleware` inside or outside this middleware changes neither the order nor the outcome."""
 
     class Base(BaseHTTPMiddleware):
         async def dispatch(self, request: Request, call_next: Any) -> Response:
@@ -239,7 +245,7 @@ async def test_base_http_middleware(outside: bool, sync: bool, events: list[Any]
 
 
 async def test_two_middlewares(events: list[Any], log: Log) -> None:
-    """A request that passes two of our middlewares uses the outermost one; the inner one warns once."""
+    """Of two `OrderedBackgroundMiddleware` the outermost one is used; one warning names the other."""
 
     async def handler(request: Request) -> Response:
         seen.append(executor_of(request))
@@ -275,7 +281,7 @@ async def test_executor_of(events: list[Any]) -> None:
 
 
 async def test_lifespan(events: list[Any], log: Log) -> None:
-    """A clean end: at `lifespan.shutdown`, before the app's own code, the line is drained and closed."""
+    """A clean end: at `lifespan.shutdown`, before the app's own code, the executor is drained and closed."""
     work = Work(events)
 
     async def lifespan_app(scope: Any, receive: Any, send: Any) -> None:
@@ -286,7 +292,11 @@ async def test_lifespan(events: list[Any], log: Log) -> None:
         executor.submit_nowait(work.quick, 2)
         assert (await receive())["type"] == "lifespan.shutdown"
         events.append(repr(executor))
+        executors.append(executor)
+        with pytest.raises(ExecutorClosed):
+            middleware.executor.submit_nowait(print)
 
+    executors: list[SerialExecutor] = []
     middleware = OrderedBackgroundMiddleware(lifespan_app)
     for _ in range(2):  # an app can be started again in the same event loop
         messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
@@ -296,12 +306,15 @@ async def test_lifespan(events: list[Any], log: Log) -> None:
 
         await middleware({"type": "lifespan"}, receive, None)  # type: ignore[arg-type]
         with pytest.raises(ExecutorClosed):
-            middleware.executor.submit_nowait(print)
+            executors[-1].submit_nowait(print)
+    assert executors[0] is not executors[1]
+    assert middleware.executor not in executors, "after the lifespan the app gets a fresh executor"
+    assert middleware.executor.is_open
     assert events == [1, 2, "<SerialExecutor closed, 0 unfinished, 0 running>"] * 2
 
 
 async def test_other_scopes(events: list[Any]) -> None:
-    """What is neither http, websocket nor lifespan passes through."""
+    """A scope that is neither http, websocket nor lifespan passes through."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         events.append(scope)
@@ -314,34 +327,33 @@ async def test_other_scopes(events: list[Any]) -> None:
     ("setting", "error", "text"),
     [
         ({"order": "random"}, ValueError, "order='random': use one of 'added', 'arrived', 'responded'"),
-        ({"on_error": "ignore"}, ValueError, "use one of 'skip_rest', 'run_all'"),
-        ({"hold": -1}, ValueError, "hold=-1: give a finite number of seconds, 0 or more"),
-        ({"hold": float("nan")}, ValueError, "hold=nan"),
-        ({"hold": "5"}, TypeError, "hold='5': give a number of seconds"),
-        ({"hold": True}, TypeError, "hold=True"),
+        ({"rest_after_failure": "ignore"}, ValueError, "='ignore': use one of 'skip', 'run'"),
+        ({"lane_after_failure": "next"}, ValueError, "'next': use one of 'continue', 'stop'"),
+        ({"hold_timeout": -1}, ValueError, "hold_timeout=-1: give a finite number of seconds, 0 or more"),
+        ({"hold_timeout": float("nan")}, ValueError, "hold_timeout=nan"),
+        ({"hold_timeout": "5"}, TypeError, "hold_timeout='5': give a number of seconds"),
+        ({"hold_timeout": True}, TypeError, "hold_timeout=True"),
         ({"wait": 1}, TypeError, "wait=1: give True or False"),
         ({"drain_timeout": float("inf")}, ValueError, "drain_timeout=inf"),
+        ({"lane_key": anyio.sleep}, TypeError, "give a plain function of the ASGI scope, not an async one"),
     ],
 )
 def test_bad_settings(setting: dict[str, Any], error: type[Exception], text: str) -> None:
-    """A setting that cannot be is refused where it is given, with what can be."""
+    """An invalid setting is refused where it is given, with the valid ones."""
     with pytest.raises(error, match=text):
         OrderedBackgroundMiddleware(Starlette(), **setting)
 
 
 async def test_foreign_thread_in_a_request(events: list[Any]) -> None:
-    """`add_task` from a thread that is not the loop's raises, and the request's other tasks run."""
-    errors: list[str] = []
+    """`add_task` may be called from any thread: the task runs in the request's position, in order."""
+    jobs: list[Job[Any]] = []
 
     async def handler(request: Request) -> Response:
         tasks = BackgroundTasks()
         tasks.add_task(events.append, 1)
 
         def add() -> None:
-            try:
-                tasks.add_task(events.append, 2)
-            except RuntimeError as error:
-                errors.append(str(error))
+            jobs.append(tasks.add_task(events.append, 2))
 
         thread = threading.Thread(target=add)
         thread.start()
@@ -349,9 +361,9 @@ async def test_foreign_thread_in_a_request(events: list[Any]) -> None:
         await anyio.to_thread.run_sync(tasks.add_task, events.append, 3)
         return Response(background=tasks)
 
-    await get(make_app(handler), "/handler")
-    assert events == [1, 3]
-    assert len(errors) == 1
+    assert (await get(make_app(handler), "/handler")).error is None
+    assert events == [1, 2, 3]
+    assert [job.state for job in jobs] == [JobState.SUCCEEDED]
 
 
 async def test_scope_is_kept() -> None:
@@ -385,7 +397,7 @@ async def test_plain_tasks_stay_plain(events: list[Any]) -> None:
     app = make_app(handler)
     await get(app, "/handler")
     assert events == [1]
-    assert executor_of(app).line.lanes[None].first is None
+    check_idle(executor_of(app))
 
 
 async def test_same_scope_twice(events: list[Any], log: Log) -> None:
@@ -436,7 +448,7 @@ async def test_two_last_messages(events: list[Any]) -> None:
 
 
 async def test_awaited_in_another_request(events: list[Any], log: Log) -> None:
-    """An object made in one request and awaited in another runs in the other's place, which is later."""
+    """An object made in one request and awaited in another runs in the other's position, which is later."""
     kept: list[BackgroundTasks] = []
 
     async def makes(request: Request) -> Response:
@@ -467,11 +479,11 @@ async def test_awaited_in_another_request(events: list[Any], log: Log) -> None:
         await wait_all_tasks_blocked()
         between_may_respond.set()
     assert events == ["between", 1]
-    assert executor_of(app).line.unfinished == 0
+    check_idle(executor_of(app))
 
 
 async def test_executor_after_the_request() -> None:
-    """`executor_of(request)` finds the app's executor after the request has ended, too."""
+    """`executor_of(request)` also finds the app's executor after the request has ended."""
     kept: list[Request] = []
 
     async def handler(request: Request) -> Response:
@@ -498,3 +510,157 @@ async def test_handed_over_together() -> None:
         await respond()
 
     assert isinstance((await get(app_of(handle))).error, ZeroDivisionError)
+
+
+class Lifespan:
+    """A lifespan of an app, which shuts down when it is told."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.shutdown = anyio.Event()
+        self.ended = anyio.Event()
+        self._asked = False
+
+    async def receive(self) -> Any:
+        if not self._asked:
+            self._asked = True
+            return {"type": "lifespan.startup"}
+        await self.shutdown.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def run(self) -> None:
+        await self.app({"type": "lifespan"}, self.receive, None)
+        self.ended.set()
+
+
+async def test_lifespan_that_starts_while_another_drains(events: list[Any]) -> None:
+    """A lifespan that starts while the app's last one drains waits for its end, and gets a fresh executor."""
+    work = Work(events)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "lifespan.startup"
+        events.append("startup")
+        executors.append(middleware.executor)
+        assert (await receive())["type"] == "lifespan.shutdown"
+        events.append("shutdown")
+
+    executors: list[SerialExecutor] = []
+    middleware = OrderedBackgroundMiddleware(app)
+    lifespans = [Lifespan(middleware) for _ in range(3)]
+    async with anyio.create_task_group() as group:
+        group.start_soon(lifespans[0].run)
+        await wait_all_tasks_blocked()
+        executors[0].submit_nowait(work.gated, 1)
+        lifespans[0].shutdown.set()
+        await wait_all_tasks_blocked()
+        for lifespan in lifespans[1:]:
+            group.start_soon(lifespan.run)
+        await wait_all_tasks_blocked()
+        assert events == ["startup", "start 1"]
+        with pytest.raises(ExecutorClosed):
+            middleware.executor.submit_nowait(print)
+        work.gate(1).set()
+        await lifespans[0].ended.wait()
+        await wait_all_tasks_blocked()
+        assert events[2:] == ["end 1", "shutdown", "startup", "startup"]
+        assert executors[1] is executors[2] is middleware.executor
+        assert executors[1] is not executors[0]
+        assert executors[1].is_open
+        lifespans[1].shutdown.set()
+        await lifespans[1].ended.wait()
+        assert executors[1].is_open, "the other lifespan runs"
+        lifespans[2].shutdown.set()
+    assert not executors[1].is_open
+
+
+async def test_lifespan_that_only_begins(events: list[Any]) -> None:
+    """An app whose lifespan returns, or raises, before it is told to shut down keeps its executor."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if raises:
+            raise ValueError
+
+    for raises in (False, True):
+        middleware = OrderedBackgroundMiddleware(app)
+        executor = middleware.executor
+        try:
+            await Lifespan(middleware).run()
+        except ValueError:
+            assert raises
+        assert middleware.executor is executor
+        await executor.submit_nowait(events.append, raises)
+        await executor.aclose()
+    assert events == [False, True]
+
+
+def test_executor_in_a_thread_without_a_loop() -> None:
+    """A thread without a loop finds the app's only executor; with none or two, the error says how else."""
+
+    app = make_app()
+    middleware: Any = OrderedBackgroundMiddleware(app)
+
+    async def here() -> SerialExecutor:
+        executor: SerialExecutor = middleware.executor
+        return executor
+
+    with pytest.raises(RuntimeError, match=r"no executor yet: .*`executor_of\(request\)` in a handler"):
+        executor_of(middleware)
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        executor = first.run_until_complete(here())
+        assert executor_of(middleware) is executor
+        other = second.run_until_complete(here())
+        assert other is not executor
+        with pytest.raises(RuntimeError, match=r"executors in 2 event loops.*use `executor_of\(request\)`"):
+            executor_of(middleware)
+        first.close()
+        assert executor_of(middleware) is other
+    finally:
+        first.close()
+        second.close()
+
+
+@pytest.mark.parametrize("order", ["added", "arrived"])
+@pytest.mark.parametrize("key", ["path_params", "other"])
+async def test_lane_key_that_raises(order: str, key: str, events: list[Any]) -> None:
+    """What `lane_key` raises reaches the handler, or with "arrived" the server, which is told why."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        with pytest.raises(KeyError) as caught:
+            tasks.add_task(events.append, 1)
+        assert caught.value.args == (key,)
+        await respond()
+        await tasks()
+
+    def lane_key(scope: Any) -> Any:
+        return scope[key]
+
+    may_add: Any = {"may_add_tasks": bool} if order == "arrived" else {}
+    app = app_of(handle, order=order, lane_key=lane_key, **may_add)
+    error = (await get(app)).error
+    if order == "added":
+        assert error is None
+    else:
+        assert isinstance(error, KeyError)
+        assert ("asked before routing" in str(error)) is (key == "path_params")
+    assert events == []
+    check_idle(app.executor)
+
+
+async def test_lane_key_that_gives_a_coroutine(events: list[Any]) -> None:
+    """A `lane_key` that turns out to be async is refused where the first task is added."""
+
+    async def key() -> str:
+        return "a"
+
+    async def handle(path: str, respond: Any) -> None:
+        with pytest.raises(TypeError, match="give a plain function, not an async one"):
+            BackgroundTasks().add_task(events.append, 1)
+        await respond()
+
+    made = key()
+    app = app_of(handle, lane_key=lambda scope: made)
+    assert (await get(app)).error is None
+    assert (await made, events) == ("a", [])

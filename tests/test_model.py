@@ -1,7 +1,7 @@
 """A model of the contract and the executor play the same random scripts and agree on every start and end.
 
-The model knows lanes as lists of places and nothing of how the executor works. Where the contract leaves a
-choice (which of several lanes that can start gets a free slot) it follows the executor, and checks that the
+The model knows lanes as lists of positions, and nothing of how the executor works. Where the contract leaves
+a choice (which of several lanes that can start gets a free slot) it follows the executor, and checks that the
 choice was fair. `FIFO_EXAMPLES=5000`, with `-o faulthandler_timeout=0`, plays that many scripts, other ones
 each time.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
+from fifo_background._core.state import TRANSITIONS
 from tests.asgi import Exchange
 from tests.loops import VIRTUAL, run
 
@@ -53,7 +55,7 @@ class Boom(Exception):
 
 
 @dataclass(eq=False)
-class Place:
+class Position:
     """Of one request or submission; `pending` and `ready` are numbers of tasks, in order."""
 
     pending: list[int] = field(default_factory=list)
@@ -65,18 +67,18 @@ class Place:
 
 @dataclass(eq=False)
 class Lane:
-    line: list[Place] = field(default_factory=list)
+    queue: list[Position] = field(default_factory=list)
     running: int | None = None
-    running_place: Place | None = None
+    running_position: Position | None = None
     paused: bool = False
     failed: int | None = None
-    failed_place: Place | None = None
+    failed_position: Position | None = None
     overtaken_by: set[Any] = field(default_factory=set)  # who has started since this lane can start
 
-    def head(self) -> Place | None:
-        while self.line and not (self.line[0].pending or self.line[0].ready or self.line[0].arriving):
-            del self.line[0]
-        return self.line[0] if self.line else None
+    def head(self) -> Position | None:
+        while self.queue and not (self.queue[0].pending or self.queue[0].ready or self.queue[0].arriving):
+            del self.queue[0]
+        return self.queue[0] if self.queue else None
 
     @property
     def can_start(self) -> bool:
@@ -87,10 +89,10 @@ class Lane:
 
 @dataclass(eq=False)
 class Ask:
-    """One request: the tasks it adds, as (key, number of the task), and its places."""
+    """One request: the tasks it adds, as (key, number of the task), and its positions."""
 
     adds: list[tuple[Any, int]]
-    places: dict[Any, Place] = field(default_factory=dict)
+    positions: dict[Any, Position] = field(default_factory=dict)
     added: list[tuple[Any, int]] = field(default_factory=list)
     go: anyio.Event = field(default_factory=anyio.Event)
     fails: bool = False
@@ -98,53 +100,68 @@ class Ask:
 
 
 class Model:
-    def __init__(self, order: str, on_error: str, stop: bool, lanes: int, max_pending: int | None) -> None:
-        self.order, self.on_error, self.stop = order, on_error, stop
+    def __init__(
+        self, order: str, rest_after_failure: str, stop: bool, lanes: int, max_waiting: int | None
+    ) -> None:
+        self.order, self.rest_after_failure, self.stop = order, rest_after_failure, stop
         self.most = lanes
-        self.max_pending = max_pending
+        self.max_waiting = max_waiting
         self.lanes = {key: Lane() for key in KEYS}
         self.lane_of: dict[int, Any] = {}
         self.state: dict[int, JobState] = {}
         self.latest: set[int] = set()
-        self.wanted: list[tuple[Any, int]] = []  # submits that wait for room
+        self.wanted: list[tuple[Any, int]] = []  # submits that wait for capacity
         self.now = 0.0
 
     @property
     def waiting(self) -> int:
         return sum(state in (S.PENDING, S.QUEUED) for state in self.state.values())
 
-    @property
-    def full(self) -> bool:
-        return self.max_pending is not None and (bool(self.wanted) or self.waiting >= self.max_pending)
+    def counted(self, *more: object) -> int:
+        """How many tasks wait: with keep="latest" those of one lane, which are of one function, are one."""
+        waiting = [n for n, state in self.state.items() if state in (S.PENDING, S.QUEUED)]
+        return len({self.token(self.lane_of[n]) if n in self.latest else n for n in waiting}.union(more))
+
+    def token(self, key: Any) -> object:
+        return ("latest", key)
+
+    def is_full(self, key: Any, *, latest: bool = False) -> bool:
+        """Whether one more task is refused; none overtakes a `submit` that waits."""
+        if self.max_waiting is None:
+            return False
+        more = self.token(key) if latest else "one more"
+        if self.counted(more) == self.counted():  # it counts as one that waits already
+            return False
+        return bool(self.wanted) or self.counted(more) > self.max_waiting
 
     def submit(self, key: Any, n: int, *, latest: bool = False) -> None:
-        place = Place(taken=self.now)
-        self.lanes[key].line.append(place)
+        position = Position(taken=self.now)
+        self.lanes[key].queue.append(position)
         self.lane_of[n], self.state[n] = key, S.PENDING
         if latest:
             self.latest.add(n)
-        self.make_ready(key, place, n)
+        self.make_ready(key, position, n)
 
-    def make_ready(self, key: Any, place: Place, n: int) -> None:
-        place.ready.append(n)
+    def make_ready(self, key: Any, position: Position, n: int) -> None:
+        position.ready.append(n)
         self.state[n] = S.QUEUED
         if n in self.latest:
-            for other in [m for p in self.lanes[key].line for m in p.ready if m in self.latest and m != n]:
+            for other in [m for p in self.lanes[key].queue for m in p.ready if m in self.latest and m != n]:
                 self.take_out(other, S.SUPERSEDED)
 
     def take_out(self, n: int, state: JobState) -> None:
         """A task that waits will not run."""
         self.state[n] = state
-        for place in [*self.lanes[self.lane_of[n]].line, *self.outside]:
-            for kept in (place.pending, place.ready):
+        for position in [*self.lanes[self.lane_of[n]].queue, *self.outside]:
+            for kept in (position.pending, position.ready):
                 if n in kept:
                     kept.remove(n)
         self.let_in()
 
-    outside: list[Place] = []  # noqa: RUF012 - replaced, never changed
+    outside: list[Position] = []  # noqa: RUF012 - replaced, never changed
 
     def let_in(self) -> None:
-        while self.wanted and (self.max_pending is None or self.waiting < self.max_pending):
+        while self.wanted and (self.max_waiting is None or self.counted() < self.max_waiting):
             key, n = self.wanted.pop(0)
             self.submit(key, n)
 
@@ -152,47 +169,47 @@ class Model:
 
     def arrive(self, ask: Ask) -> None:
         if self.order == "arrived":
-            place = ask.places[None] = Place(taken=self.now, arriving=True)
-            self.lanes[None].line.append(place)
+            position = ask.positions[None] = Position(taken=self.now, arriving=True)
+            self.lanes[None].queue.append(position)
 
     def add(self, ask: Ask, key: Any, n: int) -> None:
-        place = ask.places.get(key)
-        if place is None:
-            place = ask.places[key] = Place(taken=self.now)
+        position = ask.positions.get(key)
+        if position is None:
+            position = ask.positions[key] = Position(taken=self.now)
             if self.order == "responded":
-                self.outside = [*self.outside, place]
+                self.outside = [*self.outside, position]
             else:
-                self.lanes[key].line.append(place)
-        place.rest_is_skipped = self.on_error == "skip_rest"
-        place.pending.append(n)
+                self.lanes[key].queue.append(position)
+        position.rest_is_skipped = self.rest_after_failure == "skip"
+        position.pending.append(n)
         ask.added.append((key, n))
         self.lane_of[n], self.state[n] = key, S.PENDING
 
     def respond(self, ask: Ask) -> None:
         ask.over = True
         if self.order == "responded":
-            for key, place in ask.places.items():
-                self.take(key, place)
+            for key, position in ask.positions.items():
+                self.take(key, position)
         for key, n in ask.added:
             if self.state[n] is S.PENDING:
-                self.take(key, ask.places[key])
+                self.take(key, ask.positions[key])
         for key, n in ask.added:
             if self.state[n] is S.PENDING:
-                ask.places[key].pending.remove(n)
-                self.make_ready(key, ask.places[key], n)
-        for place in ask.places.values():
-            place.arriving = False
+                ask.positions[key].pending.remove(n)
+                self.make_ready(key, ask.positions[key], n)
+        for position in ask.positions.values():
+            position.arriving = False
 
-    def take(self, key: Any, place: Place) -> None:
-        if place in self.outside:
-            self.outside = [other for other in self.outside if other is not place]
-            place.taken = self.now
-            self.lanes[key].line.append(place)
+    def take(self, key: Any, position: Position) -> None:
+        if position in self.outside:
+            self.outside = [other for other in self.outside if other is not position]
+            position.taken = self.now
+            self.lanes[key].queue.append(position)
 
     def fail(self, ask: Ask) -> None:
         ask.over = True
-        for place in ask.places.values():
-            place.arriving = False
+        for position in ask.positions.values():
+            position.arriving = False
         for _, n in ask.added:
             if self.state[n] is S.PENDING:
                 self.take_out(n, S.DROPPED)
@@ -200,16 +217,16 @@ class Model:
     # -- what happens ---------------------------------------------------------------------------------------
 
     def lose_held_heads(self, lane: Lane, age: float | None = None) -> None:
-        """Held heads lose their places where they are all that keeps something ready from starting.
+        """Held heads lose their positions where they are all that keeps a ready task from starting.
 
         `age`: that of the head at which the executor stopped, for lack of a slot.
         """
         while (head := lane.head()) is not None and not head.ready and self.now - head.taken != age:
-            ready_behind = any(place.ready for place in lane.line)
+            ready_behind = any(position.ready for position in lane.queue)
             closed = lane.running is not None or lane.paused or lane.failed is not None
             if not ready_behind or closed or self.now < head.taken + HOLD:
                 break
-            lane.line.remove(head)
+            lane.queue.remove(head)
             self.outside = [*self.outside, head]
 
     def started(self, n: int) -> None:
@@ -228,35 +245,36 @@ class Model:
                 other.overtaken_by.add(key)
         lane.overtaken_by.clear()
         head.ready.pop(0)
-        lane.running, lane.running_place = n, head
+        lane.running, lane.running_position = n, head
         self.state[n] = S.RUNNING
         self.let_in()
 
     def ended(self, n: int, how: str) -> None:
         lane = self.lanes[self.lane_of[n]]
         assert lane.running == n, f"{n} ends and does not run"
-        place = lane.running_place
-        assert place is not None
-        lane.running = lane.running_place = None
+        position = lane.running_position
+        assert position is not None
+        lane.running = lane.running_position = None
         self.state[n] = {"end": S.SUCCEEDED, "fail": S.FAILED, "cancelled": S.CANCELLED}[how]
         if how == "fail":
-            if place.rest_is_skipped:
-                for rest in list(place.ready):
+            if position.rest_is_skipped:
+                for rest in list(position.ready):
                     self.take_out(rest, S.SKIPPED)
             if self.stop:
-                lane.failed, lane.failed_place = n, place
+                lane.failed, lane.failed_position = n, position
 
     def retry(self, key: Any, n: int) -> None:
         lane = self.lanes[key]
-        assert lane.failed_place is not None
+        assert lane.failed_position is not None
         lane.failed = None
         self.lane_of[n] = key
-        if n in self.latest and any(m in self.latest for place in lane.line for m in place.ready):
+        if n in self.latest and any(m in self.latest for position in lane.queue for m in position.ready):
             self.state[n] = S.SUPERSEDED
             return
         self.state[n] = S.QUEUED
-        skips = lane.failed_place.rest_is_skipped
-        lane.line.insert(0, Place(taken=self.now, ready=[n], rest_is_skipped=skips))
+        skips = lane.failed_position.rest_is_skipped
+        taken = lane.failed_position.taken
+        lane.queue.insert(0, Position(taken=taken, ready=[n], rest_is_skipped=skips))
 
     def peek(self, key: Any) -> int | None:
         lane = self.lanes[key]
@@ -272,25 +290,27 @@ class Model:
     def clear(self, key: Any) -> None:
         lane = self.lanes[key]
         lane.failed = None
-        for place in list(lane.line):
-            for n in [*place.ready, *place.pending]:
+        for position in list(lane.queue):
+            for n in [*position.ready, *position.pending]:
                 self.take_out(n, S.CANCELLED)
 
     def close(self) -> None:
-        """What is held, paused, stopped or waits for room is given up; the rest is still to run."""
+        """What is held, paused, stopped or waits for capacity is given up; the rest is still to run."""
         self.wanted.clear()
         for lane in self.lanes.values():
             closed = lane.paused or lane.failed is not None
             lane.paused, lane.failed, self.stop = False, None, False
-            for place in list(lane.line):
-                place.arriving = False
-                for n in [*(place.ready if closed else ()), *place.pending]:
+            for position in list(lane.queue):
+                position.arriving = False
+                for n in [*(position.ready if closed else ()), *position.pending]:
                     self.take_out(n, S.DROPPED)
+        for n in [n for position in self.outside for n in position.pending]:
+            self.take_out(n, S.DROPPED)
 
     def give_up(self) -> None:
         """The time for that is over."""
         for lane in self.lanes.values():
-            for n in [n for place in lane.line for n in place.ready]:
+            for n in [n for position in lane.queue for n in position.ready]:
                 self.take_out(n, S.DROPPED)
 
     def check_settled(self) -> None:
@@ -308,11 +328,44 @@ class Model:
 # -- the executor --------------------------------------------------------------------------------------------
 
 
+class Moves:
+    """Watches every write to what `Job.state` is made of, and checks each move against `TRANSITIONS`."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[JobState, JobState]] = set()
+
+    @property
+    def wrong(self) -> list[tuple[JobState, JobState]]:
+        return [(before, after) for before, after in self.seen if after not in TRANSITIONS[before]]
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("own_state", "queued"):
+                patch.setattr(Job, name, self.watch(Job.__dict__[name]))
+            yield
+
+    def watch(self, slot: Any) -> Any:
+        def write(job: Job[Any], value: Any) -> None:
+            try:
+                before = job.state
+            except AttributeError:  # the job is being made
+                slot.__set__(job, value)
+                return
+            slot.__set__(job, value)
+            after = job.state
+            if after is not before or (before.ended and isinstance(value, JobState)):
+                self.seen.add((before, after))
+
+        return property(slot.__get__, write)
+
+
 class Play:
     """Does each step of a script with the executor and the model, and compares."""
 
-    def __init__(self, setup: dict[str, Any], group: anyio.abc.TaskGroup) -> None:
+    def __init__(self, setup: dict[str, Any], group: anyio.abc.TaskGroup, moves: Moves) -> None:
         self.group = group
+        self.moves = moves
         self.model = Model(**setup)
         self.events: list[tuple[str, int, float]] = []
         self.gates: dict[int, anyio.Event] = {}
@@ -326,12 +379,12 @@ class Play:
         self.app.add_middleware(
             OrderedBackgroundMiddleware,
             order=setup["order"],
-            arrives=(lambda scope: True) if setup["order"] == "arrived" else None,
-            on_error=setup["on_error"],
-            after_failure="stop" if setup["stop"] else "next",
+            may_add_tasks=(lambda scope: True) if setup["order"] == "arrived" else None,
+            rest_after_failure=setup["rest_after_failure"],
+            lane_after_failure="stop" if setup["stop"] else "continue",
             max_lanes_running=setup["lanes"],
-            max_pending=setup["max_pending"],
-            hold=HOLD,
+            max_waiting=setup["max_waiting"],
+            hold_timeout=HOLD,
         )
 
     async def task(self, n: int) -> None:
@@ -384,6 +437,8 @@ class Play:
             self.to_be_cancelled = None
         self.model.now = anyio.current_time()
         self.model.check_settled()
+        self.executor._runner.scheduler.check()
+        assert self.moves.wrong == []
         model, statistics = self.model, self.executor.statistics()
         assert {n: job.state for n, job in self.jobs.items()} == {n: model.state[n] for n in self.jobs}
         assert statistics.waiting == model.waiting
@@ -415,7 +470,7 @@ class Play:
     def do_submit(self, key: Any, number: int, *, latest: bool = False) -> None:
         n = self.new()
         lane = self.executor.lane(key, keep="latest") if latest else self.executor.lane(key)
-        if self.model.full:
+        if self.model.is_full(key, latest=latest):
             with pytest.raises(QueueFull):
                 lane.submit_nowait(self.task, n)
         else:
@@ -432,7 +487,7 @@ class Play:
             with contextlib.suppress(ExecutorClosed):  # in the end
                 self.jobs[n] = await self.executor.lane(key).submit(self.task, n)
 
-        if self.model.full:
+        if self.model.is_full(key):
             self.model.wanted.append((key, n))
         else:
             self.model.submit(key, n)
@@ -443,7 +498,7 @@ class Play:
         ask = Ask([(k, self.new()) for k in keys])
         self.model.arrive(ask)
         for k, n in ask.adds:
-            if self.model.full:
+            if self.model.is_full(k):
                 self.model.fail(ask)
                 break
             self.model.add(ask, k, n)
@@ -580,13 +635,22 @@ class Play:
         await executor.aclose()
         for _ in range(3):
             await wait_all_tasks_blocked()
-        line = executor.line
         assert all(job.state.ended for job in self.jobs.values())
-        assert (line.unfinished, line.ready, line.waiting) == (0, 0, 0)
-        assert list(line.lanes) == [None]
-        assert line.lanes[None].head() is None
-        assert (line.slots, line.waits._of) == (self.model.most, {})
-        assert (line.turns, line.woken, line.effects) == (type(line.turns)(), [], [])
+        self.check_nothing_is_left()
+
+    def check_nothing_is_left(self) -> None:
+        runner = self.executor._runner
+        scheduler, capacity = runner.scheduler, runner.scheduler.capacity
+        scheduler.check()
+        assert (scheduler.unfinished, scheduler.waiting, scheduler.occupied) == (0, set(), set())
+        assert (scheduler.lanes, scheduler.default.head()) == ({}, None)
+        assert scheduler.default.idle
+        assert (scheduler.slots, runner.waits.of_jobs, runner.tasks_alive) == (self.model.most, {}, 0)
+        for queue in (scheduler.turns, scheduler.inbox, scheduler.returning, capacity.wanted):
+            assert not queue
+        for left in (scheduler.woken, scheduler.callbacks, scheduler.effects, scheduler.gone):
+            assert left == []
+        assert not capacity._counted
 
 
 STEPS = [
@@ -600,33 +664,46 @@ scripts = st.lists(
 setups = st.fixed_dictionaries(
     {
         "order": st.sampled_from(["added", "arrived", "responded"]),
-        "on_error": st.sampled_from(["skip_rest", "run_all"]),
+        "rest_after_failure": st.sampled_from(["skip", "run"]),
         "stop": st.booleans(),
         "lanes": st.integers(1, 3),
-        "max_pending": st.sampled_from([None, None, None, 2, 4]),
+        "max_waiting": st.sampled_from([None, None, None, 2, 4]),
     }
 )
 EXAMPLES = int(os.environ.get("FIFO_EXAMPLES", "0"))
-PLAIN = {"order": "added", "on_error": "skip_rest", "stop": False, "lanes": 3, "max_pending": None}
+PLAIN = {"order": "added", "rest_after_failure": "skip", "stop": False, "lanes": 3, "max_waiting": None}
 # What random scripts come to only now and then: (settings, script, end).
 BY_HAND: list[tuple[dict[str, Any], list[tuple[str, Any, int]], str]] = [
     # the first of two tasks of a request fails
     ({}, [("request", "a", 1), ("respond", None, 0), ("fail", None, 0)], "join"),
-    ({"on_error": "run_all"}, [("request", "a", 1), ("respond", None, 0), ("fail", None, 0)], "join"),
+    ({"rest_after_failure": "run"}, [("request", "a", 1), ("respond", None, 0), ("fail", None, 0)], "join"),
     # the head of a stopped lane is retried while a newer task of its function waits
     ({"stop": True}, [("latest", "a", 0), ("latest", "a", 0), ("fail", None, 0), ("retry", "a", 0)], "join"),
     ({}, [("latest", "a", 0)] * 4, "join"),
+    ({"max_waiting": 1}, [("latest", "a", 0)] * 4, "join"),
+    (
+        {"max_waiting": 1},
+        [*[("latest", "a", 0)] * 2, ("submit_waiting", "b", 0), ("latest", "a", 0)],
+        "join",
+    ),
     # skipped, with something behind
     ({"stop": True}, [("submit", "a", 0), ("submit", "a", 0), ("fail", None, 0), ("skip", "a", 0)], "join"),
     # two lanes fail, one of them in the end
     ({"stop": True}, [("submit", "a", 0), ("submit", "b", 0), ("fail", None, 0)], "join"),
-    # three wait for room
-    ({"max_pending": 1}, [("submit", "a", 0)] * 2 + [("submit_waiting", "a", 0)] * 3, "join"),
+    # a lane is paused, or stops, in the middle of a request's tasks
+    ({}, [("request", "a", 1), ("respond", None, 0), ("pause", "a", 0), ("end", None, 0)], "join"),
+    (
+        {"stop": True, "rest_after_failure": "run"},
+        [("request", "a", 1), ("respond", None, 0), ("fail", None, 0)],
+        "join",
+    ),
+    # three wait for capacity
+    ({"max_waiting": 1}, [("submit", "a", 0)] * 2 + [("submit_waiting", "a", 0)] * 3, "join"),
     # a held head with nothing behind, and one that is lost while another lane gets the slot
     ({}, [("request", "a", 0), ("wait", None, 1), ("respond", None, 0)], "join"),
     (
-        # room in the middle of a wait
-        {"order": "arrived", "lanes": 1, "max_pending": 2},
+        # capacity in the middle of a wait
+        {"order": "arrived", "lanes": 1, "max_waiting": 2},
         [
             *(("request", "a", 1), ("skip", "a", 5), ("submit", None, 10)),
             *(("submit_waiting", "a", 5), ("wait", None, 5), ("raise", "b", 14)),
@@ -646,11 +723,14 @@ BY_HAND: list[tuple[dict[str, Any], list[tuple[str, Any, int]], str]] = [
 
 async def play(setup: dict[str, Any], script: list[tuple[str, Any, int]], end: str) -> None:
     async with anyio.create_task_group() as group:
-        game = Play(setup, group)
+        moves = Moves()
+        game = Play(setup, group, moves)
         await Exchange(game.app, "/none").run()  # makes the executor
-        for step in script:
-            await game.step(*step)
-        await game.finish(end)
+        with moves.watched():
+            for step in script:
+                await game.step(*step)
+            await game.finish(end)
+        assert moves.wrong == []
 
 
 def by_hand(test: Any) -> Any:

@@ -25,7 +25,7 @@ from fifo_background import (
     WouldDeadlock,
     executor_of,
 )
-from tests.apps import Work, app_of, make_app
+from tests.apps import ClaimedMeanwhile, Work, app_of, check_idle, make_app
 from tests.asgi import Client, get
 from tests.conftest import Log
 
@@ -62,7 +62,7 @@ async def test_nested(in_list: bool, events: list[Any]) -> None:
     one = ["outer", "inner 0", "inner 1", *([] if in_list else [2, "inner single"]), "last"]
     assert events == one * 2
     assert {job.state for job in inner_jobs} == {JobState.SUCCEEDED}
-    assert executor_of(app).line.unfinished == 0
+    check_idle(executor_of(app))
 
 
 async def test_nested_failure(events: list[Any], log: Log) -> None:
@@ -89,19 +89,16 @@ async def test_nested_failure(events: list[Any], log: Log) -> None:
     assert isinstance(exchange.error, ValueError)
     assert events == []
     assert [job.state for job in jobs] == [JobState.FAILED] + [JobState.SKIPPED] * 3
-    assert log[0].endswith("fail failed (GET /handler)")
-    assert log[1:] == [
-        "WARNING not run after a task of the same list: 1 task: list.append",
-        "WARNING OrderedBackgroundTasks.__call__ failed of that (GET /handler); "
-        "skipped after it: 1 task: list.append",
-        "WARNING OrderedBackgroundTasks.__call__ ended without running 1 task: list.append (GET /handler)",
+    assert log == [
+        "WARNING OrderedBackgroundTasks.__call__ failed (GET /handler); "
+        "skipped after it: 3 tasks: list.append x3"
     ]
-    assert executor_of(app).line.unfinished == executor_of(app).line.waiting == 0
+    check_idle(executor_of(app))
 
 
 @pytest.mark.parametrize("added", [True, False])
 async def test_nested_outlives_its_request(added: bool, events: list[Any], log: Log) -> None:
-    """The tasks of a nested object are as owed as the entry: they run, although the request has ended."""
+    """The tasks of a nested object are accepted with the entry: they run, although the request has ended."""
     jobs: list[Job[Any]] = []
     gate = anyio.Event()
 
@@ -125,14 +122,14 @@ async def test_nested_outlives_its_request(added: bool, events: list[Any], log: 
     await wait_all_tasks_blocked()
     assert {job.state for job in jobs} == {JobState.PENDING}
     executor = executor_of(app)
-    await executor.lane("other").submit_nowait(events.append, "not held up").wait()
+    await executor.lane("other").submit_nowait(events.append, "not held up")
     gate.set()
-    await jobs[0].wait()
+    assert await jobs[0].wait() is JobState.SUCCEEDED
     await executor.join()
     assert events == ["not held up", 0, 1, 2]
     assert {job.state for job in jobs} == {JobState.SUCCEEDED}
     assert log == []
-    assert executor.line.waiting == 0
+    check_idle(executor)
 
 
 async def test_nested_awaited_by_its_detached_request(events: list[Any]) -> None:
@@ -146,7 +143,7 @@ async def test_nested_awaited_by_its_detached_request(events: list[Any]) -> None
 
         async def respond(scope: Any, receive: Any, send: Any) -> None:
             await response(scope, receive, send)
-            await job.wait()
+            await job
             events.append("waited")
 
         answer: Any = respond
@@ -157,7 +154,7 @@ async def test_nested_awaited_by_its_detached_request(events: list[Any]) -> None
 
 
 async def test_nested_runs_again(events: list[Any]) -> None:
-    """What did not run inside an entry that was skipped runs when the objects are awaited again."""
+    """The tasks inside an entry that was skipped run when the objects are awaited again."""
     kept: list[BackgroundTasks] = []
 
     async def handler(request: Request) -> Response:
@@ -182,7 +179,7 @@ async def test_nested_runs_again(events: list[Any]) -> None:
 
 @pytest.mark.parametrize("end", ["cancelled", "dropped", "emptied", "part"])
 async def test_nested_never_runs(end: str, events: list[Any], log: Log) -> None:
-    """What does not run inside an entry ends with it, and does not run any more."""
+    """A task that does not run inside its entry ends with it, and does not run anymore."""
     jobs: list[Job[Any]] = []
     gate = anyio.Event()
 
@@ -218,13 +215,16 @@ async def test_nested_never_runs(end: str, events: list[Any], log: Log) -> None:
         "part": ([JobState.CANCELLED, JobState.SUCCEEDED, JobState.SUCCEEDED], [1]),
     }
     assert (states, events) == expected[end]
-    assert executor.line.unfinished == executor.line.waiting == 0
+    check_idle(executor)
     if end == "dropped":
-        assert log[0].endswith(": dropped 3 tasks: Event.wait, list.append x2")
+        assert log == [
+            "WARNING shutdown: dropped, as open requests or paused lanes held them: 2 tasks: Event.wait, "
+            "OrderedBackgroundTasks.__call__ (list.append, list.append) in the default lane (GET /handler)"
+        ]
 
 
 async def test_nested_list_extended(events: list[Any]) -> None:
-    """A task of a nested object may add to the nested list: it runs inline too."""
+    """A task of a nested object may add to the nested list: that task also runs inline."""
 
     async def handler(request: Request) -> Response:
         inner = BackgroundTasks()
@@ -238,12 +238,12 @@ async def test_nested_list_extended(events: list[Any]) -> None:
     await get(app, "/handler")
     assert events == ["extended", "last"]
     assert jobs[0].state is JobState.SUCCEEDED
-    assert executor_of(app).line.unfinished == 0
+    check_idle(executor_of(app))
 
 
 @pytest.mark.parametrize("wait", [False, True])
 async def test_nested_object_extends_itself(wait: bool, events: list[Any]) -> None:
-    """An object that runs inside a task may get more tasks from there, after its request, too."""
+    """An object that runs inside a task may get more tasks from there, also after its request."""
 
     async def handle(path: str, respond: Any) -> None:
         inner = BackgroundTasks()
@@ -263,27 +263,27 @@ async def test_nested_object_extends_itself(wait: bool, events: list[Any]) -> No
 
 
 async def test_object_in_a_task_of_another_executor(events: list[Any]) -> None:
-    """A task of another executor that awaits a request's object runs its tasks; both books are closed."""
+    """A task of another executor may await a request's object, and nothing is left in either executor."""
 
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
         job = tasks.add_task(events.append, 1)
         await respond()
-        await own.submit_nowait(tasks).wait()
+        await own.submit_nowait(tasks)
         assert job.state is JobState.SUCCEEDED
 
     app = app_of(handle)
     async with SerialExecutor() as own:
         assert (await get(app)).error is None
-        lines = own.line, app.executor.line
-        assert [(line.unfinished, line.ready, line.waiting) for line in lines] == [(0, 0, 0)] * 2
+        check_idle(own)
+        check_idle(app.executor)
         await app.executor.join()
     assert events == [1]
 
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
 async def test_plain_list_as_an_entry(timeout: float | None, events: list[Any]) -> None:
-    """One of Starlette's own lists as an entry runs inline, in that entry's place."""
+    """One of Starlette's own lists as an entry runs inline, in that entry's position."""
 
     async def later(n: int) -> None:
         await anyio.lowlevel.checkpoint()
@@ -301,12 +301,12 @@ async def test_plain_list_as_an_entry(timeout: float | None, events: list[Any]) 
     app = app_of(handle, timeout=timeout)
     assert [(await get(app)).error for _ in range(2)] == [None, None]
     assert events == [1, 2, 3] * 2
-    assert app.executor.line.unfinished == 0
+    check_idle(app.executor)
 
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
 async def test_entries_of_all_kinds(timeout: float | None, events: list[Any]) -> None:
-    """What is no plain task fails, if it must, as a task: the line goes on."""
+    """An entry that is no plain task may fail like a task, and the lane goes on."""
 
     class OwnCall(starlette.background.BackgroundTask):
         def __init__(self) -> None: ...
@@ -329,24 +329,24 @@ async def test_entries_of_all_kinds(timeout: float | None, events: list[Any]) ->
     assert isinstance((await get(app, "/bare")).error, AttributeError)
     assert (await get(app, "/nested")).error is None
     assert events == ["own call", "own call"]
-    assert app.executor.line.unfinished == 0
+    check_idle(app.executor)
 
 
 async def test_nested_waits(events: list[Any]) -> None:
-    """A nested task is where its entry is: who waits for it waits for that, whatever lane it was added to."""
+    """A nested task is a part of its entry, whatever lane it was added to: the entry cannot wait for it."""
     jobs: dict[str, Job[Any]] = {}
 
     async def waits(name: str) -> None:
         try:
-            await jobs[name].wait()
+            await jobs[name]
             events.append("ok")
-        except WouldDeadlock:
-            events.append("told")
+        except WouldDeadlock as error:
+            events.append("told" if "is a part of it" in str(error) else str(error))
 
     async def handle(path: str, respond: Any) -> None:
         inner, tasks = BackgroundTasks(), BackgroundTasks()
         tasks.add_task(gate.wait)
-        inner.add_task(waits, "second")  # runs in the same place, before it
+        inner.add_task(waits, "second")  # runs in the same job, before it
         jobs["second"] = inner.lane("k").add_task(events.append, "second")
         tasks.add_task(inner)
         tasks.lane("b").add_task(waits, "second")
@@ -362,7 +362,9 @@ async def test_nested_waits(events: list[Any]) -> None:
         gate.set()
     await app.executor.join()
     assert events == ["told", "second", "ok", "ok"]
-    assert list(app.executor.line.lanes) == [None]
+    check_idle(app.executor)
+    await wait_all_tasks_blocked()
+    assert not app.executor._runner.scheduler.lanes
 
 
 async def test_nested_awaited_before_the_response(events: list[Any]) -> None:
@@ -373,8 +375,9 @@ async def test_nested_awaited_before_the_response(events: list[Any]) -> None:
         first = inner.add_task(events.append, "first")
         tasks.add_task(inner)
         await tasks()
-        with pytest.raises(WouldDeadlock):
-            await first.wait()
+        for wait in (first.wait, first._result_when_ended):
+            with anyio.fail_after(5), pytest.raises(WouldDeadlock):
+                await wait()
         jobs.append(inner.add_task(events.append, "second"))  # belongs to the entry, too
         await respond()
 
@@ -387,7 +390,7 @@ async def test_nested_awaited_before_the_response(events: list[Any]) -> None:
 
 @pytest.mark.parametrize("wait", [True, False])
 async def test_nested_list_grows_before_it_runs(wait: bool, events: list[Any], log: Log) -> None:
-    """What an earlier task adds to a nested object runs with the entry, whatever became of the request."""
+    """A task that is added to a nested object runs inside the entry, whatever became of the request."""
     jobs: list[Job[Any]] = []
     gate, full = anyio.Event(), anyio.Event()
 
@@ -399,7 +402,7 @@ async def test_nested_list_grows_before_it_runs(wait: bool, events: list[Any], l
             jobs.append(inner.add_task(events.append, "added"))
             jobs.append(inner.lane("k").add_task(events.append, "added, too"))
             with pytest.raises(QueueFull):
-                inner.add_task(events.append, "never")
+                executor.submit_nowait(events.append, "never")
             full.set()
 
         tasks.add_task(grows)
@@ -408,17 +411,21 @@ async def test_nested_list_grows_before_it_runs(wait: bool, events: list[Any], l
         await respond()
         await tasks()
 
-    app = app_of(handle, wait=wait, max_pending=4)
+    app = app_of(handle, wait=wait, max_waiting=3)
     async with anyio.create_task_group() as group:
         exchange = await Client(app, group).start()
         exchange.cancel_scope.cancel()
         await wait_all_tasks_blocked()
+        executor = app.executor
+        assert executor.statistics().waiting == 1, "the entry; its parts are not in the queue"
+        others = [executor.submit_nowait(events.append, f"other {n}") for n in range(2)]
         gate.set()
-    await app.executor.join()
+    await executor.join()
     assert full.is_set()
-    assert events == ["first", "added", "added, too"]
+    assert {job.state for job in others} == {JobState.SUCCEEDED}
+    assert events == ["first", "added", "added, too", "other 0", "other 1"]
     assert {job.state for job in jobs} == {JobState.SUCCEEDED}
-    assert app.executor.line.waiting == app.executor.line.unfinished == 0
+    check_idle(app.executor)
     assert log == []
 
 
@@ -437,7 +444,7 @@ async def test_nested_list_grows_from_a_thread(events: list[Any]) -> None:
 
 
 async def test_nested_added_after_closing(events: list[Any], log: Log) -> None:
-    """From closing on a nested object takes no new tasks either."""
+    """From closing on a nested object also refuses new tasks."""
 
     async def handle(path: str, respond: Any) -> None:
         inner, tasks = BackgroundTasks(), BackgroundTasks()
@@ -464,7 +471,7 @@ async def test_nested_added_after_closing(events: list[Any], log: Log) -> None:
 
 
 async def test_nested_that_its_entry_leaves_out(events: list[Any], log: Log) -> None:
-    """What an entry ends without running is dropped, and said; what was called off before is not."""
+    """Tasks that an entry ends without running are dropped and logged; cancelled ones are not."""
 
     class Lazy(BackgroundTasks):
         async def __call__(self) -> None:
@@ -472,9 +479,9 @@ async def test_nested_that_its_entry_leaves_out(events: list[Any], log: Log) -> 
 
     async def handle(path: str, respond: Any) -> None:
         inner, tasks = Lazy(), BackgroundTasks()
-        called_off = inner.add_task(events.append, "called off")
+        cancelled = inner.add_task(events.append, "cancelled")
         jobs.append(inner.add_task(events.append, "left out"))
-        tasks.add_task(called_off.cancel)
+        tasks.add_task(cancelled.cancel)
         tasks.add_task(inner)
         await respond()
         await tasks()
@@ -487,8 +494,9 @@ async def test_nested_that_its_entry_leaves_out(events: list[Any], log: Log) -> 
     assert log[0].endswith("Lazy.__call__ ended without running 1 task: list.append (GET /)")
 
 
-async def test_nested_twice_over(events: list[Any], log: Log) -> None:
-    """A failure three objects deep is logged once, and fails all that are around it."""
+@pytest.mark.parametrize("wait", [True, False])
+async def test_nested_twice_over(wait: bool, log: Log) -> None:
+    """A failure three objects deep is reported once: raised to the request, or logged if it does not wait."""
 
     def fail() -> None:
         raise ValueError("deep")
@@ -496,17 +504,22 @@ async def test_nested_twice_over(events: list[Any], log: Log) -> None:
     async def handle(path: str, respond: Any) -> None:
         inner, middle, tasks = BackgroundTasks(), BackgroundTasks(), BackgroundTasks()
         inner.add_task(fail)
-        middle.add_task(inner)
-        tasks.add_task(middle)
+        jobs.append(middle.add_task(inner))
+        jobs.append(tasks.add_task(middle))
         await respond()
         await tasks()
 
-    assert isinstance((await get(app_of(handle))).error, ValueError)
-    assert [record.levelname for record in log.records] == ["ERROR"]
+    jobs: list[Job[Any]] = []
+    app = app_of(handle, wait=wait)
+    error = (await get(app)).error
+    await app.executor.join()
+    assert {job.state for job in jobs} == {JobState.FAILED}
+    assert (type(error), len(log)) == ((ValueError, 0) if wait else (type(None), 1))
+    assert [record.levelname for record in log.records] == ["ERROR"] * len(log)
 
 
 async def test_nested_made_outside(events: list[Any], log: Log) -> None:
-    """The handle of a task of an object that was made outside of any request ends with the entry, too."""
+    """The handle of a task of an object that was made outside of any request also ends with the entry."""
     inner = BackgroundTasks()
     jobs = [inner.add_task(events.append, n) for n in range(2)]
 
@@ -523,7 +536,7 @@ async def test_nested_made_outside(events: list[Any], log: Log) -> None:
     assert [job.state for job in jobs] == [JobState.SKIPPED] * 2
     assert (await get(app, "/runs")).error is None
     assert events == [0, 1]
-    assert app.executor.line.unfinished == app.executor.line.waiting == 0
+    check_idle(app.executor)
 
 
 async def test_nested_in_a_websocket(events: list[Any]) -> None:
@@ -540,16 +553,16 @@ async def test_nested_in_a_websocket(events: list[Any]) -> None:
     ordered = OrderedBackgroundMiddleware(app)
     await ordered({"type": "websocket", "path": "/"}, send, send)  # type: ignore[arg-type]
     assert events == ["inner", "last"]
-    assert ordered.executor.line.unfinished == 0
+    check_idle(ordered.executor)
 
 
 async def test_nested_leaves_its_lane(events: list[Any]) -> None:
-    """A nested task waits in the lane of its entry, and keeps nobody out of the one it was added to."""
+    """A nested task waits in the lane of its entry, and keeps no task out of the one it was added to."""
 
     async def handle(path: str, respond: Any) -> None:
         inner, tasks = BackgroundTasks(), BackgroundTasks()
         inner.add_task(gate.wait)
-        inner.lane("k", max_pending=1).add_task(events.append, "nested")
+        inner.lane("k", max_waiting=1).add_task(events.append, "nested")
         tasks.add_task(inner)
         await handled.wait()
         await respond()
@@ -559,44 +572,46 @@ async def test_nested_leaves_its_lane(events: list[Any]) -> None:
     app = app_of(handle)
     async with anyio.create_task_group() as group:
         await Client(app, group).start()
-        group.start_soon(app.executor.lane("k", max_pending=1).submit, events.append, "submitted")
+        group.start_soon(app.executor.lane("k", max_waiting=1).submit, events.append, "submitted")
         await wait_all_tasks_blocked()
         handled.set()
         await wait_all_tasks_blocked()
-        await app.executor.lane("k").submit_nowait(len, "k").wait()
+        await app.executor.lane("k").submit_nowait(len, "k")
         assert events == ["submitted"]
         gate.set()
     await app.executor.join()
     assert events == ["submitted", "nested"]
 
 
-async def test_nested_makes_room(events: list[Any]) -> None:
-    """A task that waits for room has hope as long as a nested one can start."""
+async def test_nested_gives_capacity_back(events: list[Any]) -> None:
+    """Nested tasks count until their entry is handed over; from then on only the entry does."""
 
     async def handle(path: str, respond: Any) -> None:
         inner = BackgroundTasks()
         inner.add_task(gate.wait)
         inner.add_task(events.append, "nested")
+        await may_respond.wait()
         await respond()
         await BackgroundTasks([inner])()
 
-    async def wants_room() -> None:
-        await full.wait()
-        await app.executor.lane("b").submit(len, "b")
-        events.append("has room")
+    async def submits() -> None:
+        await app.executor.submit(events.append, "submitted")
+        events.append("has capacity")
 
-    gate, full = anyio.Event(), anyio.Event()
-    app = app_of(handle, max_pending=2)
+    gate, may_respond = anyio.Event(), anyio.Event()
+    app = app_of(handle, max_waiting=2)
     async with anyio.create_task_group() as group:
-        app.executor.lane("a").submit_nowait(wants_room)
-        await wait_all_tasks_blocked()
         await Client(app, group).start()
-        app.executor.lane("a").submit_nowait(len, "behind")
-        for event in (full, gate):
-            event.set()
-            await wait_all_tasks_blocked()
+        assert app.executor.statistics().waiting == 2
+        group.start_soon(submits)
+        await wait_all_tasks_blocked()
+        assert events == []
+        may_respond.set()
+        await wait_all_tasks_blocked()
+        assert events == ["has capacity"]
+        gate.set()
     await app.executor.join()
-    assert sorted(events) == ["has room", "nested"]
+    assert events == ["has capacity", "nested", "submitted"]
 
 
 async def test_nested_added_too_late(events: list[Any]) -> None:
@@ -614,4 +629,63 @@ async def test_nested_added_too_late(events: list[Any]) -> None:
     await get(app)
     with pytest.raises(RuntimeError, match="was added after the tasks of GET / had ended"):
         kept[0].add_task(events.append, "never")
-    assert app.executor.line.unfinished == 0
+    check_idle(app.executor)
+
+
+async def test_nested_awaited_by_a_request_meanwhile(events: list[Any]) -> None:
+    """A module-level object may be awaited by a request while a task runs it: both run its whole list."""
+    started, go_on = anyio.Event(), anyio.Event()
+
+    async def slow() -> None:
+        started.set()
+        await go_on.wait()
+        events.append("ran")
+
+    shared = BackgroundTasks([StarletteTask(slow)])
+
+    async def handle(path: str, respond: Any) -> None:
+        await respond()
+        await shared()
+
+    app = app_of(handle, wait=False)
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(shared.__call__)
+        await started.wait()
+        assert (await get(app)).error is None
+        go_on.set()
+        assert await job.wait() is JobState.SUCCEEDED
+        await app.executor.join()
+    assert events == ["ran", "ran"]
+
+
+async def test_part_that_is_cancelled_as_it_comes(events: list[Any]) -> None:
+    """A part that another thread cancels in the moment in which it would start does not run."""
+    inner = BackgroundTasks()
+    job = inner.add_task(events.append, "cancelled")
+    inner.add_task(events.append, "runs")
+    job.claims = ClaimedMeanwhile(job.claims)
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(inner.__call__)
+    assert (events, job.state) == (["runs"], JobState.CANCELLED)
+
+
+async def test_cancelled_with_its_part(events: list[Any], log: Log) -> None:
+    """A cancel of the running task ends the part that runs in it as cancelled, and the next does not run."""
+    started = anyio.Event()
+
+    async def forever() -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    inner = BackgroundTasks()
+    jobs = [inner.add_task(forever), inner.add_task(events.append, 1)]
+    async with SerialExecutor() as executor:
+        outer = executor.submit_nowait(inner.__call__)
+        await started.wait()
+        assert jobs[0].state is JobState.RUNNING
+        assert not jobs[0].cancel(), "a part is not cancelled by itself"
+        assert outer.cancel()
+        assert await outer.wait() is JobState.CANCELLED
+    assert [job.state for job in jobs] == [JobState.CANCELLED] * 2
+    assert events == []
+    assert log[0].startswith("WARNING OrderedBackgroundTasks.__call__")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import Any
 
 import anyio
@@ -14,12 +15,12 @@ from starlette.responses import Response
 
 from fifo_background import (
     BackgroundTasks,
+    BlockedBy,
     Job,
-    JobDropped,
+    JobNoResult,
     JobState,
     LaneStopped,
     SerialExecutor,
-    WaitsFor,
     executor_of,
 )
 from tests.apps import Work, make_app
@@ -69,7 +70,7 @@ async def test_pause_before_a_request(events: list[Any]) -> None:
 
 
 async def test_pause_and_resume(events: list[Any]) -> None:
-    """A paused lane starts nothing until `resume`; its running task goes on, other lanes do not mind."""
+    """A paused lane starts nothing until `resume`; its running task goes on, as do other lanes."""
     work = Work(events)
     async with SerialExecutor(drain_timeout=2) as executor:
         lane = executor.lane("a")
@@ -78,24 +79,50 @@ async def test_pause_and_resume(events: list[Any]) -> None:
         await wait_all_tasks_blocked()
         lane.pause()
         work.gate(0).set()
-        await executor.submit_nowait(work.quick, 2).wait()
+        await wait_all_tasks_blocked()
+        await executor.submit_nowait(work.quick, 2)
         await wait_all_tasks_blocked()
         assert events == ["start 0", "end 0", 2]
-        assert executor.statistics().lanes["a"].waits_for is WaitsFor.PAUSED
-        lane.resume()
+        assert executor.statistics().lanes["a"].blocked_by is BlockedBy.PAUSED
+        assert lane.resume() is True
         await wait_all_tasks_blocked()
         assert events[3:] == [1]
         lane.pause()
         lane.resume()
-        executor.lane("never used").resume()
         await wait_all_tasks_blocked()
-        assert list(executor.line.lanes) == [None]
+        assert executor._runner.scheduler.lanes == {}
+
+
+async def test_pause_works_on_any_key(events: list[Any]) -> None:
+    """`pause` works on a key that nothing was added to, and keeps its lane until `resume`."""
+    work = Work(events)
+    async with SerialExecutor(drain_timeout=2) as executor:
+        executor.lane("a").pause()
+        await executor.submit_nowait(work.quick, 0)
+        await wait_all_tasks_blocked()
+        assert executor.statistics().lanes["a"].blocked_by is BlockedBy.PAUSED
+        executor.lane("a").submit_nowait(work.quick, 1)
+        await wait_all_tasks_blocked()
+        assert events == [0]
+        assert executor.lane("a").resume() is True
+    assert events == [0, 1]
+
+
+async def test_key_without_a_lane() -> None:
+    """`resume`, `peek`, `skip_head`, `clear` of a key without a lane return False, None, None, []."""
+    async with SerialExecutor() as executor:
+        lane = executor.lane("a")
+        assert lane.resume() is False
+        assert lane.peek() is None
+        assert lane.skip_head() is None
+        assert lane.clear() == []
+        assert executor._runner.scheduler.lanes == {}
 
 
 @pytest.mark.parametrize("sync", [False, True])
-@pytest.mark.parametrize("on_error", ["skip_rest", "run_all"])
-async def test_stop(sync: bool, on_error: str, events: list[Any], log: Log) -> None:
-    """`after_failure="stop"`: the lane stops, requests that wait in it are released with `LaneStopped`."""
+@pytest.mark.parametrize("rest_after_failure", ["skip", "run"])
+async def test_stop(sync: bool, rest_after_failure: str, events: list[Any], log: Log) -> None:
+    """`lane_after_failure="stop"`: the lane stops, requests that wait in it are let go with `LaneStopped`."""
     work, flaky = Work(events), Flaky(events)
 
     async def handler(request: Request) -> Response:
@@ -105,7 +132,7 @@ async def test_stop(sync: bool, on_error: str, events: list[Any], log: Log) -> N
         tasks.add_task(work.quick, n + 1)
         return Response(background=tasks)
 
-    app = make_app(handler, after_failure="stop", on_error=on_error)
+    app = make_app(handler, lane_after_failure="stop", rest_after_failure=rest_after_failure)
     async with anyio.create_task_group() as group:
         client = Client(app, group)
         executor = await _executor(app)
@@ -121,21 +148,21 @@ async def test_stop(sync: bool, on_error: str, events: list[Any], log: Log) -> N
         assert [type(error) for error in errors] == [ValueError, LaneStopped, LaneStopped]
         name = "Flaky.sync" if sync else "Flaky.run"
         assert str(errors[1]).startswith(
-            f"the line has stopped, because {name} failed. The tasks stay in line"
+            f"the default lane has stopped, because {name} failed. The tasks stay in the queue"
         )
         head = executor.lane(None).peek()
         assert head is not None
         assert head.state is JobState.FAILED
         statistics = executor.statistics().lanes[None]
-        assert (statistics.waits_for, statistics.head) == (WaitsFor.FAILED_HEAD, name)
+        assert (statistics.blocked_by, statistics.head) == (BlockedBy.FAILED_HEAD, name)
         again = executor.lane(None).retry_head()
-        assert await again.wait() == 1
+        assert await again == 1
         assert head.state is JobState.FAILED
         await executor.join()
-    skipped = on_error == "skip_rest"
+    skipped = rest_after_failure == "skip"
     assert events[3:] == ([1, 3, 4, 5, 6] if skipped else [1, 2, 3, 4, 5, 6])
     after = "; skipped after it: 1 task: Work.quick" if skipped else ""
-    assert log == [f"ERROR {name} failed (GET /handler){after}; the line has stopped"]
+    assert log == [f"WARNING {name} failed (GET /handler){after}; the default lane has stopped"]
 
 
 async def _executor(app: Any) -> SerialExecutor:
@@ -161,10 +188,10 @@ async def test_stopped_head(events: list[Any], log: Log) -> None:
         assert (events, others[0].state) == ([1, 1, 2], JobState.FAILED)
         assert lane.clear() == [others[1]]
         await wait_all_tasks_blocked()
-        assert list(executor.line.lanes) == [None]
-        with pytest.raises(RuntimeError, match="lane 'a' has not stopped, there is nothing to retry"):
+        assert executor._runner.scheduler.lanes == {}
+        with pytest.raises(RuntimeError, match="lane 'a' has not stopped, nothing is to be retried"):
             lane.retry_head()
-        with pytest.raises(RuntimeError, match="the line has not stopped"):
+        with pytest.raises(RuntimeError, match="the default lane has not stopped"):
             executor.lane(None).retry_head()
     assert events == [1, 1, 2]
     assert log[-1] == "WARNING lane 'a' was cleared: cancelled 1 task: Flaky.run"
@@ -173,7 +200,7 @@ async def test_stopped_head(events: list[Any], log: Log) -> None:
 async def test_retry_keeps_the_order(events: list[Any], log: Log) -> None:
     """A retried head runs before everything behind it: `[0, 0, 1, 2, 3]`."""
     flaky = Flaky(events)
-    async with SerialExecutor(after_failure="stop", drain_timeout=2) as executor:
+    async with SerialExecutor(lane_after_failure="stop", drain_timeout=2) as executor:
         for n in range(4):
             executor.submit_nowait(flaky.run, n)
         await wait_all_tasks_blocked()
@@ -197,8 +224,8 @@ async def test_skip_head(events: list[Any]) -> None:
         assert lane.skip_head() is jobs[0]
         assert lane.peek() is jobs[1]
         work.gate(0).set()
-        with pytest.raises(JobDropped, match=r"Work\.quick has no result: it was skipped"):
-            await jobs[0].wait()
+        with pytest.raises(JobNoResult, match=r"Work\.quick has no result: it was skipped"):
+            await jobs[0]
     assert events == ["start 0", "end 0", 2]
 
 
@@ -233,11 +260,11 @@ async def test_clear(events: list[Any], log: Log) -> None:
     ]
     assert events == [2]
     assert log == ["WARNING lane 'a' was cleared: cancelled 2 tasks: Work.quick x2"]
-    assert list(executor_of(app).line.lanes) == [None]
+    assert executor_of(app)._runner.scheduler.lanes == {}
 
 
 async def test_cancel_waiting(events: list[Any], log: Log) -> None:
-    """Calling off: a cancelled task never runs, the one behind it runs once, the lane stays serial."""
+    """A cancelled task never runs, the one behind it runs once, the lane stays serial."""
     work = Work(events)
     async with SerialExecutor(drain_timeout=2) as executor:
         first = executor.submit_nowait(work.gated, 0)
@@ -251,14 +278,14 @@ async def test_cancel_waiting(events: list[Any], log: Log) -> None:
         assert events == ["start 0", "end 0", "start 3"]
         assert not first.cancel()
         work.gate(3).set()
-        with pytest.raises(JobDropped, match="it was cancelled"):
-            await jobs[0].wait()
+        with pytest.raises(JobNoResult, match="it was cancelled"):
+            await jobs[0]
     assert events[3:] == ["end 3"]
     assert log == []
 
 
 async def test_cancel_first_of_request(events: list[Any]) -> None:
-    """A cancelled task leaves the rest of its request in their place, before the next request's."""
+    """A cancelled task leaves the rest of its request in their position, before the next request's."""
     work = Work(events)
     jobs: list[Job[Any]] = []
 
@@ -370,7 +397,7 @@ async def test_cancel_in_thread(events: list[Any]) -> None:
             await anyio.sleep(0)
         assert not job.cancel()
         work.thread_gate(0).set()
-        assert await job.wait() == 0
+        assert await job == 0
 
 
 async def test_cancel_pending(events: list[Any]) -> None:
@@ -391,7 +418,7 @@ async def test_cancel_pending(events: list[Any]) -> None:
         await inner()
 
     async with SerialExecutor() as executor:
-        await executor.submit_nowait(outer).wait()
+        await executor.submit_nowait(outer)
     assert events == [1, 1, 3]
 
 
@@ -408,7 +435,7 @@ async def test_cancel_inline(events: list[Any]) -> None:
         await inner()
 
     async with SerialExecutor() as executor:
-        await executor.submit_nowait(outer).wait()
+        await executor.submit_nowait(outer)
     assert events == [False]
     assert jobs[0].state is JobState.SUCCEEDED
 
@@ -423,6 +450,7 @@ async def test_keep_latest(events: list[Any]) -> None:
         jobs += [lane.submit_nowait(work.gated, n) for n in (1, 2)]
         other = lane.submit_nowait(work.quick, 3)
         jobs.append(lane.submit_nowait(work.gated, 4))
+        await wait_all_tasks_blocked()
         assert [job.state for job in jobs] == [
             JobState.RUNNING,
             JobState.SUPERSEDED,
@@ -432,12 +460,12 @@ async def test_keep_latest(events: list[Any]) -> None:
         kept = executor.lane("a").submit_nowait(work.quick, 5)
         for n in (0, 4):
             work.gate(n).set()
-        assert await other.wait() == 3
-        assert await kept.wait() == 5
-        with pytest.raises(JobDropped, match="it was superseded"):
-            await jobs[1].wait()
+        assert await other == 3
+        assert await kept == 5
+        with pytest.raises(JobNoResult, match="it was superseded"):
+            await jobs[1]
     assert events == ["start 0", "end 0", 3, "start 4", "end 4", 5]
-    assert list(executor.line.lanes) == [None]
+    assert executor._runner.scheduler.lanes == {}
 
 
 async def test_keep_latest_of_requests(events: list[Any], log: Log) -> None:
@@ -467,7 +495,7 @@ async def test_keep_latest_of_requests(events: list[Any], log: Log) -> None:
         assert jobs["first"].state is JobState.QUEUED
         respond["b"].set()
         await wait_all_tasks_blocked()
-        assert jobs["b"].state is JobState.SUPERSEDED  # "first" is behind it in line
+        assert jobs["b"].state is JobState.SUPERSEDED  # "first" is behind it in the queue
         exchanges.append(await ask(client, "last"))
         assert [jobs[name].state for name in ("first", "last")] == [JobState.SUPERSEDED, JobState.QUEUED]
         executor_of_app.lane("game").resume()
@@ -518,10 +546,10 @@ async def test_statistics(events: list[Any]) -> None:
         await wait_all_tasks_blocked()
         statistics = executor.statistics()
         lanes = statistics.lanes
-        assert {key: lane.waits_for for key, lane in lanes.items()} == {
-            None: WaitsFor.RUNNING,
-            "held": WaitsFor.HELD,
-            "slot": WaitsFor.SLOT,
+        assert {key: lane.blocked_by for key, lane in lanes.items()} == {
+            None: BlockedBy.RUNNING,
+            "held": BlockedBy.HELD,
+            "slot": BlockedBy.SLOT,
         }
         assert (statistics.running, statistics.waiting, statistics.unfinished) == (1, 4, 5)
         assert statistics.state == "open"
@@ -546,7 +574,46 @@ async def test_starting_is_waiting_for_nothing(events: list[Any]) -> None:
     """A head that starts in the loop's next turn waits for nothing."""
     async with SerialExecutor() as executor:
         executor.submit_nowait(events.append, 1)
-        assert executor.statistics().lanes[None].waits_for is WaitsFor.NOTHING
+        assert executor.statistics().lanes[None].blocked_by is BlockedBy.NOTHING
+
+
+async def test_operations_in_foreign_threads() -> None:
+    """Lane operations and `statistics` in a thread of nobody raise RuntimeError, with the line to write."""
+    errors: list[str] = []
+
+    def use() -> None:
+        lane = executor.lane("a")
+        calls = [lane.pause, lane.resume, lane.peek, lane.skip_head, lane.retry_head, lane.clear]
+        for call in (*calls, executor.statistics):
+            with pytest.raises(RuntimeError, match=r"loop\.call_soon_threadsafe\(executor\.") as caught:
+                call()
+            errors.append(str(caught.value))
+
+    async with SerialExecutor() as executor:
+        executor.lane("a").pause()
+        job = executor.lane("a").submit_nowait(print)
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join(10)
+        assert len(errors) == 7
+        assert job.state is JobState.QUEUED
+
+
+async def test_paused_while_closing(events: list[Any], log: Log) -> None:
+    """A lane that is paused while the executor closes keeps nothing: what waits in it is dropped."""
+    work = Work(events)
+    executor = SerialExecutor()
+    async with anyio.create_task_group() as group:
+        executor.lane("a").submit_nowait(work.gated, 0)
+        executor.lane("a").submit_nowait(work.quick, 1)
+        await wait_all_tasks_blocked()
+        group.start_soon(executor.aclose)
+        await wait_all_tasks_blocked()
+        executor.lane("a").pause()
+        await wait_all_tasks_blocked()
+        work.gate(0).set()
+    assert events == ["start 0", "end 0"]
+    assert log == ["WARNING shutdown: a paused or stopped lane dropped 1 task: Work.quick in lane 'a'"]
 
 
 @pytest.mark.parametrize("how", ["pause", "stop"])
@@ -564,7 +631,6 @@ async def test_close_drops_what_is_kept_back(how: str, events: list[Any], log: L
     assert events == ([3] if how == "pause" else [1, 3])
     kept = "2 tasks: Flaky.run, Work.quick" if how == "pause" else "1 task: Work.quick"
     assert log[-1] == (
-        "WARNING the executor was closed, requests gave up their places, paused and stopped lanes what they "
-        f"kept: dropped {kept}"
+        f"WARNING shutdown: dropped, as open requests or paused lanes held them: {kept} in lane 'a'"
     )
-    assert executor.line.unfinished == 0
+    assert executor.statistics().unfinished == 0

@@ -33,7 +33,7 @@ def flaky(attempts: list[Any], times: int) -> Any:
 
 
 async def test_retry_holds_the_lane(events: list[Any]) -> None:
-    """A task that retries keeps its place at the head: `[0, 0, 1, 2, 3]`."""
+    """A task that retries keeps its position at the head: `[0, 0, 1, 2, 3]`."""
     task = flaky(events, 1)
     async with SerialExecutor() as executor:
         jobs = [executor.submit_nowait(task, n) for n in range(4)]
@@ -44,7 +44,7 @@ async def test_retry_holds_the_lane(events: list[Any]) -> None:
 
 
 async def test_retry_holds_the_lane_while_it_closes(events: list[Any]) -> None:
-    """Closing waits for the retries of the head, and what is behind it keeps its order."""
+    """Closing waits for the retries of the head, and the tasks behind it keep their order."""
     executor = SerialExecutor()
     task = flaky(events, 2)
     jobs = [executor.submit_nowait(task, n) for n in range(5)]

@@ -1,4 +1,4 @@
-"""Which requests hold a place with `order="arrived"` where nobody says so: those that ask for our class."""
+"""Which requests hold a position with `order="arrived"` by default: those that ask for our class."""
 
 from typing import Annotated, Any
 
@@ -12,14 +12,15 @@ from starlette.routing import Host, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware
-from fifo_background._routes import asks_for_tasks
-from tests.asgi import Client, http_scope
+from tests.asgi import Client, get, http_scope
+from tests.conftest import Log
 
 fastapi = pytest.importorskip("fastapi")
+from fifo_background._fastapi.routes import any_asks_for_tasks, asks_for_tasks  # noqa: E402
 
 
 async def _asks(asked: Any, path: str, **scope: Any) -> bool:
-    """What is asked before a request is routed; its scope is left alone."""
+    """The answer before a request is routed; its scope is left alone."""
     given = http_scope(path, **scope)
     before = dict(given)
     answer = asks_for_tasks(asked, given)
@@ -28,7 +29,7 @@ async def _asks(asked: Any, path: str, **scope: Any) -> bool:
 
 
 async def test_default_for_fastapi() -> None:
-    """By default those requests hold a place whose endpoint asks for our class, at any depth."""
+    """By default a request holds a position if its endpoint asks for our class, at any depth."""
 
     def needs(tasks: BackgroundTasks) -> None: ...
 
@@ -97,9 +98,11 @@ async def test_default_for_fastapi() -> None:
     assert await _asks(app, "/overridden")
     assert await _asks(app, "/middle/inner/overridden")
     assert not await _asks(app, "/sub/overridden")
+    assert any_asks_for_tasks(app, http_scope())
+    assert any_asks_for_tasks(outer, http_scope())
 
 
-async def test_unrelated_classes_hold_a_place() -> None:
+async def test_unrelated_classes_hold_a_position() -> None:
     """A route that asks for two unrelated classes arrives, and fails with its own error."""
 
     class One(BackgroundTasks): ...
@@ -142,7 +145,7 @@ async def test_threads_cannot_reorder(limit: int, events: list[Any]) -> None:
 
 
 async def test_unknown_apps() -> None:
-    """What cannot be seen asks for nothing: an app without routes, a route that cannot match."""
+    """An app without routes, and a route that cannot match, ask for nothing."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
@@ -156,3 +159,45 @@ async def test_unknown_apps() -> None:
     assert not await _asks(app, "/")
     assert not await _asks(Router(), "/")
     assert not await _asks(app, "/", app=Router())
+    assert not any_asks_for_tasks(app, http_scope())
+    assert not any_asks_for_tasks(app, http_scope(app=Router()))
+
+
+async def test_warns_where_nothing_arrives(log: Log) -> None:
+    """`order="arrived"` where no route asks for our class, and no `may_add_tasks` is given, warns once."""
+
+    def plain(tasks: fastapi.BackgroundTasks) -> None: ...
+
+    def ours(tasks: BackgroundTasks) -> None: ...
+
+    def make(endpoint: Any, **settings: Any) -> Any:
+        app = fastapi.FastAPI()
+        app.include_router(fastapi.APIRouter(prefix="/x"))
+        app.get("/")(endpoint)
+        app.add_middleware(OrderedBackgroundMiddleware, order="arrived", **settings)
+        return app
+
+    async def warnings(app: Any) -> list[bool]:
+        log.clear()
+        for _ in range(2):
+            assert (await get(app)).error is None
+        return ["Give `may_add_tasks=" in line for line in log if line.startswith('WARNING order="arrived"')]
+
+    assert await warnings(make(ours)) == []
+    assert await warnings(make(plain, may_add_tasks=lambda scope: False)) == []
+    assert await warnings(make(plain)) == [True]
+
+
+async def test_app_that_is_mounted_twice() -> None:
+    """An app that is mounted twice, or inside itself, is looked through once."""
+    inner = fastapi.FastAPI(openapi_url=None)
+    inner.mount("/again", inner)
+    app = fastapi.FastAPI(openapi_url=None)
+    app.mount("/a", inner)
+    app.mount("/b", inner)
+    assert not any_asks_for_tasks(app, http_scope())
+
+    def ours(tasks: BackgroundTasks) -> None: ...
+
+    inner.get("/ours")(ours)
+    assert any_asks_for_tasks(app, http_scope())

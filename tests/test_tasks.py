@@ -22,15 +22,19 @@ from starlette.responses import Response
 from fifo_background import (
     BackgroundTask,
     BackgroundTasks,
+    ExecutorClosed,
     Job,
+    JobNoResult,
     JobState,
     OrderedBackgroundTask,
     OrderedBackgroundTasks,
     SerialExecutor,
     executor_of,
 )
-from fifo_background._executor import current
-from tests.apps import Work, app_of, make_app
+from fifo_background._core.scheduler import CLOSING
+from fifo_background._request import ENDED
+from fifo_background._run.current import current
+from tests.apps import Work, app_of, check_idle, make_app
 from tests.asgi import Client, get
 from tests.conftest import Log
 
@@ -45,7 +49,7 @@ def test_classes() -> None:
 
 @pytest.mark.parametrize("value", [None, 3, "name"])
 def test_not_callable(value: Any) -> None:
-    """What cannot be called is refused by `add_task` and by the constructor, with what to write."""
+    """A value that cannot be called is refused by `add_task` and by the constructor, with what to write."""
     tasks = BackgroundTasks()
     with pytest.raises(
         TypeError, match=r"write add_task\(func, argument\), not add_task\(func\(argument\)\)"
@@ -61,8 +65,9 @@ async def test_without_anything(events: list[Any]) -> None:
     tasks = BackgroundTasks([StarletteTask(events.append, 0), BackgroundTask(events.append, 1)])
     job = tasks.add_task(events.append, 2)
     assert job.state is JobState.PENDING
-    with pytest.raises(RuntimeError, match="has no place in a line yet"):
-        await job.wait()
+    for wait in (job.wait(), job._result_when_ended()):
+        with pytest.raises(RuntimeError, match=r"is in no queue yet.*Write `await tasks\(\)` first"):
+            await wait
     await tasks()
     assert job.state is JobState.SUCCEEDED
     await tasks()
@@ -71,7 +76,7 @@ async def test_without_anything(events: list[Any]) -> None:
 
 
 async def test_without_middleware_ordered(events: list[Any]) -> None:
-    """Without the middleware nothing is unordered: objects take their place when they are awaited."""
+    """Without the middleware nothing is unordered: objects take their position when they are awaited."""
     work = Work(events)
     async with anyio.create_task_group() as group:
         for n in range(3):
@@ -112,11 +117,12 @@ async def test_job_of_add_task() -> None:
 
     await get(make_app(handler), "/handler")
     assert [job.result() for job in jobs] == [3, "4", 11]
-    assert [await job.wait() for job in jobs] == [3, "4", 11]
+    assert [await job for job in jobs] == [3, "4", 11]
+    assert [await job.wait() for job in jobs] == [JobState.SUCCEEDED] * 3
 
 
 async def test_list_changed_by_hand(events: list[Any]) -> None:
-    """What runs is the list, in its order, as it is when it is awaited."""
+    """The list runs in its order, as it is when it is awaited."""
 
     async def handler(request: Request) -> Response:
         tasks = BackgroundTasks([StarletteTask(events.append, "constructor")])
@@ -133,11 +139,13 @@ async def test_list_changed_by_hand(events: list[Any]) -> None:
     await get(make_app(handler), "/handler")
     assert events == ["added 2", "constructor", "added 1", "appended"]
     assert jobs[0].state is JobState.DROPPED
+    with pytest.raises(JobNoResult, match="has no result: it was dropped"):
+        await jobs[0]
 
 
 @pytest.mark.parametrize("middleware", [True, False])
 async def test_running_task_extends_its_list(middleware: bool, events: list[Any]) -> None:
-    """A running task may add to its own list: the new task joins the same place."""
+    """A running task may add to its own list: the new task joins the same position."""
 
     def make_tasks() -> BackgroundTasks:
         tasks = BackgroundTasks()
@@ -186,11 +194,11 @@ async def test_added_too_late(events: list[Any], log: Log) -> None:
         with pytest.raises(RuntimeError, match=rf"tasks of GET {path} had ended.*submit_nowait"):
             kept[-1].add_task(events.append, 2)
     assert events == [1]
-    assert executor_of(app).line.unfinished == 0
+    check_idle(executor_of(app))
 
 
 async def test_module_level_object(events: list[Any]) -> None:
-    """A module-level object, reused by many responses, runs its list for each, in a place of its own."""
+    """A module-level object, reused by many responses, runs its list for each, in a position of its own."""
     task = BackgroundTask(events.append, "task")
     tasks = BackgroundTasks([StarletteTask(events.append, "one")])
     tasks.add_task(events.append, "two")
@@ -309,7 +317,7 @@ async def test_awaited_in_the_handler(events: list[Any]) -> None:
 
 
 async def test_two_objects_of_a_detached_request(events: list[Any]) -> None:
-    """One line per lane: awaited while a task of its own place runs, an object waits for the end of that."""
+    """One queue per lane: an object that is awaited while a task of its position runs waits for its end."""
     go_on = anyio.Event()
 
     async def first() -> None:
@@ -336,13 +344,13 @@ async def test_two_objects_of_a_detached_request(events: list[Any]) -> None:
 
 
 async def test_two_objects_of_one_request(events: list[Any]) -> None:
-    """Two objects of one request share its place; each runs what is its own when it is awaited."""
+    """Two objects of one request share its position; each runs its own tasks when it is awaited."""
     go_on = anyio.Event()
 
     async def handler(request: Request) -> Response:
         one, two = BackgroundTasks(), BackgroundTasks()
         one.add_task(events.append, "one 1")
-        await go_on.wait()  # the other requests take their places here
+        await go_on.wait()  # the other requests take their positions here
         two.add_task(events.append, "two 1")
         one.add_task(events.append, "one 2")
 
@@ -363,7 +371,7 @@ async def test_two_objects_of_one_request(events: list[Any]) -> None:
 
 
 async def test_many_tasks_of_one_request(events: list[Any]) -> None:
-    """A request with more tasks than fit anywhere runs them in order."""
+    """A request with thousands of tasks runs them in order."""
 
     async def handler(request: Request) -> Response:
         tasks = BackgroundTasks()
@@ -398,11 +406,11 @@ async def test_mocks(log: Log) -> None:
         await tasks()
     assert [job.result() for job in jobs[:2]] == [1, 2]
     assert [mock.call_args_list for mock in (sync, asynchronous, fails)] == [[call(1, a=2)]] * 3
-    assert log == ["ERROR MagicMock failed"]
+    assert log == [], "the failure was raised to who awaited the object"
 
 
 async def test_entries_that_are_no_tasks(events: list[Any]) -> None:
-    """Whatever can be called and awaited may be an entry of the list, as in Starlette."""
+    """Anything that can be called and awaited may be an entry of the list, as in Starlette."""
 
     class Slots:
         __slots__ = ()
@@ -419,10 +427,10 @@ async def test_entries_that_are_no_tasks(events: list[Any]) -> None:
     assert events == ["slots", "function"]
 
 
-async def test_called_off_stays_called_off(events: list[Any]) -> None:
+async def test_cancelled_stays_cancelled(events: list[Any]) -> None:
     """A cancelled entry stays away, however often a task awaits its object."""
     inner = BackgroundTasks()
-    inner.add_task(events.append, "called off").cancel()
+    inner.add_task(events.append, "cancelled").cancel()
     inner.add_task(events.append, "runs")
 
     async def outer() -> None:
@@ -430,12 +438,12 @@ async def test_called_off_stays_called_off(events: list[Any]) -> None:
         await inner()
 
     async with SerialExecutor() as executor:
-        await executor.submit_nowait(outer).wait()
+        await executor.submit_nowait(outer)
     assert events == ["runs", "runs"]
 
 
 async def test_added_between_two_awaits(events: list[Any]) -> None:
-    """Awaiting again runs the list again; what was added in between, and not awaited yet, runs once."""
+    """Awaiting again runs the list again; a task that was added in between runs once."""
 
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
@@ -451,7 +459,7 @@ async def test_added_between_two_awaits(events: list[Any]) -> None:
 
 
 async def test_object_made_after_the_request(events: list[Any]) -> None:
-    """What a handler has left running may make objects of its own when the request has ended."""
+    """A task that a handler has left running may make objects when the request has ended."""
     go_on = anyio.Event()
 
     async def worker() -> None:
@@ -472,7 +480,7 @@ async def test_object_made_after_the_request(events: list[Any]) -> None:
 
 
 async def test_copies(events: list[Any]) -> None:
-    """A copy of an object has its tasks and no part in the request: it runs in a place of its own."""
+    """A copy of an object has its tasks and no part in the request: it runs in a position of its own."""
 
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
@@ -488,7 +496,7 @@ async def test_copies(events: list[Any]) -> None:
     app = app_of(handle)
     assert (await get(app)).error is None
     assert events == [1]
-    assert app.executor.line.unfinished == 0
+    check_idle(app.executor)
 
 
 async def test_single_task_is_what_it_was_made(events: list[Any]) -> None:
@@ -514,3 +522,290 @@ async def test_single_task_is_what_it_was_made(events: list[Any]) -> None:
 
     assert (await get(app_of(handle))).error is None
     assert events == ["handler", "task", "awaited"]
+
+
+async def test_appended_to_the_list(events: list[Any]) -> None:
+    """A running task may append to `.tasks` itself, as in Starlette: what it appends runs, too."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+
+        def first() -> None:
+            events.append("first")
+            tasks.tasks.append(StarletteTask(events.append, "appended"))
+            tasks.add_task(events.append, "added")
+
+        tasks.add_task(first)
+        await respond()
+        await tasks()
+
+    assert (await get(app_of(handle))).error is None
+    assert sorted(events) == ["added", "appended", "first"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_entry_that_is_changed(is_async: bool, events: list[Any]) -> None:
+    """An entry that somebody changes before the response runs as it is then."""
+
+    async def append(n: int) -> None:
+        events.append(n)
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append if is_async else append, 1)
+        (entry,) = tasks.tasks
+        entry.func, entry.is_async = append if is_async else events.append, is_async
+        await respond()
+        await tasks()
+
+    assert (await get(app_of(handle))).error is None
+    assert events == [1]
+
+
+async def test_replaced_call_of_the_list(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instrumentation that replaces `__call__` of Starlette's list class sees each list once."""
+    original = StarletteTasks.__call__
+
+    async def instrumented(self: StarletteTasks) -> None:
+        events.append("list")
+        await original(self)
+
+    monkeypatch.setattr(StarletteTasks, "__call__", instrumented)
+    tasks = BackgroundTasks()
+    for n in range(2):
+        tasks.add_task(events.append, n)
+    await tasks()
+    assert events == ["list", 0, 1]
+
+
+async def test_replaced_call_of_our_list(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who replaces `__call__` of `BackgroundTasks` does not see single tasks."""
+
+    async def mock(self: BackgroundTasks) -> None:
+        events.append("mocked")
+
+    monkeypatch.setattr(BackgroundTasks, "__call__", mock)
+    await BackgroundTask(events.append, "single")()
+    await BackgroundTasks()()
+    assert events == ["single", "mocked"]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("starlettes", [False, True])
+async def test_replaced_call_of_our_task(
+    sync: bool, starlettes: bool, events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instrumentations that replace `__call__` of our `BackgroundTask`, or of both, see each task once."""
+
+    def instrument(kind: type[StarletteTask], name: str) -> None:
+        original = kind.__call__
+
+        async def instrumented(self: Any) -> None:
+            events.append(f"{name} of {self.func.__name__}")
+            await original(self)
+
+        monkeypatch.setattr(kind, "__call__", instrumented)
+
+    async def double(n: int) -> int:
+        return 2 * n
+
+    def double_sync(n: int) -> int:
+        return 2 * n
+
+    func = double_sync if sync else double
+    instrument(BackgroundTask, "ours")
+    if starlettes:
+        instrument(StarletteTask, "Starlette's")
+    tasks = BackgroundTasks()
+    job = tasks.add_task(func, 4)
+    await tasks()
+    seen = [f"ours of {func.__name__}"] + [f"Starlette's of {func.__name__}"] * starlettes
+    assert (job.result(), events) == (8, seen)
+    events.clear()
+    await BackgroundTask(func, 1)()
+    assert events == seen
+
+
+async def test_replaced_add_task_in_a_request(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a replaced `add_task` appends takes the request's position, whatever kind of entry it is."""
+
+    class Slots:
+        __slots__ = ("run",)
+
+        def __init__(self, run: Callable[[], Any]) -> None:
+            self.run = run
+
+        async def __call__(self) -> None:
+            self.run()
+
+    def append(self: StarletteTasks, func: Any, *args: Any) -> None:
+        kind: Any = Slots if args == (2,) else StarletteTask
+        self.tasks.append(kind(functools.partial(func, *args)))
+
+    monkeypatch.setattr(StarletteTasks, "add_task", append)
+    go_on = anyio.Event()
+    jobs: list[Job[Any]] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        jobs.append(tasks.options(wait=True).add_task(events.append, 1))
+        if path == "/first":
+            jobs.append(tasks.add_task(events.append, 2))
+            await go_on.wait()
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        await client.start("/first")
+        await client.start("/second")
+        assert [job.state for job in jobs[:2]] == [JobState.PENDING] * 2
+        assert events == [], "the second request's task stands behind those of the first"
+        go_on.set()
+    assert events == [1, 2, 1]
+    assert jobs[0].state is JobState.SUCCEEDED
+
+
+async def test_mocked_add_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mock in place of `add_task` is called as it was, and the job of what it did not add is dropped."""
+    mock = Mock()
+    monkeypatch.setattr(StarletteTasks, "add_task", mock)
+    tasks = BackgroundTasks()
+    job = tasks.add_task(print, 1, end="")
+    mock.assert_called_once_with(print, 1, end="")
+    assert (tasks.tasks, job.name, job.state) == ([], "print", JobState.DROPPED)
+
+
+@pytest.mark.parametrize("middleware", [True, False])
+async def test_entry_awaited_by_itself(middleware: bool, events: list[Any], log: Log) -> None:
+    """An entry that is awaited by itself, in place of its list, runs in the queue, with its own options."""
+    jobs: list[Job[Any]] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        jobs.append(tasks.add_task(Work(events).quick, 1))
+        jobs.append(tasks.options(timeout=0.01).add_task(anyio.sleep_forever))
+        await respond()
+        first, second = tasks.tasks
+        await first()
+        assert (events, jobs[0].state) == ([1], JobState.SUCCEEDED)
+        with pytest.raises(TimeoutError):
+            await second()
+
+    async def respond() -> None: ...
+
+    if middleware:
+        app = app_of(handle)
+        assert (await get(app)).error is None
+        check_idle(app.executor)
+    else:
+        await handle("", respond)
+    assert [job.state for job in jobs] == [JobState.SUCCEEDED, JobState.FAILED]
+    assert [one for one in log if one.startswith("ERROR")] == []
+
+
+async def test_added_after_the_end_without_a_request(events: list[Any]) -> None:
+    """An object of no request takes new tasks when its list has run, for the next time it is awaited."""
+    inner, outer = BackgroundTasks(), BackgroundTasks()
+    inner.add_task(events.append, 1)
+    outer.add_task(inner)
+    await outer()
+    job = inner.add_task(events.append, 2)
+    assert (events, job.state) == ([1], JobState.PENDING)
+    await inner()
+    assert (events, job.state) == ([1, 1, 2], JobState.SUCCEEDED)
+    job = inner.add_task(events.append, 3)
+    assert job.state is JobState.PENDING
+    await inner()
+    assert (events, job.state) == ([1, 1, 2, 1, 2, 3], JobState.SUCCEEDED)
+
+
+async def test_cancelled_while_it_is_handed_over(events: list[Any]) -> None:
+    """A task that is cancelled while its list is being handed over never runs, and the others do."""
+
+    class Cancels(StarletteTask):
+        @property
+        def func(self) -> Any:  # type: ignore[override]
+            cancelled.append(job.cancel())
+            return self.call
+
+        def __init__(self) -> None:
+            self.call = Work(events).quick
+            self.args, self.kwargs, self.is_async = (2,), {}, True
+
+    cancelled: list[bool] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        nonlocal job
+        tasks = BackgroundTasks()
+        job = tasks.add_task(events.append, 1)
+        tasks.tasks.append(Cancels())
+        await respond()
+        await tasks()
+
+    job: Any = None
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    assert (cancelled[0], job.state, events) == (True, JobState.CANCELLED, [2])
+    check_idle(app.executor)
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_added_as_the_end_comes(closes: bool, events: list[Any]) -> None:
+    """A task that a thread adds in the moment in which its request or the executor ends is refused."""
+
+    async def handle(path: str, respond: Any) -> None:
+        scheduler = app.executor._runner.scheduler
+        accept = scheduler.accept
+
+        def accept_and_end(*args: Any, **kwargs: Any) -> None:
+            accept(*args, **kwargs)
+            if closes:
+                scheduler.status = CLOSING
+            else:
+                request.stage = ENDED
+
+        tasks = BackgroundTasks()
+        request: Any = tasks._request
+        scheduler.accept = accept_and_end
+        error, text = (ExecutorClosed, "the executor is closed") if closes else (RuntimeError, "had ended")
+        with pytest.raises(error, match=text):
+            tasks.add_task(events.append, 1)
+        del scheduler.accept
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    assert events == []
+    check_idle(app.executor)
+
+
+@pytest.mark.parametrize("kind", ["partial", "instance"])
+async def test_names_under_a_replaced_call(
+    kind: str, events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracer that replaces `__call__` finds a name for whatever can be called."""
+    original = StarletteTask.__call__
+
+    class Callable:
+        def __call__(self) -> None:
+            events.append("called")
+
+    async def traced(self: StarletteTask) -> None:
+        events.append(self.func.__name__)
+        await original(self)
+
+    monkeypatch.setattr(StarletteTask, "__call__", traced)
+    tasks = BackgroundTasks()
+    tasks.add_task(functools.partial(events.append, "called") if kind == "partial" else Callable())
+    await tasks()
+    assert events == ["partial" if kind == "partial" else "Callable", "called"]
+
+
+def test_states_of_an_object() -> None:
+    """An object moves as its table says, and refuses any other move."""
+    tasks = BackgroundTasks()
+    with pytest.raises(RuntimeError, match="cannot go from collecting to collecting"):
+        tasks._become(tasks._state)

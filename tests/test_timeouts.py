@@ -28,16 +28,18 @@ async def test_async_task(events: list[Any], log: Log) -> None:
         shorter = executor.lane("a").options(timeout=1).submit_nowait(anyio.sleep, 2)
         begin = anyio.current_time()
         with pytest.raises(TimeoutError):
-            await shorter.wait()
+            await shorter
         assert anyio.current_time() - begin == pytest.approx(1)
         with pytest.raises(TimeoutError):
-            await late.wait()
+            await late
         assert anyio.current_time() - begin == pytest.approx(5)
-        await in_time.wait()
-        await longer.wait()
+        await in_time
+        await longer
         assert anyio.current_time() - begin == pytest.approx(19)
-    assert late.state is JobState.FAILED
-    assert [record.split(" (")[0] for record in log] == ["ERROR sleep failed"] * 2
+        unwatched = executor.submit_nowait(anyio.sleep, 6)
+    assert [job.state for job in (late, unwatched)] == [JobState.FAILED] * 2
+    assert isinstance(unwatched.exception(), TimeoutError)
+    assert log == ["ERROR sleep failed"]
 
 
 @pytest.mark.virtual_clock
@@ -54,7 +56,7 @@ async def test_of_a_request(events: list[Any], log: Log) -> None:
     exchange = await get(make_app(handler), "/handler")
     assert isinstance(exchange.error, TimeoutError)
     assert [job.state for job in jobs] == [JobState.FAILED, JobState.SKIPPED]
-    assert log == ["ERROR sleep failed (GET /handler); skipped after it: 1 task: list.append"]
+    assert log == ["WARNING sleep failed (GET /handler); skipped after it: 1 task: list.append"]
 
 
 async def test_sync_task(events: list[Any], log: Log) -> None:
@@ -73,13 +75,14 @@ async def test_sync_task(events: list[Any], log: Log) -> None:
         while not log:
             await anyio.sleep(0.001)
         said.set()
-        assert await slow_job.wait() is None
+        assert await slow_job is None
         await executor.join()
     assert events == ["slow", 0, 1]
     (record,) = log
     assert record.startswith("WARNING test_sync_task.<locals>.slow has been running for 0.0")
     assert record.endswith(
-        " s, longer than its timeout of 0.01 s, and cannot be stopped: 2 tasks wait behind it"
+        " s, longer than its timeout of 0.01 s. "
+        "It runs in a thread, and cannot be stopped: 2 tasks wait behind it"
     )
 
 
@@ -92,20 +95,20 @@ async def test_in_time(events: list[Any], log: Log, monkeypatch: pytest.MonkeyPa
         third = executor.options(timeout=60).submit_nowait(work.thread_gated, 102)
         await anyio.sleep(0)
         work.thread_gate(100).set()
-        await first.wait()
+        await first
         await anyio.sleep(0.03)  # the first one's time is over while the second one runs
         work.thread_gate(101).set()
-        await second.wait()
+        await second
         await anyio.sleep(0.01)  # the loop watches the third one
         work.thread_gate(102).set()
-        await third.wait()
+        await third
     del events[:]
     timers: list[Any] = []
     async with SerialExecutor(timeout=60) as executor:
-        loop = executor._loop
+        backend = executor._runner.backend
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "later", lambda *args: timers.append(_Timer(later(*args))) or timers[-1])
-            later = type(loop).later.__get__(loop)
+            patch.setattr(backend, "later", lambda *args: timers.append(_Timer(later(*args))) or timers[-1])
+            later = type(backend).later.__get__(backend)
             for n in range(20):
                 executor.submit_nowait(work.thread_gated, n)
             for n in range(20):
@@ -156,12 +159,17 @@ async def test_with_a_call_of_its_own(
     assert isinstance(exchange.error, TimeoutError)
     async with SerialExecutor(timeout=0.01) as executor:
         job = executor.submit_nowait(work.thread_gated, 0)
-        while len(log) < 2:
-            await anyio.sleep(0.001)
+        with anyio.move_on_after(3):
+            while len(log) < 2:
+                await anyio.sleep(0.001)
         work.thread_gate(0).set()
-        assert await job.wait() == 0
+        assert await job == 0
         assert job.state is JobState.SUCCEEDED
-    assert "cannot be stopped: 0 tasks" in log[1]
+    assert log[0] == "WARNING print failed (GET /handler); skipped after it: 1 task: list.append"
+    assert [line.split(" s, ")[-1] for line in log[1:]] == [
+        "longer than its timeout of 0.01 s. "
+        "It runs in a thread, and cannot be stopped: 0 tasks wait behind it"
+    ]
 
 
 async def test_timeout_of_a_nested_task() -> None:
@@ -169,9 +177,37 @@ async def test_timeout_of_a_nested_task() -> None:
 
     async def outer() -> None:
         inner = BackgroundTasks()
-        inner.options(timeout=0).add_task(anyio.sleep_forever)
+        inner.options(timeout=0.001).add_task(anyio.sleep_forever)
         await inner()
 
     async with SerialExecutor() as executor:
         with pytest.raises(TimeoutError):
-            await executor.submit_nowait(outer).wait()
+            await executor.submit_nowait(outer)
+
+
+async def test_no_time_at_all() -> None:
+    """A timeout of 0 would let no task run: it is refused where it is given, and None is named instead."""
+    for give in (
+        lambda: SerialExecutor(timeout=0),
+        lambda: SerialExecutor().options(timeout=0),
+        lambda: BackgroundTasks().options(timeout=0),
+    ):
+        with pytest.raises(ValueError, match=r"timeout=0: .* None for no limit"):
+            give()
+
+
+async def test_timer_of_a_task_that_has_ended(events: list[Any], log: Log) -> None:
+    """A timer that rings just after its sync task has ended says nothing, and is not set again."""
+    async with SerialExecutor() as executor:
+        backend: Any = executor._runner.backend
+        later, calls = backend.later, []
+
+        def remember(delay: float, call: Any) -> Any:
+            calls.append(call)
+            return later(delay, call)
+
+        backend.later = remember
+        await executor.options(timeout=1000).submit_nowait(events.append, 1)
+        del backend.later
+        calls[0]()
+    assert (events, log, len(calls)) == ([1], [], 1)

@@ -1,4 +1,4 @@
-"""Websockets: their tasks line up when the connection has ended."""
+"""Websockets: their tasks are queued when the connection has ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import Log
 
 
 async def test_websocket(events: list[Any]) -> None:
-    """A websocket holds no place: its tasks line up when the connection has ended."""
+    """A websocket holds no position: its tasks are queued when the connection has ended."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -64,7 +64,7 @@ async def test_websocket(events: list[Any]) -> None:
 
 
 async def test_websocket_without_tasks() -> None:
-    """A websocket that ends with a disconnect and has no tasks ends as it would without us."""
+    """A websocket that ends with a disconnect and has no tasks ends as it would without the middleware."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -107,7 +107,7 @@ async def test_websocket_that_awaits_its_tasks(events: list[Any]) -> None:
 
 
 async def test_websocket_that_fails(events: list[Any], log: Log) -> None:
-    """A websocket endpoint that raises owes its tasks no more than a handler that does."""
+    """The tasks of a websocket endpoint that raises are dropped, as those of a handler that does."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         BackgroundTasks().add_task(events.append, 1)
@@ -120,7 +120,7 @@ async def test_websocket_that_fails(events: list[Any], log: Log) -> None:
 
 
 async def test_websocket_task_extends_its_list(events: list[Any]) -> None:
-    """A websocket's running task may extend its own list, too."""
+    """A running task of a websocket may also extend its own list."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         tasks = BackgroundTasks()

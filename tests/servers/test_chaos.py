@@ -239,7 +239,7 @@ def uid_of(name: str) -> str:
 def test_a_thousand_requests(server: str, seed: int, tmp_path: Path) -> None:
     """Requests run in the order of their first `add_task`, one at a time, and nothing is lost."""
     clients = plan(seed, REQUESTS)
-    books = run(server, clients, {"hold": NOBODY_LOSES}, tmp_path / "server.log", exact=True)
+    books = run(server, clients, {"hold_timeout": NOBODY_LOSES}, tmp_path / "server.log", exact=True)
     books.check()
     assert books.lost == []
     assert books.runs == books.line(list(books.added))
@@ -248,7 +248,9 @@ def test_a_thousand_requests(server: str, seed: int, tmp_path: Path) -> None:
 def test_clients_that_leave(server: str, seed: int, tmp_path: Path) -> None:
     """A client that leaves loses at most its own tasks: they are owed or reported, the order stays."""
     clients = plan(seed, REQUESTS // 3, streams=0.6)
-    books = run(server, clients, {"hold": NOBODY_LOSES}, tmp_path / "server.log", exact=True, bare=True)
+    books = run(
+        server, clients, {"hold_timeout": NOBODY_LOSES}, tmp_path / "server.log", exact=True, bare=True
+    )
     books.check()
     assert books.lost == []
     assert books.runs == books.line(list(books.added))
@@ -257,7 +259,9 @@ def test_clients_that_leave(server: str, seed: int, tmp_path: Path) -> None:
 def test_order_responded(server: str, seed: int, tmp_path: Path) -> None:
     """With `order="responded"` requests run in the order in which their responses ended."""
     clients = plan(seed, REQUESTS // 3)
-    books = run(server, clients, {"order": "responded", "hold": NOBODY_LOSES}, tmp_path / "server.log")
+    books = run(
+        server, clients, {"order": "responded", "hold_timeout": NOBODY_LOSES}, tmp_path / "server.log"
+    )
     books.check()
     assert books.lost == []
     assert books.runs == books.line(books.recorded["responses"])
@@ -266,7 +270,7 @@ def test_order_responded(server: str, seed: int, tmp_path: Path) -> None:
 def test_places_lost_to_hold(server: str, seed: int, tmp_path: Path) -> None:
     """Only requests that lost their place to `hold`, each logged once, run out of order."""
     clients = plan(seed, REQUESTS // 3, stall=1000)
-    books = run(server, clients, {"hold": 0.3}, tmp_path / "server.log")
+    books = run(server, clients, {"hold_timeout": 0.3}, tmp_path / "server.log")
     books.check()
     assert books.lost != []
     assert sorted(books.lost) == sorted(set(books.lost))

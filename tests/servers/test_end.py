@@ -384,7 +384,7 @@ def test_both_limits_are_over(uvicorn: str, kind: str, tmp_path: Path) -> None:
 def test_held_places_are_given_up(uvicorn: str, tmp_path: Path) -> None:
     """A request that holds its place and does not respond keeps nothing back; its tasks are named."""
     command = f"{uvicorn} --timeout-graceful-shutdown 1"
-    with serving(command, tmp_path, wait=False, hold=60, drain_timeout=60) as running:
+    with serving(command, tmp_path, wait=False, hold_timeout=60, drain_timeout=60) as running:
         holder = http.client.HTTPConnection("127.0.0.1", running.port, timeout=PATIENCE)
         holder.request("POST", "/hold?task=async_held")
         running.until_says("@ held")

@@ -5,16 +5,15 @@ Finds the endpoint by the routes' own `matches`, as a router does, and calls not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from starlette.routing import Match
 from starlette.types import ASGIApp, Scope
 
-__all__ = ("asks_for_tasks", "wants_ours")
+from fifo_background._fastapi.dependants import class_wanted
 
-# Whether what FastAPI solves for a route, a `dependant`, asks for our class. Set once, by `_fastapi`.
-wants_ours: Callable[[Any, Any], bool] = lambda dependant, provider: False  # noqa: E731
+__all__ = ("any_asks_for_tasks", "asks_for_tasks")
 
 
 def asks_for_tasks(app: ASGIApp, scope: Scope) -> bool:
@@ -38,9 +37,35 @@ def _asks(routes: Iterable[Any], scope: Scope) -> bool:
             continue
         dependant = getattr(route, "dependant", None)
         if dependant is not None:
-            return wants_ours(dependant, getattr(route, "dependency_overrides_provider", None))
+            return _wants_ours(route)
         inner = _routes_of(getattr(getattr(route, "starlette_route", None) or route, "app", None))
         return inner is not None and _asks(inner, {**scope, **child_scope})
+    return False
+
+
+def _wants_ours(route: Any) -> bool:
+    try:
+        return (
+            class_wanted(route.dependant, getattr(route, "dependency_overrides_provider", None)) is not None
+        )
+    except TypeError:  # two unrelated classes: FastAPI's own call will say so
+        return True
+
+
+def any_asks_for_tasks(app: ASGIApp, scope: Scope) -> bool:
+    """Whether any route of the app asks for our class."""
+    look = [_routes_of(app) or _routes_of(scope.get("app")) or ()]
+    seen: set[int] = set()
+    while look:
+        for route in _flat(look.pop()):
+            if id(route) in seen:
+                continue
+            seen.add(id(route))
+            if getattr(route, "dependant", None) is not None and _wants_ours(route):
+                return True
+            inner = _routes_of(getattr(getattr(route, "starlette_route", None) or route, "app", None))
+            if inner is not None:
+                look.append(inner)
     return False
 
 

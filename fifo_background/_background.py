@@ -1,0 +1,504 @@
+"""What replaces Starlette's classes: they collect calls, and hand them over when they are awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+
+from starlette.background import BackgroundTask, BackgroundTasks
+
+from fifo_background._core.job import Job, name_of
+from fifo_background._core.lane import key_of
+from fifo_background._core.state import DROPPED, RUNNING, SUCCEEDED
+from fifo_background._fastapi.spans import around_here
+from fifo_background._request import HANDLING, LEFT_OUT, Entry, TrackedRequest, take_in
+from fifo_background._run.call import Around, is_starlettes, make_task, not_callable, own_class
+from fifo_background._run.current import current_party
+from fifo_background._run.per_loop import default_runner
+from fifo_background._settings import (
+    NOT_GIVEN,
+    AfterFailure,
+    Keep,
+    NotGiven,
+    Options,
+    Settings,
+    check_key,
+)
+from fifo_background.exceptions import ExecutorClosed
+
+__all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks", "TaskAdder")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Where there is no middleware, a position is taken when the object is awaited.
+_WITHOUT_MIDDLEWARE = Settings(order="responded")
+
+# The options of a task that no executor knows yet.
+PLAIN = Options()
+
+
+class OrderedBackgroundTask(BackgroundTask):
+    """One task for `Response(background=OrderedBackgroundTask(func, *args, **kwargs))`.
+
+    Awaiting it queues the task and, by default, waits for its end and raises its error. Awaiting it again
+    runs it again, in a new position. The entries of `OrderedBackgroundTasks.tasks` are of this class, too.
+    """
+
+    _request: TrackedRequest | None = None
+    _job: Job[Any] | None = None  # that `add_task` made, until it is handed over
+    _entry: Entry | None = None
+
+    def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        if not callable(func):
+            raise not_callable("BackgroundTask", func)
+        super().__init__(func, *args, **kwargs)
+        request = _request_here()
+        if request is not None:
+            self._request = request
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what is unpickled, is a task of its own."""
+        return {name: value for name, value in vars(self).items() if name not in _OWN}
+
+    async def __call__(self) -> None:
+        if "is_shown" in vars(self):  # to a replaced `__call__`, which has called us: all else is done
+            await self.func(*self.args, **self.kwargs)
+            return
+        job = self.__dict__.pop("_job", None)
+        task: BackgroundTask = object.__new__(OrderedBackgroundTask)
+        task.func, task.args, task.kwargs, task.is_async = self.func, self.args, self.kwargs, self.is_async
+        vars(task)["is_alone"] = True  # whatever replaced our `__call__` has seen it
+        if job is not None:
+            vars(task)["_job"] = job
+        if self._entry is not None:
+            vars(task)["_entry"] = self._entry
+        tasks = _Single([task])
+        request = self._request if job is None else getattr(job.position, "owner", None) or self._request
+        tasks._request = request
+        await OrderedBackgroundTasks._run(tasks)
+
+
+# Attributes that say where an object belongs, and are not copied.
+_OWN = frozenset({"_request", "_job", "_state", "_awaited_by", "_jobs", "_outer", "_unclaimed"})
+
+own_class.task = OrderedBackgroundTask
+own_class.call = OrderedBackgroundTask.__call__
+
+_STARLETTES_ADD: Any = BackgroundTasks.add_task if is_starlettes(BackgroundTasks.add_task) else None
+_STARLETTES_LIST_CALL: Any = BackgroundTasks.__call__ if is_starlettes(BackgroundTasks.__call__) else None
+
+
+class State(Enum):
+    """Where an object is; written by itself alone.
+
+    COLLECTING: what is added waits for the object to be awaited. AWAITED: it was handed over; what is added
+    runs with it. PART: it is a task of another object, or was given to `add_task`, and runs inside that.
+    INLINE: a running task awaits it, and runs its list.
+    """
+
+    COLLECTING = "collecting"
+    AWAITED = "awaited"
+    PART = "part"
+    INLINE = "inline"
+
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # the members are single objects; Enum's own is slow
+
+
+COLLECTING, AWAITED, PART, INLINE = State
+
+STATES: dict[State, frozenset[State]] = {
+    COLLECTING: frozenset({AWAITED, PART, INLINE}),
+    AWAITED: frozenset({AWAITED, PART, INLINE}),
+    PART: frozenset({AWAITED, PART, INLINE}),
+    INLINE: frozenset({COLLECTING, AWAITED, PART, INLINE}),
+}
+
+
+class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
+    """The tasks of a request, first in, first out over all requests.
+
+    A drop-in for `starlette.background.BackgroundTasks` and `fastapi.BackgroundTasks`: same constructor,
+    `add_task`, `.tasks`, and `await tasks()`, which FastAPI and Starlette call after the response.
+    """
+
+    # Whether somebody has replaced these of FastAPI's class: what FastAPI injects looks there
+    _fastapi_add_is_replaced = staticmethod(bool)
+    _fastapi_call_is_replaced = staticmethod(bool)
+    _class_below: type[BackgroundTasks] = BackgroundTasks
+    _spans = True  # FastAPI opens a span around each task of a list, and none around a single one
+    _state: State = COLLECTING
+    _jobs: list[Job[Any]] = []  # noqa: RUF012 that were handed over the last time: replaced, never changed
+    _awaited_by: TrackedRequest | None = None  # by this request
+    _outer: Job[Any] | None = None  # the job that this object is a part of
+    _unclaimed: set[Job[Any]] | None = None  # jobs that no executor knows
+
+    def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
+        BackgroundTasks.__init__(self, tasks)
+        request = current_party()
+        if isinstance(request, TrackedRequest) and not request.has_ended:
+            self._request = request
+
+    @property
+    def func(self) -> Callable[[], Awaitable[None]]:  # type: ignore[override]
+        """FastAPI names the entries of a list by their `func`; as an entry, this object is its own."""
+        return self.__call__
+
+    # Starlette's returns None, this one the Job
+    @overload  # type: ignore[override]
+    def add_task(self, func: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    @overload
+    def add_task(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    def add_task(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, func: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Job[Any]:
+        """Add `func(*args, **kwargs)` and return the `Job` that tells its state and result.
+
+        May be called from any thread, and waits for nothing. Raises TypeError if `func` cannot be called,
+        RuntimeError if the request's tasks have ended, `QueueFull` if `max_waiting` tasks wait already, and
+        `ExecutorClosed` after `lifespan.shutdown`.
+        """
+        return self._add(func, args, kwargs, None)
+
+    def lane(
+        self,
+        key: Hashable,
+        *,
+        keep: Keep | NotGiven = NOT_GIVEN,
+        max_waiting: int | NotGiven | None = NOT_GIVEN,
+        after_failure: AfterFailure | NotGiven = NOT_GIVEN,
+    ) -> TaskAdder:
+        """`tasks.lane(key).add_task(func, ...)`: in the queue of that key, side by side with other keys.
+
+        `key` is hashable; None is the app's default lane. `keep="latest"`: the task replaces a waiting older
+        one of the same function. `max_waiting`: how many tasks may wait in the lane. `after_failure="stop"`:
+        the lane stops if the task fails. Raises TypeError for a key that is not hashable, ValueError for an
+        invalid option.
+        """
+        return TaskAdder(self, Entry(..., {})).lane(
+            key, keep=keep, max_waiting=max_waiting, after_failure=after_failure
+        )
+
+    def options(
+        self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
+    ) -> TaskAdder:
+        """`tasks.options(timeout=2.0).add_task(func, ...)`: options of single tasks.
+
+        `timeout` (seconds, None for no limit; default: the app's). `wait`: whether the request waits for the
+        task (default: the app's).
+        """
+        return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait)
+
+    def _add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
+        if not callable(func):
+            raise not_callable("add_task", func)
+        if BackgroundTasks.add_task is not _STARLETTES_ADD or self._fastapi_add_is_replaced():
+            return self._add_through(func, args, kwargs, entry)
+        task = make_task(OrderedBackgroundTask, func, args, kwargs)
+        request = self._request
+        if request is not None and self._state is COLLECTING:
+            job = request.add(task, entry, False)
+        else:
+            job = self._make_job(task, entry)
+        task._job = job
+        if entry is not None:
+            task._entry = entry
+        self.tasks.append(task)
+        return job
+
+    def _add_through(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
+        """An instrumentation or a mock has replaced `add_task` of a class below ours: it has its say."""
+        before = len(self.tasks)
+        super().add_task(func, *args, **kwargs)
+        job: Job[Any] | None = None
+        for task in self.tasks[before:]:
+            job = self._make_job(task, entry)
+            _attach(task, job, entry)
+        if job is None:  # a mock: nothing was added
+            job = Job(make_task(OrderedBackgroundTask, func, args, kwargs), None, PLAIN, set())
+            job.end(DROPPED)
+        return job
+
+    def _make_job(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
+        """The job of a new entry: of the request, or of nobody yet."""
+        request, state = self._request, self._state
+        if state is COLLECTING:
+            if request is not None:
+                return request.add(task, entry, False)
+        elif state is AWAITED:
+            request = self._awaited_by
+            if request is not None and request.stage is HANDLING:
+                return request.join(task, entry)
+            if request is not None and any(not job.done() for job in reversed(self._jobs)):
+                job = request.add(task, entry, True)
+                self._jobs.append(job)
+                return job
+            if request is not None and self._request is not None:
+                raise request.too_late(task)
+        else:
+            return self._make_part(task, cast(Job[Any], self._outer))
+        return self._orphan(task)
+
+    def _make_part(self, task: BackgroundTask, outer: Job[Any]) -> Job[Any]:
+        """The job of a new entry of an object that runs inside `outer`."""
+        if outer.done():
+            if self._request is not None and self._request.has_ended:
+                raise self._request.too_late(task)
+            return self._orphan(task)
+        runner: Any = outer.runner
+        if self._state is PART and not runner.scheduler.is_open:
+            raise ExecutorClosed(name_of(task))
+        job = self._orphan(task)
+        job.runner = runner
+        job.make_special().outer = outer
+        special = outer.make_special()
+        special.parts = [*(special.parts or ()), job]
+        return job
+
+    def _orphan(self, task: BackgroundTask) -> Job[Any]:
+        """A job that no executor knows: cancelled, or run inline, by who takes it out of `_unclaimed`."""
+        if self._unclaimed is None:
+            self._unclaimed = set()
+        job: Job[Any] = Job(task, None, PLAIN, self._unclaimed)
+        self._unclaimed.add(job)
+        return job
+
+    async def __call__(self) -> None:
+        if BackgroundTasks.__call__ is not _STARLETTES_LIST_CALL or self._fastapi_call_is_replaced():
+            await self._run_through()
+        else:
+            await self._run()
+
+    async def _run_through(self) -> None:
+        """An agent or a mock has replaced `__call__` of a class below ours: it has its say."""
+        shell: BackgroundTasks = object.__new__(self._class_below)
+        entries: list[BackgroundTask] = [_Runs(self)]
+        shell.tasks = entries
+        await shell()
+
+    async def _run(self) -> None:
+        around = around_here() if self._spans else None
+        party = current_party()
+        if isinstance(party, Job):
+            if party.own_state is RUNNING and party.runner is not None:
+                await self._run_inline(party, around)
+                return
+            party = None
+        request = party or self._request
+        if request is None:
+            request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE)
+        jobs, listed = self._jobs_of(request, around), len(self.tasks)
+        self._become(AWAITED)
+        self._awaited_by, self._jobs = request, jobs
+        if jobs and request.hand_over(jobs):
+            for job in jobs:
+                if job.own_state is not SUCCEEDED:
+                    await request.runner.waits.attached(jobs, request)
+                    break
+            if len(self.tasks) > listed:
+                await self._run_appended(request, listed)
+
+    async def _run_appended(self, request: TrackedRequest, listed: int) -> None:
+        """A task has appended to the list itself, which Starlette runs, too."""
+        appended = [task for task in self.tasks[listed:] if getattr(task, "_job", None) is None]
+        if appended:
+            tasks = OrderedBackgroundTasks(appended)
+            tasks._request = request
+            await tasks._run()
+
+    # -- handing over ----------------------------------------------------------------------------------------
+
+    def _become(self, state: State) -> None:
+        """Move to another state. Raises RuntimeError if `STATES` does not have it."""
+        if state not in STATES[self._state]:
+            raise RuntimeError(f"{self!r} cannot go from {self._state.value} to {state.value}")
+        self._state = state
+
+    def _become_part(self, outer: Job[Any]) -> set[Job[Any]]:
+        """This object is a task itself: it runs inside `outer`. Returns where its jobs wait for that."""
+        self._become(PART)
+        self._outer = outer
+        if self._unclaimed is None:
+            self._unclaimed = set()
+        return self._unclaimed
+
+    def _jobs_of(self, request: TrackedRequest, around: Around) -> list[Job[Any]]:
+        """The jobs of the list, in its order: those that `add_task` made, and new ones for other entries."""
+        jobs: list[Job[Any]] = []
+        for task in self.tasks:
+            plain = type(task) is OrderedBackgroundTask
+            job = task._job if plain else None  # type: ignore[attr-defined]
+            position = None if job is None else job.position
+            if (
+                position is None
+                or position.owner is not request
+                or job.own_state is not None  # type: ignore[union-attr]
+                or request.handed_over is not None
+            ):
+                job = _job_of(task, request)
+                if job is None:
+                    continue
+            else:
+                del task._job  # type: ignore[attr-defined]
+                if job.direct:  # type: ignore[union-attr]
+                    job.on_loop = task.is_async  # type: ignore[union-attr]  # somebody may have changed it
+            if around is not None:
+                job.make_special().around = around  # type: ignore[union-attr]
+            if not plain or isinstance(task.func, BackgroundTasks):
+                take_in(task, job)  # type: ignore[arg-type]
+            jobs.append(job)  # type: ignore[arg-type]
+        return jobs
+
+    # -- inside a task ---------------------------------------------------------------------------------------
+
+    async def _run_inline(self, outer: Job[Any], around: Around) -> None:
+        """The running task `outer` awaits this object: its tasks are part of that task."""
+        before = self._state
+        self._become(INLINE)
+        outside, self._outer = self._outer, outer
+        self._join_parts(outer)
+        runner: Any = outer.runner
+        try:
+            for task in self.tasks:
+                job = _take_job(task)
+                if job is None:
+                    job = self._orphan(task)
+                elif _is_left_out(job):
+                    _attach(task, job, None)
+                    continue
+                elif job.own_state is not None or job.queued:
+                    job = self._orphan(task)
+                if not job.claim():
+                    continue  # cancelled just now
+                entry: Entry | None = getattr(task, "_entry", None)
+                job.options = PLAIN if entry is None else PLAIN.replace(**entry.changes)
+                job.make_special().outer = outer
+                job.make_special().around = around
+                await runner.run_part(job)
+        finally:
+            if self._state is INLINE and self._outer is outer:  # else somebody else has awaited it meanwhile
+                self._become(before)
+                self._outer = outside
+
+    def _join_parts(self, outer: Job[Any]) -> None:
+        """The jobs of the list are parts of `outer`: those that do not run inside it end with it."""
+        parts = [job for task in self.tasks if (job := getattr(task, "_job", None)) is not None]
+        for job in parts:
+            job.make_special().outer = outer
+            job.runner = job.runner or outer.runner
+        special = outer.make_special()
+        special.parts = list(dict.fromkeys([*(special.parts or ()), *parts]))
+
+
+def _attach(task: Any, job: Job[Any], entry: Entry | None) -> None:
+    """An entry of the list keeps its job until it is handed over; one with slots cannot."""
+    try:
+        task._job = job
+        if entry is not None:
+            task._entry = entry
+    except AttributeError:
+        pass
+
+
+def _take_job(task: Any) -> Job[Any] | None:
+    """The job that `add_task` made for an entry, once."""
+    job: Job[Any] | None = getattr(task, "_job", None)
+    if job is not None:
+        del task._job
+    return job
+
+
+def _job_of(task: Any, request: TrackedRequest) -> Job[Any] | None:
+    """The job that `add_task` made for this entry, or a new one. None if it was cancelled or superseded."""
+    job: Job[Any] | None = getattr(task, "_job", None)
+    entry: Entry | None = getattr(task, "_entry", None)
+    if job is None:
+        return request.adopt(task, None, entry)
+    if job.own_state is None:
+        position = job.position
+        if position is not None and position.owner is request:
+            del task._job
+            return None if job.queued else job
+        if job.runner is None and job.claim():
+            del task._job
+            return request.adopt(task, job, entry)
+    elif _is_left_out(job):
+        return None
+    return request.adopt(task, None, entry)
+
+
+def _is_left_out(job: Job[Any]) -> bool:
+    """Whether it was cancelled, skipped or superseded by itself, not with the task that it was a part of."""
+    return job.own_state in LEFT_OUT and not (job.special is not None and job.special.ended_with_outer)
+
+
+def _request_here() -> TrackedRequest | None:
+    """The request in whose context the caller runs, if any."""
+    party = current_party()
+    return party if isinstance(party, TrackedRequest) and not party.has_ended else None
+
+
+class _Runs(BackgroundTask):
+    """The one entry of a list that is shown to a replaced `__call__`: it runs the tasks of another list."""
+
+    def __init__(self, tasks: OrderedBackgroundTasks) -> None:
+        self.run: Callable[[], Awaitable[None]] = tasks._run
+        vars(self)["func"] = self.run  # FastAPI names its span by it
+
+    async def __call__(self) -> None:
+        await self.run()
+
+
+class _Single(OrderedBackgroundTasks):
+    """What awaiting an `OrderedBackgroundTask` runs."""
+
+    _spans = False
+
+
+class TaskAdder:
+    """Adds tasks to an object, in one lane and with options: `tasks.lane(key)`, `tasks.options(...)`."""
+
+    __slots__ = ("_entry", "_tasks")
+
+    def __init__(self, tasks: OrderedBackgroundTasks, entry: Entry) -> None:
+        self._tasks = tasks
+        self._entry = entry
+
+    def lane(
+        self,
+        key: Hashable,
+        *,
+        keep: Keep | NotGiven = NOT_GIVEN,
+        max_waiting: int | NotGiven | None = NOT_GIVEN,
+        after_failure: AfterFailure | NotGiven = NOT_GIVEN,
+    ) -> TaskAdder:
+        """As `OrderedBackgroundTasks.lane`."""
+        check_key(key)
+        return self._with(
+            key_of(key), {"keep": keep, "max_waiting": max_waiting, "after_failure": after_failure}
+        )
+
+    def options(
+        self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
+    ) -> TaskAdder:
+        """As `OrderedBackgroundTasks.options`."""
+        return self._with(self._entry.key, {"timeout": timeout, "wait": wait})
+
+    def _with(self, key: Hashable, changes: dict[str, Any]) -> TaskAdder:
+        PLAIN.replace(**changes)  # raises for an invalid one
+        given = {name: value for name, value in changes.items() if value is not NOT_GIVEN}
+        return TaskAdder(self._tasks, Entry(key, {**self._entry.changes, **given}))
+
+    @overload
+    def add_task(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    @overload
+    def add_task(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """As `OrderedBackgroundTasks.add_task`."""
+        return self._tasks._add(func, args, kwargs, self._entry)

@@ -1,0 +1,179 @@
+"""Capacity: how many jobs may wait (`max_waiting`), and the submits that wait for capacity, in order.
+
+Jobs are counted by any thread, where they are added, and counted out by the loop. All waiting jobs of one
+function in one lane with `keep="latest"` count as one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from fifo_background._core.job import Job
+from fifo_background._core.position import Position
+from fifo_background.exceptions import ExecutorClosed, QueueFull
+
+if TYPE_CHECKING:
+    from fifo_background._core.lane import Lane
+    from fifo_background._core.scheduler import Scheduler
+
+__all__ = ("Capacity", "Wanted")
+
+# What counts as one (see `_token`), with the jobs that do.
+Counted = dict[object, set[Job[Any]]]
+
+
+class Wanted:
+    """A `submit` that waits for capacity."""
+
+    __slots__ = ("error", "job", "position", "waiter")
+
+    def __init__(self, job: Job[Any], position: Position, waiter: Any) -> None:
+        self.job: Job[Any] = job
+        self.position: Position = position
+        self.waiter: Any = waiter
+        self.error: Exception | None = None
+
+
+class Capacity:
+    """What `max_waiting`, of the executor and of single lanes, leaves."""
+
+    def __init__(self, scheduler: Scheduler, limit: int | None) -> None:
+        self.limit: int | None = limit
+        self.wanted: deque[Wanted] = deque()  # for capacity in the executor; others wait in their lanes
+        self.sought: int = 0  # how many wait in all
+        self._counted: Counted = {}
+        self._freed: list[Lane] = []  # lanes in which somebody may be let in, while that is done
+        self._scheduler = scheduler
+
+    def count(self, job: Job[Any], lane: Lane, refuse: bool) -> None:
+        """Count a job in; from any thread. Raises `QueueFull`, and then nothing is counted.
+
+        Counts first, then looks: if two threads want the last capacity, both may be refused.
+        """
+        limit = job.options.max_waiting
+        if limit is not None and lane.counted is None:
+            self._begin_counting(lane)
+        for counted, most, wanted in (
+            (lane.counted, limit, lane.wanted),
+            (self._counted if self.limit is not None else None, self.limit, self.wanted),
+        ):
+            if counted is None:
+                continue
+            is_new = _add(counted, job, lane)
+            if refuse and most is not None and is_new and (wanted or len(counted) > most):
+                self.discard(job, lane)
+                raise QueueFull(job.name, len(counted))
+
+    def _begin_counting(self, lane: Lane) -> None:
+        counted: Counted = {}
+        for job in list(self._scheduler.waiting):
+            if job.position is not None and job.position.lane is lane:
+                _add(counted, job, lane)
+        lane.counted = counted
+
+    def discard(self, job: Job[Any], lane: Lane) -> None:
+        for counted in (lane.counted, self._counted):
+            token = _token(job, lane)
+            jobs = None if counted is None else counted.get(token)
+            if jobs is not None:
+                jobs.discard(job)
+                if not jobs:
+                    counted.pop(token, None)  # type: ignore[union-attr]
+                    if jobs:  # a thread has added one just now
+                        counted.setdefault(token, jobs).update(jobs)  # type: ignore[union-attr]
+
+    def discount(self, job: Job[Any], lane: Lane) -> None:
+        """The job does not wait anymore."""
+        self.discard(job, lane)
+        if self.sought:
+            self.admit(lane)
+
+    def move(self, position: Position, lane: Lane) -> None:
+        """The jobs of a position wait in another lane of the same key."""
+        for job in position.waiting:
+            if position.lane.counted is not None:
+                self.discard(job, position.lane)
+                self.count(job, lane, False)
+
+    def want(self, wanted: Wanted) -> None:
+        """Wait for capacity: the job is queued in its turn."""
+        lane = wanted.position.lane
+        self.sought += 1
+        if lane.wanted or not self._fits_lane(wanted):
+            lane.wanted = lane.wanted or deque()
+            lane.wanted.append(wanted)
+        else:
+            self._let_into_lane(wanted)
+
+    def _fits_lane(self, wanted: Wanted) -> bool:
+        limit, counted = wanted.job.options.max_waiting, wanted.position.lane.counted
+        return limit is None or counted is None or _fits(counted, wanted, limit)
+
+    def _let_into_lane(self, wanted: Wanted) -> None:
+        lane = wanted.position.lane
+        if lane.counted is not None:
+            _add(lane.counted, wanted.job, lane)
+        self.wanted.append(wanted)
+
+    def admit(self, lane: Lane) -> None:
+        """Let in who waits for capacity that there is now, first come, first served."""
+        self._freed.append(lane)
+        if (
+            len(self._freed) == 1
+        ):  # else one that was let in has replaced another: the loop below goes on with it
+            for freed in self._freed:
+                if self._scheduler.is_open:
+                    self._admit(freed)
+            self._freed.clear()
+
+    def _admit(self, lane: Lane) -> None:
+        while lane.wanted and self._fits_lane(lane.wanted[0]):
+            self._let_into_lane(lane.wanted.popleft())
+        while self.wanted and (self.limit is None or _fits(self._counted, self.wanted[0], self.limit)):
+            wanted = self.wanted.popleft()
+            job, position, scheduler = wanted.job, wanted.position, self._scheduler
+            self.sought -= 1
+            if self.limit is not None:
+                _add(self._counted, job, position.lane)
+            scheduler.waiting.add(job)
+            position.submit(job, scheduler.clock())
+            scheduler.take(position)
+            scheduler.woken.append(wanted.waiter)
+
+    def withdraw(self, wanted: Wanted) -> None:
+        """Nobody waits for this one anymore, which was not admitted."""
+        lane = wanted.position.lane
+        for queue in (self.wanted, lane.wanted or ()):
+            if wanted in queue:
+                queue.remove(wanted)  # type: ignore[union-attr]
+                self.sought -= 1
+        self.discard(wanted.job, lane)
+        self.admit(lane)
+        self._scheduler.wants_turn(lane)
+
+    def refuse(self, lane: Lane | None) -> list[Any]:
+        """The executor closes: refuse who waits, in a lane or (None) in the executor. Returns the waiters."""
+        refused = list((self.wanted if lane is None else lane.wanted) or ())
+        for wanted in refused:
+            wanted.error = ExecutorClosed(wanted.job.name)
+        return [wanted.waiter for wanted in refused]
+
+
+def _token(job: Job[Any], lane: Lane) -> object:
+    """What is counted: the job, or with keep="latest" its function in its lane."""
+    function = None if job.special is None else job.special.function
+    return job if function is None else (lane.key, function)
+
+
+def _add(counted: Counted, job: Job[Any], lane: Lane) -> bool:
+    """Count a job in. Whether it is the only one that counts as this one."""
+    token = _token(job, lane)
+    counted.setdefault(token, set()).add(job)
+    jobs = counted.setdefault(token, {job})  # the loop may have dropped the set before the job was in it
+    jobs.add(job)
+    return len(jobs) == 1
+
+
+def _fits(counted: Counted, wanted: Wanted, limit: int) -> bool:
+    return len(counted) < limit or _token(wanted.job, wanted.position.lane) in counted

@@ -1,0 +1,340 @@
+"""A job: the handle to one task.
+
+Who may write it: the `set.remove` that takes a job out of its `claims` decides its fate, once, from whatever
+thread. Who took it out starts, cancels or drops it, and is from then on the only one who writes `own_state`,
+`outcome` and `task`. All other fields are the event loop's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator
+from contextvars import Context, copy_context
+from types import FunctionType, MethodType, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+
+from starlette.background import BackgroundTask
+
+from fifo_background._core.state import (
+    CANCELLED,
+    FAILED,
+    PENDING,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    TRANSITIONS,
+    JobState,
+)
+from fifo_background._settings import Options
+from fifo_background.exceptions import JobNoResult, JobNotEnded
+
+if TYPE_CHECKING:
+    from fifo_background._core.position import Position
+
+__all__ = ("Callback", "Failure", "Job", "JobRunner", "Special", "name_of", "safe_repr")
+
+T = TypeVar("T")
+
+# What a wait asks of a job's end: to be told, or to be told and to raise a failure, which reports it.
+TOLD, RAISES = False, True
+
+
+class JobRunner(Protocol):
+    """What a job needs of the executor that it belongs to."""
+
+    async def wait_for(self, job: Job[Any], raises: bool) -> None: ...
+
+    def post(self, entry: Job[Any] | Callback) -> None:
+        """Hand something to the event loop; from any thread."""
+        ...
+
+    def cancel_running(self, job: Job[Any]) -> bool: ...
+
+    def let_go(self, job: Job[Any]) -> None:
+        """A claimed job does not hold its position anymore."""
+        ...
+
+
+def name_of(func: object) -> str:
+    """How logs and errors name a task: its qualified name, else its class's."""
+    inner: Any = func
+    try:
+        while isinstance(inner, (functools.partial, BackgroundTask)) and hasattr(inner, "func"):
+            inner = inner.func
+        return str(getattr(inner, "__qualname__", type(inner).__qualname__))
+    except Exception:  # a user's attribute may raise
+        return type(func).__qualname__
+
+
+def safe_repr(value: object) -> str:
+    """`repr`, of an object that may not have one."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+# Of a foreign exception no attribute is looked at: it may define, or refuse, any.
+_TRACEBACK: Callable[[BaseException], Any] = vars(BaseException)["__traceback__"].__get__
+
+
+class Failure:
+    """How a function failed, and whether anybody has been told."""
+
+    __slots__ = ("error", "number", "reported", "task", "traceback")
+
+    def __init__(self, error: BaseException, number: int) -> None:
+        self.error: BaseException = error
+        # where the function raised it: each time it is raised again, what earlier raises added is left out
+        self.traceback: TracebackType | None = _TRACEBACK(error)
+        self.number: int = number  # failures with lower numbers came first
+        self.reported: bool = False  # raised to somebody who waited, or logged
+        self.task: BackgroundTask | None = None  # for a retry, where the lane has stopped
+
+    def throw(self) -> None:
+        """Raise the error, which reports it."""
+        self.reported = True
+        try:
+            raise BaseException.with_traceback(self.error, self.traceback)
+        finally:
+            del self  # a traceback that holds this frame must not hold the error through it
+
+
+class Special:
+    """What few jobs have."""
+
+    __slots__ = ("around", "ended_with_outer", "function", "outer", "parts")
+
+    def __init__(self) -> None:
+        self.around: Any = None  # what FastAPI opens a span with
+        self.function: object = None  # stands for the function, with keep="latest"
+        self.parts: list[Job[Any]] | None = None  # of the object that is this job's task
+        self.outer: Job[Any] | None = None  # the job that this one is a part of
+        self.ended_with_outer: bool = False  # without having run
+
+
+class Callback:
+    """A function that is called when a job has ended."""
+
+    __slots__ = ("context", "function", "job")
+
+    def __init__(self, job: Job[Any], function: Callable[[Job[Any]], object], context: Context) -> None:
+        self.job: Job[Any] = job
+        self.function: Callable[[Job[Any]], object] = function
+        self.context: Context = context
+
+    def __call__(self) -> None:
+        self.context.run(self.function, self.job)
+
+
+class Job(Generic[T]):
+    """The handle to one task, as `add_task` and `submit` return it.
+
+    `await job` waits for its end and returns the function's result, or raises its error. `await job.wait()`
+    only waits, and returns the `JobState`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "attached",
+        "claims",
+        "direct",
+        "next",
+        "on_loop",
+        "options",
+        "outcome",
+        "own_state",
+        "position",
+        "previous",
+        "queued",
+        "runner",
+        "special",
+        "task",
+        "waiters",
+    )
+
+    def __init__(
+        self, task: BackgroundTask, runner: JobRunner | None, options: Options, claims: set[Job[Any]]
+    ) -> None:
+        self.task: BackgroundTask | str = task  # its name once it has ended: arguments are not kept
+        self.runner: JobRunner | None = runner
+        self.options: Options = options
+        self.claims: set[Job[Any]] = claims
+        self.own_state: JobState | None = None  # since it was claimed
+        self.outcome: Any = None
+        self.position: Position | None = None
+        self.queued: bool = False  # in the chain of its position
+        self.on_loop: bool = True  # not in a thread
+        self.direct: bool = False  # nothing is around the function
+        self.attached: bool = False  # a request waits for it, and raises what it fails with
+        self.waiters: dict[Any, bool] | None = None  # with what each asks: TOLD or RAISES
+        self.special: Special | None = None
+        self.next: Job[Any] | None = None
+        self.previous: Job[Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The qualified name of the task's function."""
+        task = self.task
+        return task if isinstance(task, str) else name_of(task)
+
+    @property
+    def state(self) -> JobState:
+        """Where it is: a `JobState`."""
+        return self.own_state or (QUEUED if self.queued else PENDING)
+
+    def done(self) -> bool:
+        """Whether the job has ended, in whatever way."""
+        state = self.own_state
+        return state is not None and state is not RUNNING
+
+    def claim(self) -> bool:
+        """Take the job out of what waits. True for one caller only, who decides what becomes of it."""
+        try:
+            self.claims.remove(self)  # one atomic act
+        except KeyError:
+            return False
+        return True
+
+    def end(self, state: JobState, outcome: Any = None) -> object:
+        """Move to a last state. Returns what the job does not keep: whoever drops it frees the arguments."""
+        task: Any = self.task
+        func: Any = getattr(task, "func", None)
+        kind: Any = type(func)
+        self.task = func.__qualname__ if kind is FunctionType or kind is MethodType else name_of(task)
+        if state is FAILED and self.options.after_failure == "stop":
+            outcome.task = task
+        self.outcome = outcome  # before the state, which other threads look at first
+        self.own_state = state
+        return task
+
+    def result(self) -> T:
+        """What the function returned.
+
+        Raises the function's own error if it failed, `JobNotEnded` before its end, and `JobNoResult` if it
+        was cancelled, skipped, superseded or dropped.
+        """
+        state = self.own_state
+        if state is SUCCEEDED:
+            result: T = self.outcome
+            return result
+        if state is FAILED:
+            self.outcome.throw()
+        self._check_ended(state)
+        raise JobNoResult(self.name, self.state.value)
+
+    def exception(self) -> BaseException | None:
+        """The error that the function raised; None if it succeeded.
+
+        Raises `JobNotEnded` before the job's end, and `JobNoResult` if it was cancelled, skipped, superseded
+        or dropped.
+        """
+        state = self.own_state
+        if state is FAILED:
+            error: BaseException = self.outcome.error
+            return error
+        if state is not SUCCEEDED:
+            self._check_ended(state)
+            raise JobNoResult(self.name, self.state.value)
+        return None
+
+    def _check_ended(self, state: JobState | None) -> None:
+        if state is None or state is RUNNING:
+            raise JobNotEnded(self.name, self.state.value)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._result_when_ended().__await__()
+
+    async def _result_when_ended(self) -> T:
+        """`await job`: wait for its end, then return or raise as `result` does."""
+        if not self.done():
+            await self._has_runner().wait_for(self, RAISES)
+        return self.result()
+
+    async def wait(self) -> JobState:
+        """Wait for the job's end, and return its state; the result and the error stay in the job.
+
+        A cancelled wait leaves the job as it is. Raises `WouldDeadlock` where the job cannot end before the
+        task or request that waits.
+        """
+        if not self.done():
+            await self._has_runner().wait_for(self, TOLD)
+        return self.state
+
+    def _has_runner(self) -> JobRunner:
+        if self.runner is None:
+            raise RuntimeError(
+                f"{self.name} is in no queue yet: its object was made outside of a request, and was not "
+                "awaited. Write `await tasks()` first, or use `executor.submit_nowait(func, ...)`"
+            )
+        return self.runner
+
+    def cancel(self) -> bool:
+        """Cancel the task, from any thread; waits for nothing.
+
+        A task that has not started never runs: True. For a running `async def` task True means that the
+        cancellation was requested, as with `asyncio.Task`: the task may still succeed. False for a task that
+        has ended, runs in a thread, or runs inside another task.
+        """
+        if self.claim():
+            # the arguments are freed here, in the caller
+            self.end(CANCELLED)
+            if self.runner is not None:
+                self.runner.post(self)
+            return True
+        return self.own_state is RUNNING and self.runner is not None and self.runner.cancel_running(self)
+
+    def add_done_callback(self, callback: Callable[[Job[T]], object]) -> None:
+        """Call `callback(job)` on the event loop once the job has ended; from any thread.
+
+        It runs in a copy of the caller's context. What it raises is logged. Raises RuntimeError for a job
+        that is in no queue yet.
+        """
+        self._has_runner().post(Callback(self, callback, copy_context()))
+
+    def wait_with(self, waiter: object, raises: bool) -> None:
+        """On the loop: `waiter` is woken at the job's end."""
+        if self.waiters is None:
+            self.waiters = {}
+        self.waiters[waiter] = raises
+
+    def wait_no_more(self, waiter: object) -> None:
+        cast(dict[Any, bool], self.waiters).pop(waiter, None)
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether somebody waits who will raise its failure."""
+        return self.attached or (self.waiters is not None and RAISES in self.waiters.values())
+
+    @property
+    def outermost(self) -> Job[Any]:
+        """The job inside which it runs; itself if it stands in a queue by itself."""
+        job: Job[Any] = self
+        while job.special is not None and job.special.outer is not None:
+            job = job.special.outer
+        return job
+
+    def make_special(self) -> Special:
+        if self.special is None:
+            self.special = Special()
+        return self.special
+
+    def __copy__(self) -> Job[T]:
+        return self  # a handle: copies are the same job
+
+    def __deepcopy__(self, memo: Any) -> Job[T]:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self!r} cannot be pickled: it belongs to an event loop of this process. Send its state"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name} {self.state.value}>"
+
+
+def check_transition(before: JobState, after: JobState) -> None:
+    """Raise RuntimeError unless `TRANSITIONS` has it: for tests, which watch every move."""
+    if after not in TRANSITIONS[before]:
+        raise RuntimeError(f"a job cannot go from {before.value} to {after.value}")

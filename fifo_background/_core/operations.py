@@ -1,0 +1,143 @@
+"""What users and the end do to lanes: pause, skip, retry, clear, close. On the loop, each one a move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fifo_background._core.job import Job
+from fifo_background._core.lane import Lane
+from fifo_background._core.position import Position
+from fifo_background._core.scheduler import CLOSED, CLOSING, Scheduler
+from fifo_background._core.state import DROPPED, SKIPPED, JobState
+
+__all__ = (
+    "clear_lane",
+    "close",
+    "drop_all",
+    "drop_closed_heads",
+    "pause",
+    "resume",
+    "retry_head",
+    "skip_head",
+)
+
+
+def pause(lane: Lane) -> None:
+    lane.paused = True
+    if lane.trip is not None:
+        lane.trip.stop = True
+
+
+def resume(scheduler: Scheduler, lane: Lane) -> None:
+    lane.paused = False
+    scheduler.wants_turn(lane)
+
+
+def skip_head(scheduler: Scheduler, lane: Lane) -> Job[Any] | None:
+    if lane.stopped is not None:
+        (failed,) = lane.stopped.added
+        forget_failed(scheduler, lane)
+        return failed
+    # one that a thread has started a moment ago is skipped no more: look again
+    while (job := lane.peek()) is not None and not scheduler.end_waiting(job, SKIPPED):
+        pass
+    return job
+
+
+def go_on(scheduler: Scheduler, lane: Lane) -> Position | None:
+    """A stopped lane goes on. Returns what a retry needs."""
+    stopped, lane.stopped = lane.stopped, None
+    if stopped is not None:
+        scheduler.gone.append(stopped)
+        scheduler.wants_turn(lane)
+    return stopped
+
+
+def retry_head(scheduler: Scheduler, lane: Lane) -> Job[Any] | None:
+    """Queue the failed task of a stopped lane again, as its head; None if it has not stopped."""
+    position = go_on(scheduler, lane)
+    if position is None:
+        return None
+    (failed,) = position.added
+    position.added = []
+    failure = failed.outcome
+    job: Job[Any] = Job(failure.task, failed.runner, failed.options, scheduler.waiting)
+    failure.task = None
+    job.special, job.on_loop, job.position = failed.special, failed.on_loop, position
+    scheduler.accept(job, lane, refuse=False)
+    lane.put_first(position)
+    scheduler.ready(job)
+    return job
+
+
+def clear_lane(scheduler: Scheduler, lane: Lane, state: JobState) -> list[Job[Any]]:
+    """End all jobs that wait in a lane; it goes on if it had stopped."""
+    forget_failed(scheduler, lane)
+    jobs = [job for job in list(lane.waiting) if scheduler.end_waiting(job, state)]
+    scheduler.wants_turn(lane)
+    return jobs
+
+
+def forget_failed(scheduler: Scheduler, lane: Lane) -> None:
+    """A stopped lane goes on without its failed job."""
+    stopped = go_on(scheduler, lane)
+    if stopped is not None:
+        failure = stopped.added[0].outcome
+        scheduler.gone.append(failure.task)
+        failure.task = None
+
+
+def close(scheduler: Scheduler) -> list[Job[Any]]:
+    """Take no new work; returns what is dropped for it.
+
+    These are the jobs that nobody has awaited, and those behind a paused or stopped head.
+    """
+    scheduler.status = CLOSING
+    dropped: list[Job[Any]] = []
+    for lane in scheduler.all_lanes():
+        for position in lane:
+            position.arriving = False
+            dropped += _drop_unawaited(scheduler, position.pending)
+        dropped += drop_closed_head(scheduler, lane)
+        scheduler.woken += scheduler.capacity.refuse(lane)
+        scheduler.wants_turn(lane)
+    dropped += _drop_unawaited(scheduler, [job for job in list(scheduler.waiting) if not job.queued])
+    scheduler.woken += scheduler.capacity.refuse(None)
+    return dropped
+
+
+def _drop_unawaited(scheduler: Scheduler, jobs: list[Job[Any]]) -> list[Job[Any]]:
+    awaited: dict[object, set[Job[Any]]] = {}
+    dropped: list[Job[Any]] = []
+    for job in jobs:
+        owner = None if job.position is None else job.position.owner
+        if owner not in awaited:
+            awaited[owner] = set() if owner is None else set(owner.handed_over or ())
+        if job not in awaited[owner] and scheduler.end_waiting(job, DROPPED):
+            dropped.append(job)
+    return dropped
+
+
+def drop_closed_head(scheduler: Scheduler, lane: Lane) -> list[Job[Any]]:
+    """While the executor closes, nobody resumes a paused or stopped lane: what waits in it is dropped."""
+    if lane.is_open:
+        return []
+    lane.paused = False
+    return clear_lane(scheduler, lane, DROPPED)
+
+
+def drop_closed_heads(scheduler: Scheduler) -> list[Job[Any]]:
+    return [job for lane in scheduler.all_lanes() for job in drop_closed_head(scheduler, lane)]
+
+
+def drop_all(scheduler: Scheduler) -> list[Job[Any]]:
+    """The end: drop everything that waits, in whatever lane or request; returns it."""
+    scheduler.status = CLOSED
+    left = [job for lane in scheduler.all_lanes() for job in list(lane.waiting)]
+    left += [job for job in list(scheduler.waiting) if not job.queued]
+    for lane in scheduler.all_lanes():
+        lane.paused = False
+        forget_failed(scheduler, lane)
+        if lane.trip is not None:
+            lane.trip.stop = True
+    return [job for job in left if scheduler.end_waiting(job, DROPPED)]

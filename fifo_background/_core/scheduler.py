@@ -1,0 +1,594 @@
+"""All lanes of one executor, and every move of a job: the one place where the event loop moves state.
+
+Any thread, finalizer or signal handler may do these atomic acts, which wait for nothing:
+
+- `waiting.add(job)`, then `position.added.append(job)`: the job is accepted.
+- `inbox.append(position)`: fixes the order. The loop looks into the inbox before it looks at a lane.
+- `job.claim()`: decides a job's fate; then `inbox.append(job)` tells the loop.
+
+All else runs on the loop, in moves (`moving`): nothing of a user's runs in a move, and nothing of a user's is
+freed. What a move lets go is left in `gone`, who is to be woken in `woken`, what is to be said in `effects`.
+
+Invariants (`check`): a job is in `waiting` until it is claimed, and in the chain of its position while it is
+ready, until it is started or the loop has heard of its end; `lane.queued` counts these; `slots` is
+`max_lanes_running` less the occupied lanes, those not counted whose job has lent its slot.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Hashable
+from enum import Enum
+from typing import Any, NamedTuple
+
+from fifo_background._core.capacity import Capacity
+from fifo_background._core.job import Callback, Failure, Job
+from fifo_background._core.lane import Lane
+from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
+from fifo_background._core.state import DROPPED, FAILED, RUNNING, SKIPPED, SUCCEEDED, SUPERSEDED, JobState
+from fifo_background._settings import Settings
+from fifo_background.exceptions import ExecutorClosed
+
+__all__ = ("CLOSED", "CLOSING", "OPEN", "Failed", "Held", "Lost", "Scheduler", "Status", "Unrun")
+
+
+class Status(Enum):
+    """Whether an executor takes work."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+OPEN, CLOSING, CLOSED = Status
+
+
+class Lost(NamedTuple):
+    """A position was lost, with these jobs."""
+
+    position: Position
+    jobs: list[Job[Any]]
+
+
+class Held(NamedTuple):
+    """The head of a lane keeps ready jobs waiting: look again after `delay` seconds."""
+
+    lane: Lane
+    delay: float
+
+
+class Failed(NamedTuple):
+    """A job has failed, and skipped others or stopped its lane. `handed_over`: a wait raises it."""
+
+    job: Job[Any]
+    position: Position
+    skipped: list[Job[Any]]
+    stopped: bool
+    handed_over: bool
+
+
+class Unrun(NamedTuple):
+    """A job has ended without running these parts of it."""
+
+    job: Job[Any]
+    position: Position
+    parts: list[Job[Any]]
+
+
+class Scheduler:
+    """The lanes of one executor."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
+        self.status: Status = OPEN
+        # for any thread: see above
+        self.inbox: deque[Position | Job[Any] | Callback | Lane] = deque()
+        self.waiting: set[Job[Any]] = set()
+        self.capacity: Capacity = Capacity(self, settings.max_waiting)
+        self.lanes: dict[Hashable, Lane] = {}  # all but the default lane, which stays
+        self.default: Lane = Lane(None)
+        self.default.listed = True
+        # the loop's alone
+        self.queued: int = 0  # the sum over the lanes
+        self.slots: int = settings.max_lanes_running  # how many more lanes may run
+        self._most = self.slots
+        self.occupied: set[Lane] = set()
+        self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
+        self.returning: deque[Any] = deque()  # waiters for a slot that they had lent
+        self.joiners: list[Any] = []  # waiters for nothing being unfinished
+        self.moving: bool = False
+        # for the runner to do, after the move
+        self.woken: list[Any] = []
+        self.callbacks: list[Callback] = []
+        self.effects: list[Lost | Held | Failed | Unrun] = []
+        self.gone: list[object] = []
+        self._hold = settings.hold_timeout
+        self._failures = itertools.count()
+
+    # -- from any thread -------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self.status is OPEN
+
+    def lane(self, key: Hashable) -> Lane:
+        """The lane of a key that `key_of` returned. Raises what the key's own `__eq__` raises."""
+        if key is None:
+            return self.default
+        lane = self.lanes.get(key)
+        return self.lanes.setdefault(key, Lane(key)) if lane is None else lane  # one atomic act
+
+    def accept(self, job: Job[Any], lane: Lane, *, refuse: bool = True) -> None:
+        """Count a job in: it waits from here on. Raises `ExecutorClosed` and `QueueFull`."""
+        try:
+            if self.status is not OPEN:
+                raise ExecutorClosed(job.name)
+            if self.capacity.limit is not None or lane.counted is not None or job.options.max_waiting:
+                self.capacity.count(job, lane, refuse)
+        except BaseException:
+            self.inbox.append(lane)  # it may have been made for nothing
+            raise
+        self.waiting.add(job)
+
+    def failure(self, error: BaseException) -> Failure:
+        """What a job fails with; numbered in the order of time."""
+        return Failure(error, next(self._failures))
+
+    # -- the inbox -------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """A move: do what others have asked for, in their order."""
+        if self.inbox and not self.moving:
+            self.moving = True
+            try:
+                self._drain()
+            finally:
+                self.moving = False
+
+    def _drain(self) -> None:
+        inbox = self.inbox
+        while inbox:
+            entry: Any = inbox[0]
+            kind = type(entry)
+            if kind is Position:
+                self.take(entry)
+            elif kind is Lane:
+                self.wants_turn(entry)
+                self.capacity.admit(entry)
+            elif kind is Callback:
+                if entry.job.done():
+                    self.callbacks.append(entry)
+                else:
+                    entry.job.wait_with(entry, False)
+            elif entry.own_state is None:
+                self.ready(entry)
+            elif entry.position is not None:  # ended by others: cancelled, or in a thread
+                if entry.own_state is FAILED:
+                    self._failed(entry)
+                self._over(entry)
+            inbox.popleft()  # last: a KeyboardInterrupt in between does no harm
+
+    def take(self, position: Position) -> None:
+        """Append a position to its lane, unless it is in a queue."""
+        if position.state is not OUTSIDE:
+            return
+        lane = position.lane
+        if not lane.listed:
+            lane = self.list_lane(lane)
+            if position.lane is not lane:
+                self.capacity.move(position, lane)
+        lane.take(position)
+        if position.first is not None:  # submitted: it came with its job
+            self._count_ready(lane, position.first)
+
+    def give_up(self, position: Position) -> None:
+        """A move: the request does not hold its position anymore by having arrived."""
+        self.drain()
+        position.arriving = False
+        lane = position.lane
+        behind = position.state is IN_QUEUE and position is not lane.first
+        if behind and position.first is None and not position.held:
+            lane.remove(position)
+            position.state = GONE
+        self.wants_turn(lane)
+
+    def list_lane(self, lane: Lane) -> Lane:
+        """The lane of that key: a thread may have made another one, or have one that was just retired."""
+        try:
+            lane = self.lanes.setdefault(lane.key, lane)
+        except Exception:  # the key's own `__eq__`, which did not raise where the key was given
+            pass
+        lane.listed = True
+        return lane
+
+    def ready(self, job: Job[Any]) -> None:
+        """A job is ready to run, in its position; this takes the position if it is in no queue."""
+        position = job.position
+        if job.queued or job.own_state is not None or position is None:
+            return
+        if position.state is not IN_QUEUE:
+            position.state = OUTSIDE
+            position.taken = self.clock()
+            self.take(position)
+        trip = position.lane.trip
+        if trip is not None and position.number < trip.reached:
+            trip.stop = True  # before it leaves `added`: the thread has jobs in hand that come after it
+        added = position.added
+        if len(added) == 1 and added[0] is job:  # else it is left out when the loop looks
+            del added[0]
+        position.append(job)
+        job.queued = True
+        self._count_ready(position.lane, job)
+
+    def _count_ready(self, lane: Lane, job: Job[Any]) -> None:
+        lane.queued += 1
+        self.queued += 1
+        if not lane.occupied and not lane.in_turn:
+            lane.in_turn = True
+            self.turns.append(lane)
+        if job.special is not None and job.options.keep == "latest":
+            self._keep_latest(lane, job, job.special.function)
+        if lane.stopped is not None and job.attached:
+            self.woken += job.waiters or ()
+
+    def _keep_latest(self, lane: Lane, job: Job[Any], function: object) -> None:
+        """Of the waiting jobs of a function the latest in the queue stays.
+
+        A job replaces others only when it is ready, so that one whose request fails replaces nothing.
+        """
+        latest = lane.latest
+        if latest is None:
+            latest = lane.latest = {}
+        other = latest.get(function)
+        if other is not None and other.position is not None and job.position is not None:
+            if other.position.number > job.position.number:
+                self.end_waiting(job, SUPERSEDED)
+                return
+            latest[function] = job
+            self.end_waiting(other, SUPERSEDED)
+        latest[function] = job
+
+    # -- starting --------------------------------------------------------------------------------------------
+
+    def wants_turn(self, lane: Lane) -> None:
+        """Something in the lane may have become able to start."""
+        if not lane.occupied and not lane.in_turn:
+            lane.in_turn = True
+            self.turns.append(lane)
+
+    def start_next(self) -> Lane | None:
+        """A move: occupy the next lane that can run, and start its first job unless it is sync.
+
+        None if no lane can run.
+        """
+        self.moving = True
+        try:
+            while self.turns and self.slots > 0:
+                lane = self.turns.popleft()
+                lane.in_turn = False
+                if lane.occupied:
+                    continue
+                while (job := self._first_ready(lane)) is not None:
+                    if not job.on_loop or self._start(lane, job):
+                        if lane.timer is not None:
+                            lane.timer.cancel()
+                            lane.timer = None
+                        lane.occupied = True
+                        self.occupied.add(lane)
+                        self.slots -= 1
+                        return lane
+        except BaseException:
+            self._undo_start()
+            raise
+        finally:
+            self.moving = False
+        return None
+
+    def _undo_start(self) -> None:
+        """A KeyboardInterrupt came while a lane was being started: its job waits again."""
+        for lane in self.all_lanes():
+            job = lane.job
+            if job is not None and lane.handle is None and not job.done():
+                lane.job, job.own_state = None, None
+                self.waiting.add(job)
+                if not job.queued:
+                    self.inbox.appendleft(job)
+                lane.occupied = False
+                self.occupied.discard(lane)
+                lane.in_turn = False
+                self.wants_turn(lane)
+        self.slots = self._most - sum(not lane.lent for lane in self.occupied)
+
+    def _first_ready(self, lane: Lane) -> Job[Any] | None:
+        """The first job of a lane that nothing runs in, if it may start now."""
+        while lane.stopped is None and not lane.paused and (position := lane.first) is not None:
+            job = position.first
+            if job is not None:
+                if job.own_state is None:
+                    return job
+                self._unchain(job, position)  # claimed by others
+            elif not position.held:
+                lane.drop_head(self.gone)
+            elif not lane.queued:
+                return None
+            else:
+                now, end = self.clock(), position.taken + self._hold
+                if now < end:
+                    if lane.timer is None or end < lane.rings:
+                        self.effects.append(Held(lane, end - now))
+                    return None
+                lane.lose(position)
+                self.effects.append(Lost(position, position.pending))
+        if lane.idle:
+            self._retire(lane)
+        return None
+
+    def _start(self, lane: Lane, job: Job[Any]) -> bool:
+        """Start the first job of the lane on the loop. False if somebody has claimed it."""
+        lane.job = job  # before the claim: at no moment it is neither waiting nor running
+        try:
+            self.waiting.remove(job)
+        except KeyError:
+            lane.job = None
+            self._unchain(job, job.position)  # type: ignore[arg-type]
+            return False
+        job.own_state = RUNNING
+        lane.since = self.clock()
+        position: Position = job.position  # type: ignore[assignment]
+        after = position.first = job.next  # it is the first
+        if after is None:
+            position.last = None
+        else:
+            after.previous = job.next = None
+        job.queued = False
+        lane.queued -= 1
+        self.queued -= 1
+        if lane.latest is not None or lane.counted is not None or self.capacity.limit is not None:
+            self._left_waiting(job, lane)
+        return True
+
+    def _unchain(self, job: Job[Any], position: Position) -> None:
+        job.queued = False
+        position.remove(job)
+        lane = position.lane
+        lane.queued -= 1
+        self.queued -= 1
+        if lane.trip is not None and lane.trip.last is job:
+            lane.trip.last = None
+
+    def _left_waiting(self, job: Job[Any], lane: Lane) -> None:
+        function = None if job.special is None else job.special.function
+        if lane.latest is not None and lane.latest.get(function) is job:
+            del lane.latest[function]
+        self.capacity.discount(job, lane)
+
+    def _leave(self, lane: Lane) -> None:
+        """What occupied the lane runs no more jobs of it."""
+        lane.job = lane.trip = lane.handle = None
+        lane.occupied = lane.stopping = False
+        self.occupied.discard(lane)
+        if lane.lent:
+            lane.lent = 0
+        else:
+            self._free_slot()
+        while (position := lane.first) is not None and position.first is None:
+            if (position.added or position.arriving) and position.held:
+                break
+            lane.drop_head(self.gone)
+        if position is not None:
+            self.wants_turn(lane)
+        elif lane.key is not None and lane.idle:
+            self._retire(lane)
+        if self.joiners:
+            self._wake_joiners()
+
+    def leave(self, lane: Lane) -> None:
+        """A move: see `_leave`."""
+        self.moving = True
+        try:
+            self._leave(lane)
+        finally:
+            self.moving = False
+
+    def _retire(self, lane: Lane) -> None:
+        """Of a key whose lane is idle nothing is left behind."""
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
+        if lane.key is None:
+            return
+        # from here on the lane is looked up anew where a thread has it in hand: see `list_lane`
+        lane.listed = False
+        try:
+            if self.lanes.get(lane.key) is lane:
+                del self.lanes[lane.key]
+        except Exception:  # some other key's `__eq__`
+            pass
+        self.gone.append(lane)
+        if not self.lanes:
+            self.lanes.clear()  # gives back the memory that many keys needed
+
+    # -- ending ----------------------------------------------------------------------------------------------
+
+    def end(
+        self, lane: Lane, job: Job[Any], state: JobState, outcome: Any, may_go_on: bool
+    ) -> Job[Any] | None:
+        """A move: the job that runs on the loop has ended.
+
+        Returns the next job of the same position, started; None if the lane was left.
+        """
+        self.moving = True
+        try:
+            lane.job = None
+            position: Position = job.position  # type: ignore[assignment]
+            job.end(state, outcome)  # the caller has the arguments in hand
+            if state is FAILED:
+                self._failed(job)
+            if job.waiters is not None or job.special is not None or position.added:
+                self._over(job)
+            else:
+                job.position = None
+                if self.joiners:
+                    self._wake_joiners()
+            if self.inbox:
+                self._drain()
+            if may_go_on and not (self.turns or lane.stopping or lane.lent or lane.paused or lane.stopped):
+                while (after := position.first) is not None and after.on_loop:
+                    if self._start(lane, after):
+                        return after
+            self._leave(lane)
+        finally:
+            self.moving = False
+        return None
+
+    def end_waiting(self, job: Job[Any], state: JobState) -> bool:
+        """End a job that waits. False if somebody else has claimed it."""
+        if not job.claim():
+            return False
+        self.gone.append(job.end(state))
+        self._over(job)
+        return True
+
+    def let_go(self, job: Job[Any], position: Position) -> None:
+        """A move: a claimed job runs inside another one, and does not wait here anymore."""
+        self.moving = True
+        try:
+            self._left_waiting(job, position.lane)
+            self.wants_turn(position.lane)
+            if self.joiners:
+                self._wake_joiners()
+        finally:
+            self.moving = False
+
+    def _failed(self, job: Job[Any]) -> None:
+        """The first failure skips what stands behind it in its position, or stops the lane."""
+        position: Position = job.position  # type: ignore[assignment]
+        lane, skipped = position.lane, []
+        if position.owner is not None and position.owner.skips_rest:
+            skipped = [other for other in list(position) if self.end_waiting(other, SKIPPED)]
+        stops = job.options.after_failure == "stop" and self.status is OPEN and lane.stopped is None
+        if stops:
+            lane.stop_at(job, position)
+            for waiting in lane.waiting:
+                if waiting.attached:
+                    self.woken += waiting.waiters or ()
+        self.effects.append(Failed(job, position, skipped, stops, job.handed_over))
+
+    def _over(self, job: Job[Any]) -> None:
+        """A job has ended: it leaves its position, and who waits for it is woken."""
+        position: Position = job.position  # type: ignore[assignment]
+        lane = position.lane
+        if job.queued:
+            self._unchain(job, position)
+        if lane.latest is not None or lane.counted is not None or self.capacity.limit is not None:
+            self._left_waiting(job, lane)
+        if job.waiters is not None:
+            self.tell_end(job)
+        if job.special is not None and job.special.parts:
+            self._end_parts(job, position, job.special.parts)
+        job.position = None  # a job that is kept keeps no other alive
+        if position.first is None and position is not lane.first and not position.held:
+            if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory
+                lane.remove(position)
+                position.state = GONE
+            self.gone.append(position)
+        elif position.added and job.own_state in (SUCCEEDED, FAILED) and position.held:
+            position.taken = self.clock()  # it was not stalling: `hold_timeout` begins anew
+        self.wants_turn(lane)
+        if self.joiners:
+            self._wake_joiners()
+
+    def tell_end(self, job: Job[Any]) -> None:
+        """Whoever waits for the job's end is told. Callbacks are not kept: waits go away by themselves."""
+        waiters = job.waiters or {}
+        called = [waiter for waiter in waiters if type(waiter) is Callback]
+        for callback in called:
+            del waiters[callback]
+        self.callbacks += called
+        self.woken += waiters
+
+    def _end_parts(self, job: Job[Any], position: Position, parts: list[Job[Any]]) -> None:
+        """What has not run inside the job does not run anymore: it is skipped if the job has failed."""
+        has_run = job.own_state in (SUCCEEDED, FAILED)
+        state = {SUCCEEDED: DROPPED, FAILED: SKIPPED}.get(job.own_state, job.own_state)  # type: ignore[arg-type]
+        left = [part for part in parts if part.claim()]
+        job.special.parts = None  # type: ignore[union-attr]
+        for part in left:
+            part.make_special().ended_with_outer = True
+            self.gone.append(part.end(state))  # type: ignore[arg-type]
+            self.tell_end(part)
+        failed = self.effects[-1] if job.own_state is FAILED and self.effects else None
+        if left and type(failed) is Failed and failed.job is job:
+            failed.skipped.extend(left)  # it is said in one record
+        elif left and has_run:
+            self.effects.append(Unrun(job, position, left))
+        elif left:
+            job.task = f"{job.name} ({', '.join(part.name for part in left)})"
+
+    # -- slots, and who waits --------------------------------------------------------------------------------
+
+    def lend(self, lane: Lane) -> None:
+        """The job of the lane waits for another lane: that may run in its slot."""
+        lane.lent += 1
+        if lane.lent == 1:
+            self._free_slot()
+
+    def take_back(self, lane: Lane, job: Job[Any], waiter: object) -> bool:
+        """The job goes on. False if it has to await `waiter` before, and then call `took_back`."""
+        if job.own_state is not RUNNING or not lane.lent:
+            return True  # a child of the job outlives it
+        if lane.lent > 1 or self.slots > 0:
+            lane.lent -= 1
+            self.slots -= not lane.lent
+            return True
+        self.returning.append(waiter)
+        return False
+
+    def took_back(self, lane: Lane, job: Job[Any], waiter: object) -> None:
+        """`waiter` was woken with a slot, or its task was cancelled, which goes on in a slot too many."""
+        has_slot = waiter not in self.returning
+        if not has_slot:
+            self.returning.remove(waiter)
+        needs_slot = False
+        if job.own_state is RUNNING and lane.lent:
+            lane.lent -= 1
+            needs_slot = not lane.lent
+        if has_slot and not needs_slot:
+            self._free_slot()
+        elif needs_slot and not has_slot:
+            self.slots -= 1
+
+    def _free_slot(self) -> None:
+        if self.returning and self.slots >= 0:
+            self.woken.append(self.returning.popleft())
+        else:
+            self.slots += 1
+
+    @property
+    def unfinished(self) -> int:
+        """How many jobs wait or run."""
+        return len(self.waiting) + sum(lane.running is not None for lane in self.occupied)
+
+    def _wake_joiners(self) -> None:
+        if not self.unfinished:
+            self.woken += self.joiners
+            self.joiners = []
+
+    def all_lanes(self) -> list[Lane]:
+        return [self.default, *list(self.lanes.values())]
+
+    def check(self) -> None:
+        """Look at the invariants; for tests."""
+        for lane in self.all_lanes():
+            chained = [job for position in lane for job in position]
+            assert lane.queued == len(chained), (lane.key, lane.queued, chained)
+            assert all(job.queued for job in chained)
+            assert all(position.state is IN_QUEUE and position.lane is lane for position in lane)
+            assert lane.occupied == (lane in self.occupied)
+        assert self.queued == sum(lane.queued for lane in self.all_lanes())
+        assert all(job.own_state is None for job in self.waiting)
+
+
+def _no_clock() -> float:
+    raise RuntimeError("the executor has no event loop yet")

@@ -1,0 +1,1 @@
+"""Runs jobs: on an event loop, in worker threads, and to a clean end."""

@@ -1,0 +1,1 @@
+"""What differs from event loop to event loop, and the worker threads."""

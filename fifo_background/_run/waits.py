@@ -1,0 +1,341 @@
+"""What others wait for at an executor: the end of a job, capacity, nothing being unfinished. Runs nothing.
+
+Each wait is the same: a waiter is put where its condition is told, and taken away when the wait ends, however
+it ends. Nothing is awaited while a cancelled wait leaves.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+from fifo_background import _log
+from fifo_background._core.capacity import Wanted
+from fifo_background._core.job import RAISES, Job
+from fifo_background._core.lane import Lane, plain_key
+from fifo_background._core.position import Position
+from fifo_background._core.state import CANCELLED, FAILED, RUNNING
+from fifo_background._run.current import current_party
+from fifo_background.exceptions import LaneStopped, QueueFull, WouldDeadlock
+
+if TYPE_CHECKING:
+    from fifo_background._request import TrackedRequest
+    from fifo_background._run.runner import Runner
+
+__all__ = ("Waits",)
+
+
+class Waits:
+    """The waits at one executor."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        # What tasks and requests wait for, with the numbers of these waits: for statistics and rings.
+        self.of_jobs: dict[Any, dict[Job[Any], list[int]]] = {}
+        self._numbers = itertools.count()
+
+    def party(self) -> TrackedRequest | Job[Any] | None:
+        """The running task or the request in which the caller is, if it is of this executor."""
+        party = current_party()
+        if party is None or party.runner is not self._runner:
+            return None
+        if isinstance(party, Job):
+            return party if party.own_state is RUNNING else None
+        return None if party.has_ended else party
+
+    # -- the end of a job ------------------------------------------------------------------------------------
+
+    async def wait_for(self, job: Job[Any], raises: bool) -> None:
+        """Wait until `job` has ended, however it ends. Raises WouldDeadlock."""
+        runner = self._runner
+        runner.check_in_loop()
+        runner.scheduler.drain()
+        if job.done():
+            return
+        party = self.party()
+        if party is not None:
+            _refuse_deadlock(party, job)
+        else:  # perhaps a task of another executor: that one's slot is lent
+            party = current_party()
+            if not isinstance(party, Job) or party.own_state is not RUNNING or not _is_of_this_loop(party):
+                await self._until_done(job, raises)
+                return
+            runner = cast("Runner", party.runner)
+        async with _Noted(runner.waits, runner, party, job):
+            await self._until_done(job, raises)
+
+    async def _until_done(self, job: Job[Any], raises: bool) -> None:
+        backend = self._runner.backend
+        while not job.done():
+            waiter = backend.waiter()
+            job.wait_with(waiter, raises)
+            try:
+                if not job.done():  # a thread may have ended it since the look above
+                    await waiter
+            except BaseException:
+                job.wait_no_more(waiter)
+                if raises:
+                    self._log_unraised(job)
+                raise
+            job.wait_no_more(waiter)
+
+    def _log_unraised(self, job: Job[Any], owner: Any = None) -> None:
+        """A wait that had the job's failure leaves without raising it: log it, unless another raises it."""
+        if job.own_state is FAILED and not job.outcome.reported and not job.handed_over:
+            _log.failed(job, owner, None)
+
+    async def attached(self, jobs: Sequence[Job[Any]], owner: TrackedRequest) -> None:
+        """A request waits for its own tasks, and for those added to them meanwhile.
+
+        Raises the first failure in time, and logs the others.
+        """
+        backend = self._runner.backend
+        try:
+            while (job := _last_unfinished(jobs)) is not None:
+                waiter = backend.waiter()
+                job.wait_with(waiter, RAISES)
+                owner.awaits = jobs
+                try:
+                    _check_lane(job)
+                    if not job.done():
+                        await waiter
+                finally:
+                    owner.awaits = ()
+                    job.wait_no_more(waiter)
+        except BaseException as error:
+            if isinstance(error, LaneStopped):
+                self._raise_first(jobs, owner)  # the request's own failure, if it has stopped the lane
+            self.leave(jobs, owner)
+            raise
+        self._raise_first(jobs, owner)
+
+    def leave(self, jobs: Sequence[Job[Any]], owner: TrackedRequest) -> None:
+        """The request does not wait for these jobs anymore: whatever they fail with is logged."""
+        for job in jobs:
+            job.attached = False
+            self._log_unraised(job, owner)
+
+    def _raise_first(self, jobs: Sequence[Job[Any]], owner: TrackedRequest) -> None:
+        """Raise the first failure in time, and log the others, each with its traceback."""
+        failed = [job for job in jobs if job.own_state is FAILED and job.attached]
+        if not failed:
+            return
+        first = min(failed, key=_number)
+        for job in failed:
+            awaited = job.waiters is not None and RAISES in job.waiters.values()
+            if job is not first and not (job.outcome.reported or awaited):
+                _log.failed(job, owner, None)
+        first.outcome.throw()
+
+    # -- capacity --------------------------------------------------------------------------------------------
+
+    async def wait_for_capacity(self, job: Job[Any], position: Position) -> None:
+        """Submit a job as soon as there is capacity for it, in turn."""
+        runner = self._runner
+        scheduler = runner.scheduler
+        scheduler.drain()
+        try:
+            runner.submit(job, position)
+            return
+        except QueueFull:
+            party = self.party()
+            if isinstance(party, Job) or (party is not None and party.has_unfinished):
+                raise  # the wait could keep what it waits for from starting
+        wanted = Wanted(job, position, runner.backend.waiter())
+        scheduler.capacity.want(wanted)
+        try:
+            await wanted.waiter
+            if wanted.error is not None:
+                raise wanted.error
+        except BaseException:
+            if job in job.claims:
+                if job.claim():
+                    job.end(CANCELLED)
+                    runner.post(job)
+            elif job.own_state is None:
+                scheduler.capacity.withdraw(wanted)
+                runner.pump_soon()
+            raise
+
+    # -- nothing being unfinished ----------------------------------------------------------------------------
+
+    async def join(self) -> None:
+        runner = self._runner
+        runner.check_in_loop()
+        scheduler = runner.scheduler
+        scheduler.drain()
+        party = self.party()
+        if isinstance(party, Job):
+            raise WouldDeadlock(party.name, "it is one of the tasks that `join` waits for")
+        if party is not None and party.has_unfinished:
+            raise WouldDeadlock(str(party), "its own tasks are among those that `join` waits for")
+        if not scheduler.unfinished:
+            return
+        waiter = runner.backend.waiter()
+        scheduler.joiners.append(waiter)
+        runner.pump_soon()
+        try:
+            await waiter
+        finally:
+            scheduler.joiners = [other for other in scheduler.joiners if other is not waiter]
+
+    # -- rings -----------------------------------------------------------------------------------------------
+
+    def begin(self, party: Any, job: Job[Any]) -> int:
+        """Note that a task or request waits for a job. Returns the number of the wait."""
+        number = next(self._numbers)
+        self.of_jobs.setdefault(party, {}).setdefault(job, []).append(number)
+        return number
+
+    def end(self, party: Any, job: Job[Any], number: int) -> None:
+        noted = self.of_jobs[party]
+        noted[job].remove(number)
+        if not noted[job]:
+            del noted[job]
+        if not noted:
+            del self.of_jobs[party]
+
+    def tell_ring(self, party: Any, number: int) -> None:
+        """After `hold_timeout`: if those who wait form a ring, the wait that closed it says so."""
+        makers = _makers(party)
+        look: list[tuple[Any, list[str], int]] = [(party, [], -1)]
+        seen = {party}
+        while look:
+            one, path, last = look.pop()
+            for job, at in self._waits_of(one):
+                for blocker, why in _blockers(job):
+                    said = [*path, f"{_name(one)} waits for {job.name}{why}"]
+                    if blocker in makers:
+                        said.append(f"{_name(blocker)} made {party}")
+                    if blocker in makers or (blocker is party and max(last, at) == number):
+                        _log.waits_in_a_ring("; ".join(said), self._runner.settings.hold_timeout)
+                        return
+                    if blocker not in seen:
+                        seen.add(blocker)
+                        look.append((blocker, said, max(last, at)))
+
+    def _waits_of(self, party: Any) -> list[tuple[Job[Any], int]]:
+        """The jobs that a task or request waits for, with the numbers of the waits, or -1."""
+        waits = [(job, numbers[-1]) for job, numbers in self.of_jobs.get(party, {}).items()]
+        if not isinstance(party, Job):
+            waits += [(job, -1) for job in party.awaits if not job.done()]
+        return waits
+
+
+class _Noted:
+    """A task or request waits for a job: the wait is noted, and the task lends the slot of its lane."""
+
+    def __init__(self, waits: Waits, runner: Runner, party: Any, job: Job[Any]) -> None:
+        self._waits, self._runner, self._party, self._job = waits, runner, party, job
+        position = party.position if isinstance(party, Job) else None
+        self._lane: Lane | None = None if position is None else position.lane
+
+    async def __aenter__(self) -> None:
+        runner, waits, party = self._runner, self._waits, self._party
+        number = self._number = waits.begin(party, self._job)
+        delay = runner.settings.hold_timeout
+        self._timer = runner.backend.later(delay, lambda: waits.tell_ring(party, number))
+        if self._lane is not None:
+            runner.scheduler.lend(self._lane)
+            runner.pump()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        self._waits.end(self._party, self._job, self._number)
+        if self._lane is None:
+            return
+        runner, scheduler = self._runner, self._runner.scheduler
+        waiter = runner.backend.waiter()
+        if not scheduler.take_back(self._lane, self._party, waiter):
+            try:
+                if error is None:
+                    await waiter
+            finally:
+                scheduler.took_back(self._lane, self._party, waiter)
+                runner.pump_soon()
+
+
+def _is_of_this_loop(job: Job[Any]) -> bool:
+    runner: Any = job.runner
+    return runner is not None and job.position is not None and bool(runner.is_current())
+
+
+def _refuse_deadlock(party: Any, job: Job[Any]) -> None:
+    """Raise WouldDeadlock where the job cannot end before the party: checks that take constant time."""
+    part, job = job, job.outermost
+    if isinstance(party, Job):
+        if part is party:
+            raise WouldDeadlock(party.name, "it would wait for itself")
+        if job is party:
+            raise WouldDeadlock(party.name, f"{part.name} is a part of it")
+        same_lane = job.position is not None and job.position.lane is party.position.lane  # type: ignore[union-attr]
+        if same_lane and job.own_state is None:
+            raise WouldDeadlock(party.name, f"{job.name} stands behind it in its lane")
+        return
+    position = job.position
+    if position is None or job.own_state is not None:
+        return
+    if position.owner is party and not job.queued:
+        raise WouldDeadlock(str(party), f"{job.name} is its own task, and starts after its response")
+    held = party.held_position(position.lane)
+    if (
+        held is not None
+        and held is not position
+        and held.number
+        and (not position.number or held.number < position.number)
+    ):
+        raise WouldDeadlock(str(party), f"{job.name} stands behind the position that it holds")
+
+
+def _check_lane(job: Job[Any]) -> None:
+    position = job.position
+    stopped = None if position is None else position.lane.stopped
+    if stopped is not None and job.own_state is None and job.queued:
+        raise LaneStopped(plain_key(stopped.lane.key), stopped.added[0].name)
+
+
+def _blockers(job: Job[Any]) -> Iterator[tuple[Any, str]]:
+    """The running tasks and the requests before whose end, or response, the job cannot end."""
+    job = job.outermost
+    position = job.position
+    if job.own_state is RUNNING:
+        yield job, ""
+    elif position is not None:
+        running, head = position.lane.running, position.lane.first
+        if position.owner is not None and not job.queued:
+            yield position.owner, f", a task of {position.owner}, which has not responded"
+        if running is not None and running is not job:
+            yield running, f", which is behind {running.name}"
+        if head is not None and head.owner is not None and head.held:
+            yield head.owner, f", which is behind {head.owner}"
+
+
+def _last_unfinished(jobs: Sequence[Job[Any]]) -> Job[Any] | None:
+    """Jobs of one position end in order: the wait for the last one is mostly the only one."""
+    return next((job for job in reversed(jobs) if job.attached and not job.done()), None)
+
+
+def _makers(party: Any) -> set[Any]:
+    """The tasks and requests that made a request, in this process: they may wait for its response."""
+    makers: set[Any] = set()
+    party = None if isinstance(party, Job) else party.made_by
+    while party is not None:
+        makers.add(party)
+        if isinstance(party, Job):
+            party = None if party.position is None else party.position.owner
+        else:
+            party = party.made_by
+    return makers
+
+
+def _number(job: Job[Any]) -> int:
+    number: int = job.outcome.number
+    return number
+
+
+def _name(party: Any) -> str:
+    return party.name if isinstance(party, Job) else str(party)
