@@ -19,6 +19,7 @@ NAMES = (
     "whole_requests",
     "endpoints",
     "waiting",
+    "waits",
     "memory",
     "growth",
     "latency",

@@ -19,7 +19,7 @@ from typing import Any
 import anyio.to_thread
 from starlette.background import BackgroundTask, BackgroundTasks
 
-from fifo_background._call import make_task
+from fifo_background._run.call import make_task
 
 current: ContextVar[Any] = ContextVar("current", default=None)
 
@@ -74,7 +74,7 @@ class Floor:
                 self.jobs: list[Job] = []
 
             def add_task(self, func: Any, *args: Any, **kwargs: Any) -> Any:
-                task = make_task(func, args, kwargs)
+                task = make_task(BackgroundTask, func, args, kwargs)
                 job = Job(task, current.get())
                 with floor.lock:
                     floor.line.append(job)

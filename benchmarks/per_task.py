@@ -21,7 +21,6 @@ import anyio.to_thread
 import sniffio
 from common import Report, Side, interleave, loops, options, ratio
 from floor import Floor
-from full_floor import FullFloor
 from starlette.background import BackgroundTasks as StarletteTasks
 from starlette.responses import Response
 
@@ -29,10 +28,8 @@ from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware
 
 # "faster" that is aimed at, with 100 requests in flight, for "ours"
 GOALS = {
-    ("asyncio", "sync"): 5.0,
-    ("uvloop", "sync"): 10.0,
-    ("asyncio", "async"): 0.5,
-    ("uvloop", "async"): 0.5,
+    ("uvloop", "sync"): 3.0,
+    ("uvloop", "async"): 0.45,
 }
 
 
@@ -87,8 +84,8 @@ def ours(task: Any, **settings: Any) -> Any:
     return OrderedBackgroundMiddleware(app_of(BackgroundTasks, task), **settings)
 
 
-def floor(task: Any, of: type[Floor] | type[FullFloor] = Floor) -> Any:
-    bare = of()
+def floor(task: Any) -> Any:
+    bare = Floor()
     return bare.middleware(app_of(bare.tasks_class, task))
 
 
@@ -181,7 +178,6 @@ async def compare(kind: str, in_flight: int, repetitions: int, requests: int, ot
         "ours": side(ours(task)),
     }
     if on_asyncio:
-        sides["full floor"] = side(floor(task, FullFloor))
         sides["floor"] = side(floor(task))
     async with contextlib.AsyncExitStack() as stack:
         if others:

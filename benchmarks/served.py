@@ -2,8 +2,7 @@
 
 `uvicorn served:plain` has FastAPI's own BackgroundTasks, `uvicorn served:ordered` ours: the import and
 the one line of middleware are all that differs. `served:empty` is `plain` behind a middleware that does
-nothing, `uvicorn --factory served:floor` has the code of `floor.py`, `served:full_floor` that of
-`full_floor.py`.
+nothing, `uvicorn --factory served:floor` has the code of `floor.py`.
 """
 
 import contextlib
@@ -22,7 +21,6 @@ from urllib.request import urlopen
 import fastapi
 import fastapi.dependencies.utils
 from floor import Floor
-from full_floor import FullFloor
 
 import fifo_background
 
@@ -82,15 +80,11 @@ empty = make_app(fastapi.BackgroundTasks)
 empty.add_middleware(Empty)
 
 
-def floor(of: type[Floor] | type[FullFloor] = Floor) -> Any:
+def floor() -> Any:
     """An app for `/sync` and `/async` alone, in a process of its own."""
-    bare = of()
+    bare = Floor()
     fastapi.dependencies.utils.BackgroundTasks = bare.tasks_class  # type: ignore[misc]
     return bare.middleware(make_app(fastapi.BackgroundTasks))
-
-
-def full_floor() -> Any:
-    return floor(FullFloor)
 
 
 @contextlib.contextmanager
