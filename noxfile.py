@@ -206,6 +206,17 @@ def servers(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def stress(session: nox.Session) -> None:
+    """Random stress on three Pythons and three event loops; half an hour, or that many seconds for each."""
+    (seconds,) = session.posargs or ["200"]
+    for version in ("3.10", "3.12", "3.13"):
+        _use(session, version)
+        _install(session, "trio", "uvloop", "-e", ".")
+        for loop in ("asyncio", "uvloop", "trio"):
+            _python(session, "tests/stress/stress.py", loop, seconds)
+
+
+@nox.session(venv_backend="none")
 def upstream(session: nox.Session) -> None:
     """Starlette's and FastAPI's own tests, with nothing changed but the import."""
     session.run("python3", "scripts/upstream.py", *session.posargs, external=True)
