@@ -100,13 +100,18 @@ async def test_object_awaited_in_a_move(events: list[Any]) -> None:
     check_idle(app.executor)
 
 
-async def test_ctrl_c_as_the_loop_is_asked(events: list[Any]) -> None:
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_ctrl_c_as_the_loop_is_asked(claimed: bool, events: list[Any]) -> None:
     """After a KeyboardInterrupt in the middle of `submit_nowait` the executor answers, and can be closed."""
     async with SerialExecutor(drain_timeout=2) as executor:
         backend: Any = executor._runner.backend
 
         def work_soon(call: Any) -> bool:
             del backend.work_soon
+            # somebody else may have decided its fate just before
+            assert not claimed or [job.cancel() for job in executor._runner.scheduler.waiting.copy()] == [
+                True
+            ]
             raise KeyboardInterrupt
 
         backend.work_soon = work_soon
