@@ -24,7 +24,10 @@ STACKS = {
     "newest-3.13": ("3.13", ["fastapi", "starlette", "anyio", "uvloop"]),
 }
 NO_FASTAPI = "import importlib.util as u; assert u.find_spec('fastapi') is None"
-TEST = ["pytest>=9", "coverage[toml]>=7.6", "trio", "httpx", "uvicorn", "hypothesis", "stamina"]
+BARE_TEST = ["pytest>=9", "pytest-xdist>=3.6", "pytest-cov>=7", "trio", "httpx", "hypothesis", "stamina"]
+TEST = [*BARE_TEST, "uvicorn"]
+# one process for each core
+PYTEST = ["-m", "pytest", "-q", "-n", "auto"]
 
 
 def _interpreter(version: str) -> str | None:
@@ -70,27 +73,16 @@ def tests(session: nox.Session, stack: str) -> None:
     _install(session, *TEST, *packages, "-e", ".")
     # only the newest stack is free of warnings of its own
     warnings = [] if stack.startswith("newest") else ["-W", "default"]
-    _python(session, "-m", "pytest", "-q", *warnings, *session.posargs)
+    _python(session, *PYTEST, *warnings, *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def starlette(session: nox.Session) -> None:
     """The tests without FastAPI."""
     _use(session, "3.12")
-    _install(
-        session,
-        "pytest>=9",
-        "coverage[toml]>=7.6",
-        "trio",
-        "httpx",
-        "hypothesis",
-        "stamina",
-        "starlette",
-        "-e",
-        ".",
-    )
+    _install(session, *BARE_TEST, "starlette", "-e", ".")
     _python(session, "-c", NO_FASTAPI)
-    _python(session, "-m", "pytest", "-q", *session.posargs)
+    _python(session, *PYTEST, *session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -111,7 +103,7 @@ def wheel(session: nox.Session) -> None:
         shutil.copy(name, copy)
     session.chdir(copy)
     _python(session, "-c", "import fifo_background as f; assert 'site-packages' in f.__file__, f.__file__")
-    _python(session, "-m", "pytest", "-q", *session.posargs)
+    _python(session, *PYTEST, *session.posargs)
     _python(session, "-m", "fifo_background")
 
 
@@ -131,7 +123,9 @@ def coverage(session: nox.Session) -> None:
         if name == "starlette":
             _python(session, "-c", NO_FASTAPI)
         warnings = ["-W", "default"] if name == "oldest" else []
-        _python(session, "-m", "coverage", "run", "-p", "-m", "pytest", "-q", *warnings)
+        session.env["COVERAGE_FILE"] = f".coverage.{name}"
+        _python(session, *PYTEST, "--cov", "--cov-report=", *warnings)
+    del session.env["COVERAGE_FILE"]
     _python(session, "-m", "coverage", "combine", "--quiet")
     _python(session, "-m", "coverage", "report", "--fail-under=100")
 
