@@ -152,8 +152,8 @@ def lint(session: nox.Session) -> None:
             "noxfile.py",
         )
     _python(session, "-m", "mypy")
-    _python(session, "-m", "pyright", "fifo_background")
     bin_folder = (Path(session.env["VIRTUAL_ENV"]) / "bin").resolve()
+    _python(session, "-m", "pyright", "--pythonpath", str(bin_folder / "python"), "fifo_background")
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
     session.chdir(session.create_tmp())  # away from the source: what is installed counts
     session.run(
