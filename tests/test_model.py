@@ -648,7 +648,7 @@ class Play:
         assert (scheduler.slots, runner.waits.of_jobs, runner.tasks_alive) == (self.model.most, {}, 0)
         for queue in (scheduler.turns, scheduler.inbox, scheduler.returning, capacity.wanted):
             assert not queue
-        for left in (scheduler.woken, scheduler.callbacks, scheduler.effects, scheduler.gone):
+        for left in (scheduler.woken, scheduler.effects, scheduler.gone):
             assert left == []
         assert not capacity._counted
 

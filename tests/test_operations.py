@@ -165,6 +165,36 @@ async def test_stop(sync: bool, rest_after_failure: str, events: list[Any], log:
     assert log == [f"WARNING {name} failed (GET /handler){after}; the default lane has stopped"]
 
 
+async def test_stop_calls_no_done_callback(events: list[Any]) -> None:
+    """A lane that stops lets requests go; the done callbacks of their tasks still wait for the end of those."""
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        job = tasks.add_task(fail_later, len(events))
+        job.add_done_callback(lambda job: events.append(job.state.value))
+        return Response(background=tasks)
+
+    async def fail_later(n: int) -> None:
+        await gate.wait()
+        raise ValueError(n)
+
+    gate = anyio.Event()
+    app = make_app(handler, lane_after_failure="stop")
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        exchanges = [await client.start("/handler") for _ in range(2)]
+        gate.set()
+        for exchange in exchanges:
+            await exchange.ended.wait()
+        exchanges.append(await get(app, "/handler"))
+        assert [type(exchange.error) for exchange in exchanges] == [ValueError, LaneStopped, LaneStopped]
+        await wait_all_tasks_blocked()
+        assert events == ["failed"]
+        executor_of(app).lane(None).clear()
+        await wait_all_tasks_blocked()
+    assert events == ["failed", "cancelled", "cancelled"]
+
+
 async def _executor(app: Any) -> SerialExecutor:
     await get(app, "/nothing")
     return executor_of(app)

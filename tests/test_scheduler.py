@@ -554,12 +554,12 @@ def test_callbacks() -> None:
     early, late = callback(), callback()
     model.scheduler.inbox.append(early)
     lane = model.start()
-    assert model.scheduler.callbacks == []
+    assert model.scheduler.woken == []
     model.end(lane)
-    assert model.scheduler.callbacks == [early]
+    assert model.scheduler.woken == [early]
     model.scheduler.inbox.append(late)
     model.scheduler.drain()
-    assert model.scheduler.callbacks == [early, late]
+    assert model.scheduler.woken == [early, late]
 
 
 def test_joiners() -> None:

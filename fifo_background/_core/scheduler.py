@@ -99,8 +99,7 @@ class Scheduler:
         self.joiners: list[Any] = []  # waiters for nothing being unfinished
         self.moving: bool = False
         # for the runner to do, after the move
-        self.woken: list[Any] = []
-        self.callbacks: list[Callback] = []
+        self.woken: list[Any] = []  # waiters, and callbacks that are to be called
         self.effects: list[Lost | Held | Failed | Unrun] = []
         self.gone: list[object] = []
         self._hold = settings.hold_timeout
@@ -158,7 +157,7 @@ class Scheduler:
                 self.capacity.admit(entry)
             elif kind is Callback:
                 if entry.job.done():
-                    self.callbacks.append(entry)
+                    self.woken.append(entry)
                 else:
                     entry.job.wait_with(entry, False)
             elif entry.own_state is None:
@@ -229,8 +228,8 @@ class Scheduler:
             self.turns.append(lane)
         if job.special is not None and job.options.keep == "latest":
             self._keep_latest(lane, job, job.special.function)
-        if lane.stopped is not None and job.attached:
-            self.woken += job.waiters or ()
+        if lane.stopped is not None:
+            self._tell_stop(job)
 
     def _keep_latest(self, lane: Lane, job: Job[Any], function: object) -> None:
         """Of the waiting jobs of a function the latest in the queue stays.
@@ -471,8 +470,7 @@ class Scheduler:
         if stops:
             lane.stop_at(job, position)
             for waiting in lane.waiting:
-                if waiting.attached:
-                    self.woken += waiting.waiters or ()
+                self._tell_stop(waiting)
         self.effects.append(Failed(job, position, skipped, stops, job.handed_over))
 
     def _over(self, job: Job[Any]) -> None:
@@ -502,11 +500,15 @@ class Scheduler:
     def tell_end(self, job: Job[Any]) -> None:
         """Whoever waits for the job's end is told. Callbacks are not kept: waits go away by themselves."""
         waiters = job.waiters or {}
-        called = [waiter for waiter in waiters if type(waiter) is Callback]
-        for callback in called:
-            del waiters[callback]
-        self.callbacks += called
         self.woken += waiters
+        for waiter in list(waiters):
+            if type(waiter) is Callback:
+                del waiters[waiter]
+
+    def _tell_stop(self, job: Job[Any]) -> None:
+        """The lane of a waiting job has stopped: a request does not wait for that."""
+        if job.attached:
+            self.woken += [waiter for waiter in job.waiters or () if type(waiter) is not Callback]
 
     def _end_parts(self, job: Job[Any], position: Position, parts: list[Job[Any]]) -> None:
         """What has not run inside the job does not run anymore: it is skipped if the job has failed."""

@@ -220,7 +220,7 @@ class Runner:
             while True:
                 if scheduler.inbox:
                     scheduler.drain()
-                if scheduler.woken or scheduler.callbacks:
+                if scheduler.woken:
                     self._wake()
                 if not scheduler.turns or self.backend.ending:
                     break
@@ -234,7 +234,7 @@ class Runner:
                     break
         finally:
             self._pumping = False
-        if scheduler.effects or self.watchers or scheduler.woken or scheduler.callbacks:
+        if scheduler.effects or self.watchers or scheduler.woken:
             self._tidy()
         if scheduler.gone:
             gone, scheduler.gone = scheduler.gone, []  # frees the users' objects, outside of moves
@@ -266,7 +266,7 @@ class Runner:
     def _tidy(self) -> None:
         """What comes after moves. What is said comes last, as a logging handler may do anything."""
         scheduler = self.scheduler
-        if scheduler.woken or scheduler.callbacks:
+        if scheduler.woken:
             self._wake()
         if scheduler.effects:
             self._carry_out()
@@ -276,11 +276,11 @@ class Runner:
     def _wake(self) -> None:
         scheduler, backend = self.scheduler, self.backend
         woken, scheduler.woken = scheduler.woken, []
-        callbacks, scheduler.callbacks = scheduler.callbacks, []
         for waiter in woken:
-            backend.wake(waiter)
-        for callback in callbacks:
-            backend.soon(partial(_call_back, callback))
+            if type(waiter) is Callback:
+                backend.soon(partial(_call_back, waiter))
+            else:
+                backend.wake(waiter)
 
     def _wake_watchers(self) -> None:
         watchers, self.watchers = self.watchers, []
@@ -395,7 +395,7 @@ class Runner:
                 job = scheduler.end(lane, job, SUCCEEDED, outcome, self._started < BURST)
             self._started += 1
             task = outcome = None
-            if scheduler.woken or scheduler.effects or scheduler.callbacks:
+            if scheduler.woken or scheduler.effects:
                 self._tidy()
         unfinished = lane.first is position
         del lane, position  # a traceback that holds this frame holds no request
