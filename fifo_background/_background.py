@@ -7,12 +7,14 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from starlette.background import BackgroundTask, BackgroundTasks
+from starlette.types import Scope
 
 from fifo_background._core.job import Job, name_of
 from fifo_background._core.lane import key_of
 from fifo_background._core.state import DROPPED, RUNNING, SUCCEEDED
 from fifo_background._fastapi.spans import around_here
-from fifo_background._request import HANDLING, LEFT_OUT, Entry, TrackedRequest, take_in
+from fifo_background._request import HANDLING, LEFT_OUT, SCOPE_KEY, Entry, TrackedRequest, take_in
+from fifo_background._run.backends.api import in_a_loop
 from fifo_background._run.call import Around, is_starlettes, make_task, not_callable, own_class
 from fifo_background._run.current import current_party
 from fifo_background._run.per_loop import default_runner
@@ -134,12 +136,18 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     _awaited_by: TrackedRequest | None = None  # by this request
     _outer: Job[Any] | None = None  # the job that this object is a part of
     _unclaimed: set[Job[Any]] | None = None  # jobs that no executor knows
+    _is_outside: bool = False  # injected by an app without our middleware, which a handler has called
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         BackgroundTasks.__init__(self, tasks)
-        request = current_party()
-        if isinstance(request, TrackedRequest) and not request.has_ended:
+        request = _request_here()
+        if request is not None:
             self._request = request
+
+    def _in_app_of(self, scope: Scope) -> None:
+        """FastAPI injects this object into the endpoint of that scope."""
+        if self._request is not None and self._request is not scope.get(SCOPE_KEY):
+            self._request, self._is_outside = None, True
 
     @property
     def func(self) -> Callable[[], Awaitable[None]]:  # type: ignore[override]
@@ -284,13 +292,14 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         around = around_here() if self._spans else None
         party = current_party()
         if isinstance(party, Job):
-            if party.own_state is RUNNING and party.runner is not None:
+            if party.own_state is RUNNING and party.runner is not None and party.runner.is_current():
                 await self._run_inline(party, around)
                 return
             party = None
         request = party or self._request
-        if request is None:
-            request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE)
+        # a test client carries contexts into its loop
+        if request is None or self._is_outside or not request.runner.is_current():
+            request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE, party)
         jobs, listed = self._jobs_of(request, around), len(self.tasks)
         self._become(AWAITED)
         self._awaited_by, self._jobs = request, jobs
@@ -299,16 +308,13 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 if job.own_state is not SUCCEEDED:
                     await request.runner.waits.attached(jobs, request)
                     break
-            if len(self.tasks) > listed:
-                await self._run_appended(request, listed)
-
-    async def _run_appended(self, request: TrackedRequest, listed: int) -> None:
-        """A task has appended to the list itself, which Starlette runs, too."""
-        appended = [task for task in self.tasks[listed:] if getattr(task, "_job", None) is None]
-        if appended:
-            tasks = OrderedBackgroundTasks(appended)
-            tasks._request = request
-            await tasks._run()
+            while len(self.tasks) > listed:  # a task has appended to the list itself, which Starlette runs, too
+                appended = [task for task in self.tasks[listed:] if getattr(task, "_job", None) is None]
+                listed = len(self.tasks)
+                if appended:
+                    tasks = OrderedBackgroundTasks(appended)
+                    tasks._request = request
+                    await tasks._run()
 
     # -- handing over ----------------------------------------------------------------------------------------
 
@@ -437,9 +443,11 @@ def _is_left_out(job: Job[Any]) -> bool:
 
 
 def _request_here() -> TrackedRequest | None:
-    """The request in whose context the caller runs, if any."""
+    """The request in whose context the caller runs, if any: in its event loop, or in a thread without one."""
     party = current_party()
-    return party if isinstance(party, TrackedRequest) and not party.has_ended else None
+    if not isinstance(party, TrackedRequest) or party.has_ended:
+        return None
+    return party if party.runner.is_current() or not in_a_loop() else None
 
 
 class _Runs(BackgroundTask):

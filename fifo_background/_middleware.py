@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fifo_background import _log
 from fifo_background._executor import SerialExecutor
-from fifo_background._request import RESPONDED, TrackedRequest
+from fifo_background._request import RESPONDED, SCOPE_KEY, TrackedRequest
 from fifo_background._run.backends.api import running_loop
 from fifo_background._run.current import current, current_party
 from fifo_background._run.groups import GROUPS
@@ -35,8 +35,6 @@ else:
 
 
 __all__ = ("OrderedBackgroundMiddleware", "executor_of")
-
-_KEY = "fifo_background"
 
 
 class OrderedBackgroundMiddleware:
@@ -144,7 +142,8 @@ class OrderedBackgroundMiddleware:
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         made_by = current_party()
-        if made_by is not None and made_by is scope.get(_KEY):
+        # the same middleware again, with a copy of the scope: the handler has made another request of it
+        if made_by is not None and made_by is scope.get(SCOPE_KEY) and made_by.settings is not self.settings:
             self._say_once(
                 _log.warn,
                 "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings are "
@@ -155,7 +154,7 @@ class OrderedBackgroundMiddleware:
         life = self._life()
         if not life.looked:
             self._look_once(life, scope)
-        request = scope[_KEY] = TrackedRequest(life.runner, self.settings, scope, send, made_by)
+        request = scope[SCOPE_KEY] = TrackedRequest(life.runner, self.settings, scope, send, made_by)
         if self._may_add is not None and kind == "http" and self._may_add(scope):
             request.arrive()
         token = current.set(request)
@@ -172,7 +171,7 @@ class OrderedBackgroundMiddleware:
             raise
         finally:
             current.reset(token)
-            scope[_KEY] = life  # for what goes on after the request
+            scope[SCOPE_KEY] = life  # for what goes on after the request
         held_back = request.handed_over is not None and request.stage is RESPONDED
         request.end(None)
         if held_back:
@@ -194,10 +193,10 @@ class OrderedBackgroundMiddleware:
             life.waiters.append(waiter)
             await waiter
             life = self._life()
-        life.saw_lifespan = True
         life.lifespans += 1
         life.open_lifespans += 1
         is_open = True
+        takes_part = False  # an app without a lifespan raises, or returns, at once
 
         def shut_down() -> bool:
             """Whether this is the last lifespan that is told to shut down."""
@@ -214,16 +213,32 @@ class OrderedBackgroundMiddleware:
                 await life.runner.closing.aclose()
             return message
 
-        scope[_KEY] = life
+        async def note_start(message: Message) -> None:
+            nonlocal takes_part
+            takes_part = True
+            if message["type"] == "lifespan.startup.complete":
+                life.saw_lifespan = True
+            await send(message)
+
+        scope[SCOPE_KEY] = life
         try:
-            await self.app(scope, drain_then_receive, send)
+            await self.app(scope, drain_then_receive, note_start)
+        except BaseException as error:
+            takes_part = takes_part or not issubclass(type(error), Exception)  # it was cancelled
+            raise
         finally:
             shut_down()
             life.lifespans -= 1
-            if life.ends and not life.lifespans:
-                life.is_over, self._latest = True, None
-                for waiter in life.waiters:
-                    life.runner.backend.wake(waiter)
+            if takes_part and not life.lifespans:
+                self._end_life(life)
+
+    def _end_life(self, life: Life) -> None:
+        """The last lifespan has ended: what is left runs no more, and the next use gets a fresh executor."""
+        life.is_over, self._latest = True, None
+        if not life.ends:  # its startup failed, or it was cancelled
+            life.runner.stop("the lifespan ended without a shutdown: dropped")
+        for waiter in life.waiters:
+            life.runner.backend.wake(waiter)
 
     # -- what is said once -----------------------------------------------------------------------------------
 
@@ -303,7 +318,7 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
     """
     asked = app_or_connection
     if isinstance(app_or_connection, HTTPConnection):
-        found = app_or_connection.scope.get(_KEY)
+        found = app_or_connection.scope.get(SCOPE_KEY)
         if isinstance(found, TrackedRequest):
             return _face_of(found.runner)
         if isinstance(found, Life):  # the request has ended

@@ -25,7 +25,10 @@ from fifo_background._run.runner import Runner
 from fifo_background._settings import Settings, check_key
 from fifo_background.exceptions import ExecutorClosed
 
-__all__ = ("ENDED", "HANDLING", "RESPONDED", "Entry", "TrackedRequest")
+__all__ = ("ENDED", "HANDLING", "RESPONDED", "SCOPE_KEY", "Entry", "TrackedRequest")
+
+# Where the scope of a request has its `TrackedRequest`.
+SCOPE_KEY = "fifo_background"
 
 # The ASGI type of what is no request.
 NO_REQUEST = "no request"
@@ -90,9 +93,9 @@ class TrackedRequest:
         self._key: Hashable = None if settings.lane_key is None else ...  # not asked for yet
 
     @classmethod
-    def outside(cls, runner: Runner, settings: Settings) -> TrackedRequest:
+    def outside(cls, runner: Runner, settings: Settings, made_by: Party) -> TrackedRequest:
         """For an object that is awaited where none of our middlewares is: no response to wait for."""
-        request = cls(runner, settings, {"type": NO_REQUEST}, cast(Send, None), None)
+        request = cls(runner, settings, {"type": NO_REQUEST}, cast(Send, None), made_by)
         request.stage = RESPONDED
         return request
 
@@ -342,6 +345,8 @@ class TrackedRequest:
             return False
         if self.settings.order == "arrived":
             self._arrived()
+        if self.handed_over is not None:  # those that were awaited before run before these
+            self.runner.hand_over([job for job in self.handed_over if not (job.done() or job.queued)])
         self.runner.hand_over(jobs)
         return True
 

@@ -45,7 +45,8 @@ def install() -> None:
             dependant, provider = given["dependant"], given.get("dependency_overrides_provider")
             wanted = class_wanted(dependant, provider)
             if wanted is not None:
-                given["background_tasks"] = wanted()
+                tasks = given["background_tasks"] = wanted()
+                tasks._in_app_of(given["request"].scope)
             elif wants_plain(dependant, provider):
                 _warn_of_plain(dependant)
         return original(**given)

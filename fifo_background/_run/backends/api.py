@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import trio
 
-__all__ = ("Backend", "Handle", "NoBackend", "Waiter", "backend_of", "running_loop")
+__all__ = ("Backend", "Handle", "NoBackend", "Waiter", "backend_of", "in_a_loop", "running_loop")
 
 
 class Handle(Protocol):
@@ -119,6 +119,15 @@ def running_loop() -> object:
     if "trio" in sys.modules and asyncio.current_task(loop) is None:
         return _trio_token() or loop
     return loop
+
+
+def in_a_loop() -> bool:
+    """Whether the calling thread runs an event loop."""
+    try:
+        running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _trio_token() -> trio.lowlevel.TrioToken | None:

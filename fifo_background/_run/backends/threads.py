@@ -59,10 +59,13 @@ class Threads:
         stay = _Stay(function, backend)
         try:
             in_threadpool: Any = vars(starlette.background)["run_in_threadpool"]
+            result: T
             if _is_own(in_threadpool):
-                return await anyio.to_thread.run_sync(stay.run, limiter=self._limiter)
-            # an agent carries its state into threads there; this takes a token of anyio's
-            result: T = await in_threadpool(stay.run)
+                result = await anyio.to_thread.run_sync(stay.run, limiter=self._limiter)
+            else:  # an agent carries its state into threads there; this takes a token of anyio's
+                result = await in_threadpool(stay.run)
+            if stay.is_outside:
+                raise RuntimeError("the call that runs functions in a thread returned without doing it")
             return result
         except BaseException:
             trip.stop = True
@@ -102,6 +105,11 @@ class _Stay:
             self._left = True  # before the look at the waiter, which `abandon` sets before it looks here
             if (waiter := self._waiter) is not None:
                 self._backend.soon(lambda: self._backend.wake(waiter))
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether no thread has entered it."""
+        return bool(self._entrance)
 
     def abandon(self) -> Waiter | None:
         """Nobody waits for the result anymore. A waiter for the end of the stay, None if there is none."""
