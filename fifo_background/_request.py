@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Hashable, Sequence
 from contextvars import copy_context
 from enum import Enum
+from sys import exc_info
 from typing import Any, NamedTuple, cast
 
 from starlette.background import BackgroundTask, BackgroundTasks
@@ -60,6 +61,7 @@ class TrackedRequest:
 
     __slots__ = (
         "__weakref__",
+        "_became_response",
         "_joins_at_add",
         "_key",
         "_send",
@@ -87,6 +89,7 @@ class TrackedRequest:
         self.made_by: Party = made_by  # the task or request that made this one, in this process
         self._send: Send = send
         self._started: bool = False  # the response, or the try to send it
+        self._became_response: str = ""  # the class of the exception for which it was sent
         self._trailers: bool = False
         # whether it takes its position at the first `add_task`
         self._joins_at_add: bool = settings.order != "responded" and scope["type"] != "websocket"
@@ -185,6 +188,8 @@ class TrackedRequest:
         if kind == "http.response.start":
             self._started = True
             self._trailers = message.get("trailers", False)
+            if self.positions and (handled := exc_info()[0]) is not None:
+                self._became_response = name_of(handled)
         elif kind == "http.response.body" or kind == "http.response.zerocopysend":
             if not (self._trailers or message.get("more_body", False)):
                 return self._send_last(message)
@@ -397,9 +402,15 @@ class TrackedRequest:
             return "response interrupted"
         if error is not None:
             return f"it raised {safe_repr(error)}"
+        around = exc_info()[0]  # what somebody outside of the app handles is not the reason
+        if self._became_response and name_of(around) != self._became_response:
+            return (
+                f"{self._became_response} became its response, which carries no tasks. Use "
+                "`executor_of(request).submit_nowait(func, ...)` for a task that has to run nevertheless"
+            )
         return (
-            "its response did not carry them, because an exception (HTTPException) became a response, "
-            "the response had a background of its own, or nothing awaited them"
+            "its response did not carry them. The response had a background of its own, or was not given "
+            "`background=tasks`, or an exception (HTTPException) became the response"
         )
 
 

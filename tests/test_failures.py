@@ -172,9 +172,9 @@ async def test_own_background(events: list[Any], log: Log) -> None:
     assert (await get(make_app(handler), "/handler")).error is None
     assert events == ["own"]
     assert log == [
-        "WARNING GET /handler ended without running 1 task: list.append: its response did not carry them, "
-        "because an exception (HTTPException) became a response, the response had a background of its own, "
-        "or nothing awaited them"
+        "WARNING GET /handler ended without running 1 task: list.append: its response did not carry them. "
+        "The response had a background of its own, or was not given `background=tasks`, or an exception "
+        "(HTTPException) became the response"
     ]
 
 

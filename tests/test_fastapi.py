@@ -298,9 +298,9 @@ async def test_background_of_the_response(events: list[Any], log: Log) -> None:
     assert (await get(app)).error is None
     assert events == []
     assert log == [
-        "WARNING GET / ended without running 1 task: list.append: its response did not carry them, "
-        "because an exception (HTTPException) became a response, the response had a background of its own, "
-        "or nothing awaited them"
+        "WARNING GET / ended without running 1 task: list.append: its response did not carry them. "
+        "The response had a background of its own, or was not given `background=tasks`, or an exception "
+        "(HTTPException) became the response"
     ]
 
 
