@@ -14,6 +14,8 @@ import pytest
 from starlette.testclient import TestClient
 
 import fifo_background
+from fifo_background import JobState
+from fifo_background._core.state import TRANSITIONS
 from fifo_background._settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +56,17 @@ def test_defaults(page: str) -> None:
     if page == "README.md":
         del defaults["may_add_tasks"]  # told by the how-to that the table links
     assert said == defaults
+
+
+def test_states() -> None:
+    """The table of states in the reference has every state, and what can follow each, from `TRANSITIONS`."""
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    table = text.split("| state | meaning | next |\n")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .* \|(.*)\|$", table, re.MULTILINE)
+    said = [(name, re.findall(r"`(\w+)`", after)) for name, after in rows]
+    assert said == [
+        (state.name, [after.name for after in JobState if after in TRANSITIONS[state]]) for state in JobState
+    ]
 
 
 def test_links() -> None:
