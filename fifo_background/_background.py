@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from enum import Enum
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Scope
 
+from fifo_background._arguments import check_arguments, only_a_key
 from fifo_background._core.job import Job, name_of
 from fifo_background._core.lane import key_of
 from fifo_background._core.state import DROPPED, RUNNING, SUCCEEDED
@@ -28,6 +30,9 @@ from fifo_background._settings import (
     check_key,
 )
 from fifo_background.exceptions import ExecutorClosed
+
+if TYPE_CHECKING:
+    from typing_extensions import Never
 
 __all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks", "TaskAdder")
 
@@ -166,16 +171,17 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     ) -> Job[Any]:
         """Add `func(*args, **kwargs)` and return the `Job` that tells its state and result.
 
-        May be called from any thread, and waits for nothing. Raises TypeError if `func` cannot be called,
-        RuntimeError if the request's tasks have ended, `QueueFull` if `max_waiting` tasks wait already, and
-        `ExecutorClosed` after `lifespan.shutdown`.
+        May be called from any thread, and waits for nothing. Raises TypeError if `func` cannot be called, or
+        if it is a plain function that does not take these arguments. Raises RuntimeError if the request's
+        tasks have ended, `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after
+        `lifespan.shutdown`.
         """
         return self._add(func, args, kwargs, None)
 
     def lane(
         self,
         key: Hashable,
-        *,
+        *arguments: Never,
         keep: Keep | NotGiven = NOT_GIVEN,
         max_waiting: int | NotGiven | None = NOT_GIVEN,
         after_failure: AfterFailure | NotGiven = NOT_GIVEN,
@@ -188,7 +194,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         invalid option.
         """
         return TaskAdder(self, Entry(..., {})).lane(
-            key, keep=keep, max_waiting=max_waiting, after_failure=after_failure
+            key, *arguments, keep=keep, max_waiting=max_waiting, after_failure=after_failure
         )
 
     def options(
@@ -206,6 +212,13 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             raise not_callable("add_task", func)
         if BackgroundTasks.add_task is not _STARLETTES_ADD or self._fastapi_add_is_replaced():
             return self._add_through(func, args, kwargs, entry)
+        if (
+            type(func) is not FunctionType
+            or kwargs
+            or func.__code__.co_argcount != len(args)
+            or func.__code__.co_kwonlyargcount
+        ):
+            check_arguments("add_task", func, args, kwargs)
         task = make_task(OrderedBackgroundTask, func, args, kwargs)
         request = self._request
         if request is not None and self._state is COLLECTING:
@@ -479,12 +492,14 @@ class TaskAdder:
     def lane(
         self,
         key: Hashable,
-        *,
+        *arguments: Never,
         keep: Keep | NotGiven = NOT_GIVEN,
         max_waiting: int | NotGiven | None = NOT_GIVEN,
         after_failure: AfterFailure | NotGiven = NOT_GIVEN,
     ) -> TaskAdder:
         """As `OrderedBackgroundTasks.lane`."""
+        if arguments:
+            raise only_a_key("tasks.lane(key).add_task(func, ...)")
         check_key(key)
         return self._with(
             key_of(key), {"keep": keep, "max_waiting": max_waiting, "after_failure": after_failure}
@@ -495,6 +510,14 @@ class TaskAdder:
     ) -> TaskAdder:
         """As `OrderedBackgroundTasks.options`."""
         return self._with(self._entry.key, {"timeout": timeout, "wait": wait})
+
+    if not TYPE_CHECKING:
+
+        def __call__(self, *args: object, **kwargs: object) -> None:
+            raise TypeError(
+                "`tasks.lane(key)` and `tasks.options(...)` add no task: write "
+                "`tasks.lane(key).add_task(func, ...)`"
+            )
 
     def _with(self, key: Hashable, changes: dict[str, Any]) -> TaskAdder:
         PLAIN.replace(**changes)  # raises for an invalid one

@@ -11,6 +11,7 @@ import anyio.lowlevel
 from starlette.background import BackgroundTask
 
 from fifo_background import _log
+from fifo_background._arguments import check_arguments, only_a_key
 from fifo_background._core import operations
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, key_of, plain_key
@@ -31,7 +32,7 @@ from fifo_background._settings import (
 from fifo_background.exceptions import lane_name
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Never, Self
 
 __all__ = ("ExecutorLane", "SerialExecutor", "Submitter")
 
@@ -68,9 +69,9 @@ class Submitter:
         """Queue `func(*args, **kwargs)` and return its `Job`. It does not start before this returns.
 
         May be called from any thread, once the executor has its event loop, and waits for nothing. The task
-        sees a copy of the caller's context. Raises TypeError if `func` cannot be called, RuntimeError before
-        the executor has a loop, `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after
-        the end.
+        sees a copy of the caller's context. Raises TypeError if `func` cannot be called, or if it is a plain
+        function that does not take these arguments. Raises RuntimeError before the executor has a loop,
+        `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after the end.
         """
         job, position = self._prepare("submit_nowait", func, args, kwargs)
         self._runner.submit(job, position)
@@ -87,9 +88,10 @@ class Submitter:
     async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """As `submit_nowait`, but waits for capacity where that raises `QueueFull`: first come, first served.
 
-        It lets other tasks run before it returns. If it is cancelled, the task does not run, unless it has
-        begun. Inside a task, and in a request whose own tasks have not ended, it never waits, and raises
-        `QueueFull`. In the executor's event loop only.
+        Write `job = await executor.submit(func, ...)`: without `await` nothing is queued. It lets other tasks
+        run before it returns. If it is cancelled, the task does not run, unless it has begun. Inside a task,
+        and in a request whose own tasks have not ended, it never waits, and raises `QueueFull`. In the
+        executor's event loop only.
         """
         self._runner.check_in_loop()
         job, position = self._prepare("submit", func, args, kwargs)
@@ -110,6 +112,7 @@ class Submitter:
             raise not_callable(name, func)
         runner = self._runner
         runner.check_has_loop()
+        check_arguments(name, func, args, kwargs)
         position = Position(runner.scheduler.lane(self._key), None)
         position.context = copy_context()
         job = runner.make_job(make_task(BackgroundTask, func, args, kwargs), self._options)
@@ -259,7 +262,7 @@ class SerialExecutor(Submitter):
     def lane(
         self,
         key: Hashable,
-        *,
+        *arguments: Never,
         keep: Keep | NotGiven = NOT_GIVEN,
         max_waiting: int | NotGiven | None = NOT_GIVEN,
         after_failure: AfterFailure | NotGiven = NOT_GIVEN,
@@ -271,6 +274,8 @@ class SerialExecutor(Submitter):
         stops when a task that was added like this fails. Raises TypeError for a key that is not hashable,
         ValueError for an invalid option.
         """
+        if arguments:
+            raise only_a_key("executor.lane(key).submit_nowait(func, ...)")
         check_key(key)
         options = self._options.replace(keep=keep, max_waiting=max_waiting, after_failure=after_failure)
         return ExecutorLane(self._runner, key_of(key), options)
