@@ -15,7 +15,7 @@ from fifo_background._core.job import Job, name_of
 from fifo_background._core.lane import key_of
 from fifo_background._core.state import DROPPED, RUNNING, SUCCEEDED
 from fifo_background._fastapi.spans import around_here
-from fifo_background._request import HANDLING, LEFT_OUT, SCOPE_KEY, Entry, TrackedRequest, take_in
+from fifo_background._request import ENDED, HANDLING, LEFT_OUT, SCOPE_KEY, Entry, TrackedRequest, take_in
 from fifo_background._run.backends.api import in_a_loop
 from fifo_background._run.call import Around, is_starlettes, make_task, not_callable, own_class
 from fifo_background._run.current import current_party
@@ -118,7 +118,7 @@ COLLECTING, AWAITED, PART, INLINE = State
 
 STATES: dict[State, frozenset[State]] = {
     COLLECTING: frozenset({AWAITED, PART, INLINE}),
-    AWAITED: frozenset({AWAITED, PART, INLINE}),
+    AWAITED: frozenset({COLLECTING, AWAITED, PART, INLINE}),
     PART: frozenset({AWAITED, PART, INLINE}),
     INLINE: frozenset({COLLECTING, AWAITED, PART, INLINE}),
 }
@@ -218,10 +218,12 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             or func.__code__.co_argcount != len(args)
             or func.__code__.co_kwonlyargcount
         ):
+            if type(func) is TaskAdder:
+                raise not_callable("add_task", func)
             check_arguments("add_task", func, args, kwargs)
         task = make_task(OrderedBackgroundTask, func, args, kwargs)
         request = self._request
-        if request is not None and self._state is COLLECTING:
+        if request is not None and self._state is COLLECTING and request.stage is not ENDED:
             job = request.add(task, entry, False)
         else:
             job = self._make_job(task, entry)
@@ -233,36 +235,53 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
     def _add_through(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
         """An instrumentation or a mock has replaced `add_task` of a class below ours: it has its say."""
-        before = len(self.tasks)
+        before = set(map(id, self.tasks))
         super().add_task(func, *args, **kwargs)
+        added = [task for task in self.tasks if id(task) not in before]
+        # other threads may be adding, too
+        added = [task for task in added if _has_arguments(task, args)] or added
         job: Job[Any] | None = None
-        for task in self.tasks[before:]:
-            job = self._make_job(task, entry)
-            _attach(task, job, entry)
+        for task in added:
+            job = getattr(task, "_job", None) or self._attach_job(task, func, entry)
         if job is None:  # a mock: nothing was added
             job = Job(make_task(OrderedBackgroundTask, func, args, kwargs), None, PLAIN, set())
             job.end(DROPPED)
         return job
 
+    def _attach_job(self, task: BackgroundTask, func: Any, entry: Entry | None) -> Job[Any]:
+        """The job of an entry that somebody else has made of `func`, perhaps with a function around it."""
+        _set(task, "_function", func)
+        try:
+            job = self._make_job(task, entry)
+        except BaseException:  # refused: it must not run
+            self.tasks[:] = [other for other in self.tasks if other is not task]
+            raise
+        job.make_special()
+        _attach(task, job, entry)
+        return job
+
     def _make_job(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
         """The job of a new entry: of the request, or of nobody yet."""
-        request, state = self._request, self._state
-        if state is COLLECTING:
-            if request is not None:
-                return request.add(task, entry, False)
-        elif state is AWAITED:
-            request = self._awaited_by
-            if request is not None and request.stage is HANDLING:
-                return request.join(task, entry)
-            if request is not None and any(not job.done() for job in reversed(self._jobs)):
-                job = request.add(task, entry, True)
+        awaited_by = self._awaited_by
+        if self._state is PART or self._state is INLINE:
+            return self._make_part(task, cast(Job[Any], self._outer))
+        if self._state is AWAITED and awaited_by is not None:
+            if awaited_by.stage is HANDLING:
+                return awaited_by.join(task, entry)
+            if any(not job.done() for job in reversed(self._jobs)):
+                job = awaited_by.add(task, entry, True)
                 self._jobs.append(job)
                 return job
-            if request is not None and self._request is not None:
-                raise request.too_late(task)
-        else:
-            return self._make_part(task, cast(Job[Any], self._outer))
-        return self._orphan(task)
+        request = self._request
+        if request is None:
+            return self._orphan(task)
+        if request.has_ended and (here := _request_here()) is not None:  # one object for many requests
+            request = self._request = here
+            if self._state is AWAITED:
+                self._become(COLLECTING)
+        if self._state is AWAITED:
+            raise request.too_late(task)
+        return request.add(task, entry, False)
 
     def _make_part(self, task: BackgroundTask, outer: Job[Any]) -> Job[Any]:
         """The job of a new entry of an object that runs inside `outer`."""
@@ -313,7 +332,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         # a test client carries contexts into its loop
         if request is None or self._is_outside or not request.runner.is_current():
             request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE, party)
-        jobs, listed = self._jobs_of(request, around), len(self.tasks)
+        jobs, listed = self._jobs_of(request, around, self.tasks), len(self.tasks)
         self._become(AWAITED)
         self._awaited_by, self._jobs = request, jobs
         if jobs and request.hand_over(jobs):
@@ -321,13 +340,14 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 if job.own_state is not SUCCEEDED:
                     await request.runner.waits.attached(jobs, request)
                     break
-            while len(self.tasks) > listed:  # a task has appended to the list itself, which Starlette runs, too
-                appended = [task for task in self.tasks[listed:] if getattr(task, "_job", None) is None]
+            # a task may append to the list itself: Starlette runs that, too
+            while len(self.tasks) > listed:
+                entries = [task for task in self.tasks[listed:] if getattr(task, "_job", None) is None]
                 listed = len(self.tasks)
-                if appended:
-                    tasks = OrderedBackgroundTasks(appended)
-                    tasks._request = request
-                    await tasks._run()
+                appended = self._jobs_of(request, around, entries)
+                jobs += appended
+                request.hand_over(appended)
+                await request.runner.waits.attached(jobs, request)
 
     # -- handing over ----------------------------------------------------------------------------------------
 
@@ -345,12 +365,12 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             self._unclaimed = set()
         return self._unclaimed
 
-    def _jobs_of(self, request: TrackedRequest, around: Around) -> list[Job[Any]]:
-        """The jobs of the list, in its order: those that `add_task` made, and new ones for other entries."""
+    def _jobs_of(self, request: TrackedRequest, around: Around, entries: Sequence[Any]) -> list[Job[Any]]:
+        """The jobs of the entries, in order: those that `add_task` made, and new ones for the others."""
         jobs: list[Job[Any]] = []
-        for task in self.tasks:
+        for task in entries:
             plain = type(task) is OrderedBackgroundTask
-            job = task._job if plain else None  # type: ignore[attr-defined]
+            job = task._job if plain else None
             position = None if job is None else job.position
             if (
                 position is None
@@ -362,9 +382,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 if job is None:
                     continue
             else:
-                del task._job  # type: ignore[attr-defined]
-                if job.direct:  # type: ignore[union-attr]
-                    job.on_loop = task.is_async  # type: ignore[union-attr]  # somebody may have changed it
+                del task._job
             if around is not None:
                 job.make_special().around = around  # type: ignore[union-attr]
             if not plain or isinstance(task.func, BackgroundTasks):
@@ -414,12 +432,23 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
 
 def _attach(task: Any, job: Job[Any], entry: Entry | None) -> None:
-    """An entry of the list keeps its job until it is handed over; one with slots cannot."""
+    """An entry of the list keeps its job until it is handed over."""
+    _set(task, "_job", job)
+    if entry is not None:
+        _set(task, "_entry", entry)
+
+
+def _has_arguments(task: Any, args: tuple[Any, ...]) -> bool:
+    given = getattr(task, "args", None)
+    if not isinstance(given, tuple) or len(given) != len(args):
+        return False
+    return all(one is other for one, other in zip(given, args, strict=True))
+
+
+def _set(task: Any, name: str, value: object) -> None:
     try:
-        task._job = job
-        if entry is not None:
-            task._entry = entry
-    except AttributeError:
+        setattr(task, name, value)
+    except AttributeError:  # a task with slots cannot keep it
         pass
 
 

@@ -141,9 +141,9 @@ class OrderedBackgroundMiddleware:
         if kind != "http" and kind != "websocket":
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
-        made_by = current_party()
-        # the same middleware again, with a copy of the scope: the handler has made another request of it
-        if made_by is not None and made_by is scope.get(SCOPE_KEY) and made_by.settings is not self.settings:
+        made_by, outer = current_party(), scope.get(SCOPE_KEY)
+        # with the settings of this middleware, it is a request that the handler made with a copy of its scope
+        if outer is not None and outer is made_by and outer.settings is not self.settings:
             self._say_once(
                 _log.warn,
                 "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings are "

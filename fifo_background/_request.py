@@ -267,6 +267,7 @@ class TrackedRequest:
                 position.context = copy_context()
             if self.handed_over is not None:
                 self.handed_over.append(job)
+            runner.look_at(job)
             runner.post(job)
         elif (self.stage is ENDED or not runner.scheduler.is_open) and job.claim():
             # the request has ended, or the executor was closed, just now: the loop did not see the job
@@ -326,15 +327,13 @@ class TrackedRequest:
         made = self.runner.make_job(task, options)
         if job is not None:
             job.runner, job.options, job.special = self.runner, options, made.special
-            job.on_loop, job.direct, made = made.on_loop, made.direct, job
+            made = job
         self._accept(made, self.key() if entry is None or entry.key is ... else entry.key, False)
         made.claims = self.runner.scheduler.waiting
         return made
 
     def hand_over(self, jobs: list[Job[Any]]) -> bool:
         """These jobs were awaited. False if they run later: the response has not ended."""
-        if not self.runner.is_current():
-            self.runner.check_in_loop()
         attached = self.settings.options.wait and self.waits
         for job in jobs:
             job.attached = (

@@ -24,7 +24,7 @@ from tests.conftest import Log
 async def test_requests_with_a_copy_of_the_scope(
     settings: dict[str, Any], events: list[Any], log: Log
 ) -> None:
-    """A handler that dispatches copies of its scope to its own app makes requests, each with its own tasks."""
+    """A handler that dispatches copies of its scope makes requests, each with tasks of its own."""
 
     async def work(name: str) -> None:
         if name == "bad":

@@ -166,7 +166,7 @@ async def test_stop(sync: bool, rest_after_failure: str, events: list[Any], log:
 
 
 async def test_stop_calls_no_done_callback(events: list[Any]) -> None:
-    """A lane that stops lets requests go; the done callbacks of their tasks still wait for the end of those."""
+    """A lane that stops lets requests go; the done callbacks of their tasks wait on."""
 
     async def handler(request: Request) -> Response:
         tasks = BackgroundTasks()

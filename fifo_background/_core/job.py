@@ -42,6 +42,10 @@ TOLD, RAISES = False, True
 class JobRunner(Protocol):
     """What a job needs of the executor that it belongs to."""
 
+    def is_current(self) -> bool:
+        """Whether the caller runs in its event loop."""
+        ...
+
     async def wait_for(self, job: Job[Any], raises: bool) -> None: ...
 
     def post(self, entry: Job[Any] | Callback) -> None:
@@ -60,7 +64,7 @@ def name_of(func: object) -> str:
     inner: Any = func
     try:
         while isinstance(inner, (functools.partial, BackgroundTask)) and hasattr(inner, "func"):
-            inner = inner.func
+            inner = getattr(inner, "_function", None) or inner.func
         return str(getattr(inner, "__qualname__", type(inner).__qualname__))
     except Exception:  # a user's attribute may raise
         return type(func).__qualname__
@@ -199,7 +203,7 @@ class Job(Generic[T]):
     def end(self, state: JobState, outcome: Any = None) -> object:
         """Move to a last state. Returns what the job does not keep: whoever drops it frees the arguments."""
         task: Any = self.task
-        func: Any = getattr(task, "func", None)
+        func: Any = getattr(task, "func", None) if self.special is None else None
         kind: Any = type(func)
         self.task = func.__qualname__ if kind is FunctionType or kind is MethodType else name_of(task)
         if state is FAILED and self.options.after_failure == "stop":

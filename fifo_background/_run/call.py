@@ -79,7 +79,7 @@ def identity_of(task: Any) -> object:
 
     Nothing of a user's is asked: no `__eq__`, no `__hash__`.
     """
-    func = getattr(task, "func", task)
+    func = getattr(task, "_function", None) or getattr(task, "func", task)
     if isinstance(func, MethodType):
         return id(func.__self__), id(func.__func__)
     if isinstance(func, BuiltinMethodType) and not isinstance(func.__self__, ModuleType):

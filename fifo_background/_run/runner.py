@@ -59,7 +59,7 @@ class Runner:
         self.settings: Settings = settings
         self.scheduler: Scheduler = Scheduler(settings)
         self.backend: Backend = cast(Backend, NoBackend())
-        self.is_current: Callable[[], bool] = self.backend.is_current  # whether the caller runs in its loop
+        self.is_current: Callable[[], bool] = self.backend.is_current
         self.waits: Waits = Waits(self)
         self.closing: Closing = Closing(self)
         self.watchers: list[Any] = []  # waiters of who closes: woken when something has ended
@@ -143,18 +143,23 @@ class Runner:
     def make_job(self, task: Any, options: Options) -> Job[Any]:
         """A job of this executor, which is not accepted yet."""
         job: Job[Any] = Job(task, self, options, self.scheduler.waiting)
-        if is_direct(task):
-            job.on_loop = task.is_async
-            job.direct = True
         if options.keep == "latest":
             job.make_special().function = identity_of(task)
         return job
+
+    def look_at(self, job: Job[Any]) -> None:
+        """Decide how the task is called, when it is ready: somebody may replace `__call__` until then."""
+        task: Any = job.task
+        if is_direct(task):
+            job.on_loop = task.is_async
+            job.direct = True
 
     def submit(self, job: Job[Any], position: Position) -> None:
         """Put a job into the queue of its lane, in a position of its own: the named moment is here."""
         scheduler = self.scheduler
         if self.backend.ending:
             raise RuntimeError(f"{_OTHER_LOOP}, which has ended. {_IN_EACH_LOOP}")
+        self.look_at(job)
         scheduler.accept(job, position.lane)
         try:
             position.submit(job, scheduler.clock())
@@ -584,6 +589,8 @@ class Runner:
     def hand_over(self, jobs: Sequence[Job[Any]]) -> None:
         """A move, and what follows: these jobs of a request are ready."""
         scheduler = self.scheduler
+        for job in jobs:
+            self.look_at(job)
         if scheduler.moving:  # a finalizer drives a coroutine inside a move
             for taken in [job.position for job in jobs if job.position is not None]:
                 taken.context = taken.context or copy_context()
