@@ -296,7 +296,9 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         job.runner = runner
         job.make_special().outer = outer
         special = outer.make_special()
-        special.parts = [*(special.parts or ()), job]
+        if special.parts is None:
+            special.parts = []
+        special.parts.append(job)
         return job
 
     def _orphan(self, task: BackgroundTask) -> Job[Any]:

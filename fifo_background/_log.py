@@ -85,22 +85,22 @@ _SUSPENDS = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR | CO_ITERABLE_COROU
 
 
 def _clear_frames(found: TracebackType | None) -> None:
-    """Clear the locals of frames that have ended: the task's own, and those of plain functions.
+    """Clear the locals of frames that have ended: the task's, those of plain functions, and our own.
 
-    Before Python 3.13, clearing the frame of a suspended coroutine or generator closes it, and one that has
-    given its exception to the task may go on.
+    Before Python 3.13, clearing the frame of a suspended coroutine or generator closes it. One that has
+    given its exception to the task may go on, and so does the first frame, which runs the jobs of a lane.
     """
-    is_task = True  # the first frame below ours
+    is_first = is_task = True  # the first frame below ours
     while found is not None:
         frame = found.tb_frame
         is_ours = str(frame.f_globals.get("__name__")).startswith("fifo_background.")
         suspends = frame.f_code.co_flags & _SUSPENDS
-        if not suspends or (is_task and not is_ours) or sys.version_info >= (3, 13):
+        if not suspends or (is_task and not (is_ours and is_first)) or sys.version_info >= (3, 13):
             try:
                 frame.clear()
             except RuntimeError:  # it has not ended
                 pass
-        is_task = is_task and is_ours
+        is_task, is_first = is_task and is_ours, False
         found = found.tb_next
 
 

@@ -188,6 +188,9 @@ class OrderedBackgroundMiddleware:
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         life = self._life()
+        if life.ends and not life.lifespans:  # it was closed by hand
+            self._end_life(life)
+            life = self._life()
         while life.ends:  # the app is started again, before its last end is over
             waiter = life.runner.backend.waiter()
             life.waiters.append(waiter)
@@ -208,9 +211,12 @@ class OrderedBackgroundMiddleware:
             return False
 
         async def drain_then_receive() -> Message:
+            nonlocal takes_part
             message = await receive()
-            if message["type"] == "lifespan.shutdown" and shut_down():
-                await life.runner.closing.aclose()
+            if message["type"] == "lifespan.shutdown":
+                takes_part = True
+                if shut_down():
+                    await life.runner.closing.aclose()
             return message
 
         async def note_start(message: Message) -> None:

@@ -279,18 +279,20 @@ class TrackedRequest:
         """Give a job its position, which the request has, or takes now or later."""
         scheduler = self.runner.scheduler
         position = self.positions.get(key)
-        if position is None or position.state is GONE:
-            new = Position(scheduler.default if key is None else scheduler.lane(key), self, [])
-            if position is None:
-                position = self.positions.setdefault(key, new)  # one atomic act: other threads may be adding
-            else:
-                position = self.positions[key] = new
+        if position is None:
+            position = Position(scheduler.default if key is None else scheduler.lane(key), self, [])
+            position = self.positions.setdefault(key, position)  # one atomic act: other threads may be adding
         job.position = position
-        scheduler.accept(job, position.lane, refuse=refuse)
+        try:
+            scheduler.accept(job, position.lane, refuse=refuse)
+        except BaseException:
+            self.runner.pump_soon()  # one that waits for capacity may have been counted out for this one
+            raise
         position.added.append(job)
+        state = position.state  # after the append: the loop looks for added jobs after it has set GONE
         # one that was lost is taken again when the response has ended
         takes = (self._joins_at_add and not position.number) or self.stage is not HANDLING
-        if takes and position.state is OUTSIDE:
+        if state is GONE or (state is OUTSIDE and takes):
             position.taken = scheduler.clock()
             scheduler.inbox.append(position)  # the named moment
 
@@ -365,10 +367,14 @@ class TrackedRequest:
         self.stage = ENDED  # before the look at what was added: see `add`
         if error is not None and not self.ends_normally(error):
             self.runner.waits.leave(self.handed_over or (), self)
+        gone = True
         for position in tuple(self.positions.values()):
             if position.added or position.arriving:
                 self._give_up_positions(error, interrupted)
                 return
+            gone = gone and position.state is GONE
+        if gone:
+            self.positions = {}  # leaves the collector no cycle of it and its positions
 
     def _give_up_positions(self, error: BaseException | None, interrupted: bool) -> None:
         runner = self.runner

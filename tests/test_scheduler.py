@@ -567,12 +567,12 @@ def test_joiners() -> None:
     model = Model()
     jobs = [model.job("a"), model.job("b", ready=False)]
     joiner = object()
-    model.scheduler.joiners.append(joiner)
+    model.scheduler.joiners[joiner] = None
     model.end(model.start())
     assert model.scheduler.woken == []
     model.cancel(jobs[1])
     assert model.scheduler.woken == [joiner]
-    assert model.scheduler.joiners == []
+    assert model.scheduler.joiners == {}
 
 
 def test_ended_job_keeps_nothing() -> None:

@@ -52,10 +52,10 @@ class Capacity:
         Counts first, then looks: if two threads want the last capacity, both may be refused.
         """
         limit = job.options.max_waiting
-        if limit is not None and lane.counted is None:
+        if limit is not None and not lane.counts:
             self._begin_counting(lane)
         for counted, most, wanted in (
-            (lane.counted, limit, lane.wanted),
+            (lane.counted if lane.counts else None, limit, lane.wanted),
             (self._counted if self.limit is not None else None, self.limit, self.wanted),
         ):
             if counted is None:
@@ -66,22 +66,26 @@ class Capacity:
                 raise QueueFull(job.name, len(counted))
 
     def _begin_counting(self, lane: Lane) -> None:
-        counted: Counted = {}
-        for job in list(self._scheduler.waiting):
+        lane.counts = True  # first: what is added or started meanwhile counts itself, in and out
+        if not lane.has_uncounted:
+            return
+        waiting = self._scheduler.waiting
+        for job in list(waiting):
             if job.position is not None and job.position.lane is lane:
-                _add(counted, job, lane)
-        lane.counted = counted
+                _add(lane.counted, job, lane)
+                if job not in waiting:
+                    self.discard(job, lane)
 
     def discard(self, job: Job[Any], lane: Lane) -> None:
         for counted in (lane.counted, self._counted):
             token = _token(job, lane)
-            jobs = None if counted is None else counted.get(token)
+            jobs = counted.get(token)
             if jobs is not None:
                 jobs.discard(job)
                 if not jobs:
-                    counted.pop(token, None)  # type: ignore[union-attr]
+                    counted.pop(token, None)
                     if jobs:  # a thread has added one just now
-                        counted.setdefault(token, jobs).update(jobs)  # type: ignore[union-attr]
+                        counted.setdefault(token, jobs).update(jobs)
 
     def discount(self, job: Job[Any], lane: Lane) -> None:
         """The job does not wait anymore."""
@@ -92,7 +96,7 @@ class Capacity:
     def move(self, position: Position, lane: Lane) -> None:
         """The jobs of a position wait in another lane of the same key."""
         for job in position.waiting:
-            if position.lane.counted is not None:
+            if position.lane.counts:
                 self.discard(job, position.lane)
                 self.count(job, lane, False)
 
@@ -107,12 +111,12 @@ class Capacity:
             self._let_into_lane(wanted)
 
     def _fits_lane(self, wanted: Wanted) -> bool:
-        limit, counted = wanted.job.options.max_waiting, wanted.position.lane.counted
-        return limit is None or counted is None or _fits(counted, wanted, limit)
+        limit, lane = wanted.job.options.max_waiting, wanted.position.lane
+        return limit is None or _fits(lane.counted, wanted, limit)
 
     def _let_into_lane(self, wanted: Wanted) -> None:
         lane = wanted.position.lane
-        if lane.counted is not None:
+        if lane.counts:
             _add(lane.counted, wanted.job, lane)
         self.wanted.append(wanted)
 

@@ -78,7 +78,9 @@ class Lane(Chain[Position]):
 
     __slots__ = (
         "counted",
+        "counts",
         "handle",
+        "has_uncounted",
         "in_turn",
         "job",
         "key",
@@ -119,15 +121,17 @@ class Lane(Chain[Position]):
         self.paused: bool = False
         self.stopped: Position | None = None  # with the failed job in `added`, for a retry
         self.latest: dict[object, Job[Any]] | None = None  # of each function, with keep="latest"
-        self.counted: dict[object, set[Job[Any]]] | None = None  # see `Capacity`
+        self.counts: bool = False  # whether `counted` has its waiting jobs: see `Capacity`
+        self.counted: dict[object, set[Job[Any]]] = {}
+        self.has_uncounted: bool = False  # a job without a limit was added before
         self.wanted: deque[Wanted] | None = None  # wait for capacity in this lane
 
     def take(self, position: Position) -> None:
         """The named moment, as the loop sees it: `position` is behind everything that is in the queue."""
-        position.state = IN_QUEUE
         position.number = self.number = self.number + 1
         position.lane = self
-        self.append(position)
+        if self.last is not position:  # else a KeyboardInterrupt came here the first time
+            self.append(position)
 
     def put_first(self, position: Position) -> None:
         """Before everything in the queue: for a retry, which keeps the order that there was."""
@@ -139,18 +143,14 @@ class Lane(Chain[Position]):
         self.remove(position)
         position.state = OUTSIDE
 
-    def drop_head(self, gone: list[object]) -> None:
-        """The head has nothing more to run: it leaves the queue."""
-        position: Position = self.first  # type: ignore[assignment]
-        after = self.first = position.next
-        if after is None:
-            self.last = None
-        else:
-            after.previous = position.next = None
-        position.state = GONE
+    def drop(self, position: Position, gone: list[object]) -> None:
+        """A position that has nothing more to run leaves the queue."""
+        self.remove(position)
+        position.state = GONE  # before the look: a thread looks at the state after it has added a job
         gone.append(position)  # freed later: what it holds is the user's
-        if position.added and position.held:  # a thread has added a job just now: that runs
+        if position.added and position.held:
             self.take(position)
+            position.state = IN_QUEUE
 
     def stop_at(self, job: Job[Any], position: Position) -> None:
         """The lane stops at a failed job: what a retry needs is kept."""

@@ -30,6 +30,11 @@ class Owner(Protocol):
         ...
 
     @property
+    def has_ended(self) -> bool:
+        """Whether nothing can be awaited in it anymore."""
+        ...
+
+    @property
     def named(self) -> bool:
         """Whether it is a request that a log record can name."""
         ...

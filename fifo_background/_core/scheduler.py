@@ -96,7 +96,7 @@ class Scheduler:
         self.occupied: set[Lane] = set()
         self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
         self.returning: deque[Any] = deque()  # waiters for a slot that they had lent
-        self.joiners: list[Any] = []  # waiters for nothing being unfinished
+        self.joiners: dict[Any, None] = {}  # waiters for nothing being unfinished
         self.moving: bool = False
         # for the runner to do, after the move
         self.woken: list[Any] = []  # waiters, and callbacks that are to be called
@@ -123,7 +123,9 @@ class Scheduler:
         try:
             if self.status is not OPEN:
                 raise ExecutorClosed(job.name)
-            if self.capacity.limit is not None or lane.counted is not None or job.options.max_waiting:
+            if job.options.max_waiting is None:
+                lane.has_uncounted = True  # before the look at `counts`, which a thread may set
+            if self.capacity.limit is not None or lane.counts or job.options.max_waiting:
                 self.capacity.count(job, lane, refuse)
         except BaseException:
             self.inbox.append(lane)  # it may have been made for nothing
@@ -166,11 +168,13 @@ class Scheduler:
                 if entry.own_state is FAILED:
                     self._failed(entry)
                 self._over(entry)
+            elif entry.waiters is not None:  # a part of a job
+                self.tell_end(entry)
             inbox.popleft()  # last: a KeyboardInterrupt in between does no harm
 
     def take(self, position: Position) -> None:
         """Append a position to its lane, unless it is in a queue."""
-        if position.state is not OUTSIDE:
+        if position.state is IN_QUEUE or (position.state is GONE and not position.held):
             return
         lane = position.lane
         if not lane.listed:
@@ -180,6 +184,7 @@ class Scheduler:
         lane.take(position)
         if position.first is not None:  # submitted: it came with its job
             self._count_ready(lane, position.first)
+        position.state = IN_QUEUE  # last: a KeyboardInterrupt in between does no harm
 
     def give_up(self, position: Position) -> None:
         """A move: the request does not hold its position anymore by having arrived."""
@@ -188,8 +193,7 @@ class Scheduler:
         lane = position.lane
         behind = position.state is IN_QUEUE and position is not lane.first
         if behind and position.first is None and not position.held:
-            lane.remove(position)
-            position.state = GONE
+            lane.drop(position, self.gone)
         self.wants_turn(lane)
 
     def list_lane(self, lane: Lane) -> Lane:
@@ -221,11 +225,11 @@ class Scheduler:
         self._count_ready(position.lane, job)
 
     def _count_ready(self, lane: Lane, job: Job[Any]) -> None:
-        lane.queued += 1
-        self.queued += 1
         if not lane.occupied and not lane.in_turn:
             lane.in_turn = True
             self.turns.append(lane)
+        lane.queued += 1
+        self.queued += 1
         if job.special is not None and job.options.keep == "latest":
             self._keep_latest(lane, job, job.special.function)
         if lane.stopped is not None:
@@ -262,10 +266,12 @@ class Scheduler:
         None if no lane can run.
         """
         self.moving = True
+        lane = self.default
         try:
             while self.turns and self.slots > 0:
-                lane = self.turns.popleft()
+                lane = self.turns[0]
                 lane.in_turn = False
+                self.turns.popleft()
                 if lane.occupied:
                     continue
                 while (job := self._first_ready(lane)) is not None:
@@ -278,26 +284,25 @@ class Scheduler:
                         self.slots -= 1
                         return lane
         except BaseException:
-            self._undo_start()
+            self.undo_start(lane)
             raise
         finally:
             self.moving = False
         return None
 
-    def _undo_start(self) -> None:
-        """A KeyboardInterrupt came while a lane was being started: its job waits again."""
-        for lane in self.all_lanes():
-            job = lane.job
-            if job is not None and lane.handle is None and not job.done():
-                lane.job, job.own_state = None, None
-                self.waiting.add(job)
-                if not job.queued:
-                    self.inbox.appendleft(job)
-                lane.occupied = False
-                self.occupied.discard(lane)
-                lane.in_turn = False
-                self.wants_turn(lane)
-        self.slots = self._most - sum(not lane.lent for lane in self.occupied)
+    def undo_start(self, lane: Lane) -> None:
+        """A KeyboardInterrupt came while a lane was being started, and nothing runs: its job waits again."""
+        job = lane.job
+        lane.job = lane.trip = None
+        if job is not None and not job.done():
+            job.own_state = None
+            self.waiting.add(job)
+            if not job.queued:
+                self.inbox.appendleft(job)
+        lane.occupied = False
+        self.occupied.discard(lane)
+        self.slots = self._most - sum(not other.lent for other in self.occupied)
+        self.wants_turn(lane)
 
     def _first_ready(self, lane: Lane) -> Job[Any] | None:
         """The first job of a lane that nothing runs in, if it may start now."""
@@ -308,7 +313,7 @@ class Scheduler:
                     return job
                 self._unchain(job, position)  # claimed by others
             elif not position.held:
-                lane.drop_head(self.gone)
+                lane.drop(position, self.gone)
             elif not lane.queued:
                 return None
             else:
@@ -343,7 +348,7 @@ class Scheduler:
         job.queued = False
         lane.queued -= 1
         self.queued -= 1
-        if lane.latest is not None or lane.counted is not None or self.capacity.limit is not None:
+        if lane.latest is not None or lane.counts or self.capacity.limit is not None:
             self._left_waiting(job, lane)
         return True
 
@@ -374,7 +379,7 @@ class Scheduler:
         while (position := lane.first) is not None and position.first is None:
             if (position.added or position.arriving) and position.held:
                 break
-            lane.drop_head(self.gone)
+            lane.drop(position, self.gone)
         if position is not None:
             self.wants_turn(lane)
         elif lane.key is not None and lane.idle:
@@ -479,7 +484,7 @@ class Scheduler:
         lane = position.lane
         if job.queued:
             self._unchain(job, position)
-        if lane.latest is not None or lane.counted is not None or self.capacity.limit is not None:
+        if lane.latest is not None or lane.counts or self.capacity.limit is not None:
             self._left_waiting(job, lane)
         if job.waiters is not None:
             self.tell_end(job)
@@ -488,9 +493,9 @@ class Scheduler:
         job.position = None  # a job that is kept keeps no other alive
         if position.first is None and position is not lane.first and not position.held:
             if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory
-                lane.remove(position)
-                position.state = GONE
-            self.gone.append(position)
+                lane.drop(position, self.gone)
+            else:
+                self.gone.append(position)
         elif position.added and job.own_state in (SUCCEEDED, FAILED) and position.held:
             position.taken = self.clock()  # it was not stalling: `hold_timeout` begins anew
         self.wants_turn(lane)
@@ -575,7 +580,7 @@ class Scheduler:
     def _wake_joiners(self) -> None:
         if not self.unfinished:
             self.woken += self.joiners
-            self.joiners = []
+            self.joiners = {}
 
     def all_lanes(self) -> list[Lane]:
         return [self.default, *list(self.lanes.values())]

@@ -76,10 +76,11 @@ class Runner:
 
     def bind(self) -> None:
         """Belong to the running event loop. Raises RuntimeError if there is none."""
-        self.backend = backend_of(running_loop())
-        self.backend.loop_ends = self._loop_ends
-        self.scheduler.clock = self.backend.clock
-        self.is_current = self.backend.is_current
+        backend = backend_of(running_loop())
+        backend.loop_ends = self._loop_ends
+        self.scheduler.clock = backend.clock
+        self.is_current = backend.is_current
+        self.backend = backend  # last: a KeyboardInterrupt in between does no harm
 
     def check_has_loop(self) -> None:
         """Raise RuntimeError unless it has an event loop, or the caller runs in one that it can belong to."""
@@ -132,7 +133,9 @@ class Runner:
 
         def look() -> ExecutorStatistics:
             self.check_in_loop()
-            self.scheduler.drain()
+            if self.scheduler.inbox:
+                self.scheduler.drain()
+                self.pump_soon()
             self._picture = snapshot(self.scheduler, self.waits.of_jobs)
             return self._picture
 
@@ -160,9 +163,13 @@ class Runner:
         if self.backend.ending:
             raise RuntimeError(f"{_OTHER_LOOP}, which has ended. {_IN_EACH_LOOP}")
         self.look_at(job)
-        scheduler.accept(job, position.lane)
+        position.submit(job, scheduler.clock())  # before it is accepted: an executor that closes lets it run
         try:
-            position.submit(job, scheduler.clock())
+            scheduler.accept(job, position.lane)
+        except BaseException:
+            self.pump_soon()  # one that waits for capacity may have been counted out for this one
+            raise
+        try:
             self.post(position)
         except BaseException:  # a KeyboardInterrupt: nobody waits for a job that nobody knows
             if job.claim():
@@ -234,7 +241,13 @@ class Runner:
                     break
                 lane = scheduler.start_next()
                 if lane is not None:
-                    self._run_lane(lane)
+                    self._started += 1
+                    try:
+                        self._run_lane(lane)
+                    except BaseException:  # a KeyboardInterrupt
+                        if lane.occupied and lane.handle is None:
+                            scheduler.undo_start(lane)
+                        raise
                 elif not scheduler.inbox:
                     break
         finally:
@@ -244,7 +257,7 @@ class Runner:
         if scheduler.gone:
             gone, scheduler.gone = scheduler.gone, []  # frees the users' objects, outside of moves
             for one in gone:
-                if type(one) is Position and one.state is GONE:
+                if type(one) is Position and one.state is GONE and (one.owner is None or one.owner.has_ended):
                     one.owner = one.context = None  # leaves the collector no cycle of it and its request
         if scheduler.queued or self._parked is not None:
             self._park()
@@ -260,13 +273,18 @@ class Runner:
 
             run = wait()
             try:
-                self.backend.when_over(self.backend.start(run, Context()), bool)
+                self.backend.when_over(self.backend.start(run, Context()), self._not_parked)
             except RuntimeError:  # the loop has ended just now
                 run.close()
                 self._parked = None
         elif not idle and self._parked is not None:
-            parked, self._parked = self._parked, None
-            self.backend.wake(parked)
+            self.backend.wake(self._parked)
+
+    def _not_parked(self, task: Handle) -> None:
+        """The parked task is over; perhaps somebody has cancelled it, as all others of the loop."""
+        self._parked = None
+        if self.scheduler.queued:
+            self._park()
 
     def _tidy(self) -> None:
         """What comes after moves. What is said comes last, as a logging handler may do anything."""
@@ -283,9 +301,18 @@ class Runner:
         woken, scheduler.woken = scheduler.woken, []
         for waiter in woken:
             if type(waiter) is Callback:
-                backend.soon(partial(_call_back, waiter))
+                backend.soon(partial(self._call_back, waiter))
             else:
                 backend.wake(waiter)
+
+    def _call_back(self, callback: Callback) -> None:
+        try:
+            callback()
+        except BaseException as error:
+            _log.callback_failed(callback.job, callback.function, error)
+            known = callback.job.outcome.error if callback.job.own_state is FAILED else None
+            if error is not known and issubclass(type(error), (KeyboardInterrupt, SystemExit)):
+                self.backend.reraise(error)
 
     def _wake_watchers(self) -> None:
         watchers, self.watchers = self.watchers, []
@@ -335,7 +362,6 @@ class Runner:
 
     def _run_lane(self, lane: Lane) -> None:
         """Run the jobs of a lane that `start_next` has just occupied."""
-        self._started += 1
         job = lane.job
         if job is not None:
             position: Position = job.position  # type: ignore[assignment]
@@ -397,7 +423,9 @@ class Runner:
             except BaseException as error:
                 job = self._ended_badly(lane, job, error)
             else:
-                job = scheduler.end(lane, job, SUCCEEDED, outcome, self._started < BURST)
+                # a job may have cancelled, as its last act, the task in which it runs: the next needs another
+                goes_on = self._started < BURST and not (position.first and self.backend.is_cancelling())
+                job = scheduler.end(lane, job, SUCCEEDED, outcome, goes_on)
             self._started += 1
             task = outcome = None
             if scheduler.woken or scheduler.effects:
@@ -548,7 +576,7 @@ class Runner:
             except KeyError:
                 continue
             job.own_state = RUNNING
-            if lane.counted is not None or scheduler.capacity.limit is not None:
+            if lane.counts or scheduler.capacity.limit is not None:
                 scheduler.capacity.discard(job, lane)
                 inbox.append(lane)  # there is capacity
             try:
@@ -677,10 +705,3 @@ def _call_sync(job: Job[Any]) -> Any:
     if job.special is None:
         return task.func(*task.args, **task.kwargs)
     return drive(call(task, run_here, job.special.around))
-
-
-def _call_back(callback: Callback) -> None:
-    try:
-        callback()
-    except Exception as error:
-        _log.callback_failed(callback.job, callback.function, error)

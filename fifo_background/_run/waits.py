@@ -174,12 +174,12 @@ class Waits:
         if not scheduler.unfinished:
             return
         waiter = runner.backend.waiter()
-        scheduler.joiners.append(waiter)
+        scheduler.joiners[waiter] = None
         runner.pump_soon()
         try:
             await waiter
         finally:
-            scheduler.joiners = [other for other in scheduler.joiners if other is not waiter]
+            scheduler.joiners.pop(waiter, None)
 
     # -- rings -----------------------------------------------------------------------------------------------
 
@@ -200,21 +200,23 @@ class Waits:
     def tell_ring(self, party: Any, number: int) -> None:
         """After `hold_timeout`: if those who wait form a ring, the wait that closed it says so."""
         makers = _makers(party)
-        look: list[tuple[Any, list[str], int]] = [(party, [], -1)]
-        seen = {party}
+        look: list[tuple[Any, int]] = [(party, -1)]
+        came: dict[Any, tuple[Any, Job[Any], str]] = {
+            party: (None, cast(Any, None), "")
+        }  # from whom, and how
         while look:
-            one, path, last = look.pop()
+            one, last = look.pop()
             for job, at in self._waits_of(one):
                 for blocker, why in _blockers(job):
-                    said = [*path, f"{_name(one)} waits for {job.name}{why}"]
-                    if blocker in makers:
-                        said.append(f"{_name(blocker)} made {party}")
                     if blocker in makers or (blocker is party and max(last, at) == number):
+                        said = _path(came, (one, job, why))
+                        if blocker in makers:
+                            said.append(f"{_name(blocker)} made {party}")
                         _log.waits_in_a_ring("; ".join(said), self._runner.settings.hold_timeout)
                         return
-                    if blocker not in seen:
-                        seen.add(blocker)
-                        look.append((blocker, said, max(last, at)))
+                    if blocker not in came:
+                        came[blocker] = (one, job, why)
+                        look.append((blocker, max(last, at)))
 
     def _waits_of(self, party: Any) -> list[tuple[Job[Any], int]]:
         """The jobs that a task or request waits for, with the numbers of the waits, or -1."""
@@ -317,6 +319,16 @@ def _blockers(job: Job[Any]) -> Iterator[tuple[Any, str]]:
 def _last_unfinished(jobs: Sequence[Job[Any]]) -> Job[Any] | None:
     """Jobs of one position end in order: the wait for the last one is mostly the only one."""
     return next((job for job in reversed(jobs) if job.attached and not job.done()), None)
+
+
+def _path(came: dict[Any, tuple[Any, Job[Any], str]], step: tuple[Any, Job[Any], str]) -> list[str]:
+    """The steps that led to this one, in words."""
+    said: list[str] = []
+    while step[0] is not None:
+        one, job, why = step
+        said.insert(0, f"{_name(one)} waits for {job.name}{why}")
+        step = came[one]
+    return said
 
 
 def _makers(party: Any) -> set[Any]:

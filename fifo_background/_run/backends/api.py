@@ -58,6 +58,10 @@ class Backend(Protocol):
         """Whether a cancellation that nobody asked of us is the end of the loop."""
         ...
 
+    def is_cancelling(self) -> bool:
+        """Whether the running task, one of ours, was cancelled, and may not have heard of it yet."""
+        ...
+
     def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
         """Run a coroutine in a task of its own, in `context`. None if it has ended already."""
         ...

@@ -10,6 +10,7 @@ import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ class _RunnerTask(asyncio.Task[None]):
         if backend is not None and not backend.ending and not self.get_loop().is_running():
             backend.ending = True
             backend.loop_ends()
+        self.is_cancelling = True
         return super().cancel(*args, **kwargs)
+
+    is_cancelling = False  # `cancelling()` is new in Python 3.11
 
 
 class _WorkTask(_RunnerTask):
@@ -79,6 +83,9 @@ class AsyncioBackend:
     def ends_by(self, error: BaseException) -> bool:
         return self.ending
 
+    def is_cancelling(self) -> bool:
+        return getattr(asyncio.current_task(), "is_cancelling", False)
+
     def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
         task = _start(run, _get_running_loop(), context)
         if task.done():
@@ -96,20 +103,28 @@ class AsyncioBackend:
 
     def soon(self, call: Callable[[], object]) -> bool:
         try:
-            if self.is_current():
-                self._loop().call_soon(call)
+            loop = self._loop()
+            if self._is_awake():
+                loop.call_soon(call)
             else:
-                self._loop().call_soon_threadsafe(call)
+                loop.call_soon_threadsafe(call)
         except RuntimeError:  # closed, or gone
             return False
         return True
 
+    def _is_awake(self) -> bool:
+        """Whether the loop looks for work without being woken: a signal handler may interrupt its sleep."""
+        return self.is_current() and asyncio.current_task() is not None
+
     def work_soon(self, call: Callable[[], object]) -> bool:
         if not self.is_current():
             return self.soon(call)
+        if not self._is_awake():
+            self.soon(bool)
         task = _WorkTask(_call(call), loop=self._loop())
         task.backend = self
         self._keep(task)
+        task.add_done_callback(partial(_call_again, call))
         return True
 
     def later(self, delay: float, call: Callable[[], None]) -> Handle:
@@ -131,6 +146,11 @@ class AsyncioBackend:
 
 async def _call(call: Callable[[], object]) -> None:
     call()
+
+
+def _call_again(call: Callable[[], object], task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:  # a KeyboardInterrupt, perhaps before the call
+        call()
 
 
 if sys.version_info >= (3, 11):

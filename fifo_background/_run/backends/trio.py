@@ -80,6 +80,9 @@ class TrioBackend:
             self._run_ends()
         return self.ending
 
+    def is_cancelling(self) -> bool:
+        return False  # a user's own cancel scope ends with the job
+
     def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
         scope = self._trio.CancelScope()
 
