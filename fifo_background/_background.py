@@ -42,6 +42,9 @@ T = TypeVar("T")
 # Where there is no middleware, a position is taken when the object is awaited.
 _WITHOUT_MIDDLEWARE = Settings(order="responded")
 
+# Users subclass the classes below: their private names begin with "_fifo_". These two are a copy's, too.
+_COPIED = frozenset({"_fifo_entry", "_fifo_function"})
+
 # The options of a task that no executor knows yet.
 PLAIN = Options()
 
@@ -53,9 +56,9 @@ class OrderedBackgroundTask(BackgroundTask):
     runs it again, in a new position. The entries of `OrderedBackgroundTasks.tasks` are of this class, too.
     """
 
-    _request: TrackedRequest | None = None
-    _job: Job[Any] | None = None  # that `add_task` made, until it is handed over
-    _entry: Entry | None = None
+    _fifo_request: TrackedRequest | None = None
+    _fifo_job: Job[Any] | None = None  # that `add_task` made, until it is handed over
+    _fifo_entry: Entry | None = None
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         if not callable(func):
@@ -63,32 +66,31 @@ class OrderedBackgroundTask(BackgroundTask):
         super().__init__(func, *args, **kwargs)
         request = _request_here()
         if request is not None:
-            self._request = request
+            self._fifo_request = request
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what is unpickled, is a task of its own."""
-        return {name: value for name, value in vars(self).items() if name not in _OWN}
+        return {name: value for name, value in vars(self).items() if name in _COPIED or name[:6] != "_fifo_"}
 
     async def __call__(self) -> None:
-        if "is_shown" in vars(self):  # to a replaced `__call__`, which has called us: all else is done
+        if "_fifo_is_shown" in vars(self):  # to a replaced `__call__`, which has called us: all else is done
             await self.func(*self.args, **self.kwargs)
             return
-        job = self.__dict__.pop("_job", None)
+        job = self.__dict__.pop("_fifo_job", None)
         task: BackgroundTask = object.__new__(OrderedBackgroundTask)
         task.func, task.args, task.kwargs, task.is_async = self.func, self.args, self.kwargs, self.is_async
-        vars(task)["is_alone"] = True  # whatever replaced our `__call__` has seen it
+        vars(task)["_fifo_is_alone"] = True  # whatever replaced our `__call__` has seen it
         if job is not None:
-            vars(task)["_job"] = job
-        if self._entry is not None:
-            vars(task)["_entry"] = self._entry
+            vars(task)["_fifo_job"] = job
+        if self._fifo_entry is not None:
+            vars(task)["_fifo_entry"] = self._fifo_entry
         tasks = _Single([task])
-        request = self._request if job is None else getattr(job.position, "owner", None) or self._request
-        tasks._request = request
-        await OrderedBackgroundTasks._run(tasks)
+        request = (
+            self._fifo_request if job is None else getattr(job.position, "owner", None) or self._fifo_request
+        )
+        tasks._fifo_request = request
+        await OrderedBackgroundTasks._fifo_run(tasks)
 
-
-# Attributes that say where an object belongs, and are not copied.
-_OWN = frozenset({"_request", "_job", "_state", "_awaited_by", "_jobs", "_outer", "_unclaimed"})
 
 own_class.task = OrderedBackgroundTask
 own_class.call = OrderedBackgroundTask.__call__
@@ -124,6 +126,13 @@ STATES: dict[State, frozenset[State]] = {
 }
 
 
+class _OwnCall:
+    """FastAPI names the entries of a list by their `func`; of a list in a list that is its own `__call__`."""
+
+    def __get__(self, tasks: Any, owner: Any) -> Any:
+        return self if tasks is None else tasks.__call__
+
+
 class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     """The tasks of a request, first in, first out over all requests.
 
@@ -131,33 +140,29 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     `add_task`, `.tasks`, and `await tasks()`, which FastAPI and Starlette call after the response.
     """
 
+    func: Any = _OwnCall()
     # Whether somebody has replaced these of FastAPI's class: what FastAPI injects looks there
-    _fastapi_add_is_replaced = staticmethod(bool)
-    _fastapi_call_is_replaced = staticmethod(bool)
-    _class_below: type[BackgroundTasks] = BackgroundTasks
-    _spans = True  # FastAPI opens a span around each task of a list, and none around a single one
-    _state: State = COLLECTING
-    _jobs: list[Job[Any]] = []  # noqa: RUF012 that were handed over the last time: replaced, never changed
-    _awaited_by: TrackedRequest | None = None  # by this request
-    _outer: Job[Any] | None = None  # the job that this object is a part of
-    _unclaimed: set[Job[Any]] | None = None  # jobs that no executor knows
-    _is_outside: bool = False  # injected by an app without our middleware, which a handler has called
+    _fifo_fastapi_add_is_replaced = staticmethod(bool)
+    _fifo_fastapi_call_is_replaced = staticmethod(bool)
+    _fifo_class_below: type[BackgroundTasks] = BackgroundTasks
+    _fifo_spans = True  # FastAPI opens a span around each task of a list, and none around a single one
+    _fifo_state: State = COLLECTING
+    _fifo_jobs: list[Job[Any]] = []  # noqa: RUF012 that were handed over the last time: replaced, never changed
+    _fifo_awaited_by: TrackedRequest | None = None  # by this request
+    _fifo_outer: Job[Any] | None = None  # the job that this object is a part of
+    _fifo_unclaimed: set[Job[Any]] | None = None  # jobs that no executor knows
+    _fifo_is_outside: bool = False  # injected by an app without our middleware, which a handler has called
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         BackgroundTasks.__init__(self, tasks)
         request = _request_here()
         if request is not None:
-            self._request = request
+            self._fifo_request = request
 
-    def _in_app_of(self, scope: Scope) -> None:
+    def _fifo_in_app_of(self, scope: Scope) -> None:
         """FastAPI injects this object into the endpoint of that scope."""
-        if self._request is not None and self._request is not scope.get(SCOPE_KEY):
-            self._request, self._is_outside = None, True
-
-    @property
-    def func(self) -> Callable[[], Awaitable[None]]:  # type: ignore[override]
-        """FastAPI names the entries of a list by their `func`; as an entry, this object is its own."""
-        return self.__call__
+        if self._fifo_request is not None and self._fifo_request is not scope.get(SCOPE_KEY):
+            self._fifo_request, self._fifo_is_outside = None, True
 
     # Starlette's returns None, this one the Job
     @overload  # type: ignore[override]
@@ -176,7 +181,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         tasks have ended, `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after
         `lifespan.shutdown`.
         """
-        return self._add(func, args, kwargs, None)
+        return self._fifo_add(func, args, kwargs, None)
 
     def lane(
         self,
@@ -207,11 +212,11 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         """
         return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait)
 
-    def _add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
+    def _fifo_add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
         if not callable(func):
             raise not_callable("add_task", func)
-        if BackgroundTasks.add_task is not _STARLETTES_ADD or self._fastapi_add_is_replaced():
-            return self._add_through(func, args, kwargs, entry)
+        if BackgroundTasks.add_task is not _STARLETTES_ADD or self._fifo_fastapi_add_is_replaced():
+            return self._fifo_add_through(func, args, kwargs, entry)
         if (
             type(func) is not FunctionType
             or kwargs
@@ -222,18 +227,18 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 raise not_callable("add_task", func)
             check_arguments("add_task", func, args, kwargs)
         task = make_task(OrderedBackgroundTask, func, args, kwargs)
-        request = self._request
-        if request is not None and self._state is COLLECTING and request.stage is not ENDED:
+        request = self._fifo_request
+        if request is not None and self._fifo_state is COLLECTING and request.stage is not ENDED:
             job = request.add(task, entry, False)
         else:
-            job = self._make_job(task, entry)
-        task._job = job
+            job = self._fifo_make_job(task, entry)
+        task._fifo_job = job
         if entry is not None:
-            task._entry = entry
+            task._fifo_entry = entry
         self.tasks.append(task)
         return job
 
-    def _add_through(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
+    def _fifo_add_through(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
         """An instrumentation or a mock has replaced `add_task` of a class below ours: it has its say."""
         before = set(map(id, self.tasks))
         super().add_task(func, *args, **kwargs)
@@ -242,17 +247,17 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         added = [task for task in added if _has_arguments(task, args)] or added
         job: Job[Any] | None = None
         for task in added:
-            job = getattr(task, "_job", None) or self._attach_job(task, func, entry)
+            job = getattr(task, "_fifo_job", None) or self._fifo_attach_job(task, func, entry)
         if job is None:  # a mock: nothing was added
             job = Job(make_task(OrderedBackgroundTask, func, args, kwargs), None, PLAIN, set())
             job.end(DROPPED)
         return job
 
-    def _attach_job(self, task: BackgroundTask, func: Any, entry: Entry | None) -> Job[Any]:
+    def _fifo_attach_job(self, task: BackgroundTask, func: Any, entry: Entry | None) -> Job[Any]:
         """The job of an entry that somebody else has made of `func`, perhaps with a function around it."""
-        _set(task, "_function", func)
+        _set(task, "_fifo_function", func)
         try:
-            job = self._make_job(task, entry)
+            job = self._fifo_make_job(task, entry)
         except BaseException:  # refused: it must not run
             self.tasks[:] = [other for other in self.tasks if other is not task]
             raise
@@ -260,39 +265,39 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         _attach(task, job, entry)
         return job
 
-    def _make_job(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
+    def _fifo_make_job(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
         """The job of a new entry: of the request, or of nobody yet."""
-        awaited_by = self._awaited_by
-        if self._state is PART or self._state is INLINE:
-            return self._make_part(task, cast(Job[Any], self._outer))
-        if self._state is AWAITED and awaited_by is not None:
+        awaited_by = self._fifo_awaited_by
+        if self._fifo_state is PART or self._fifo_state is INLINE:
+            return self._fifo_make_part(task, cast(Job[Any], self._fifo_outer))
+        if self._fifo_state is AWAITED and awaited_by is not None:
             if awaited_by.stage is HANDLING:
                 return awaited_by.join(task, entry)
-            if any(not job.done() for job in reversed(self._jobs)):
+            if any(not job.done() for job in reversed(self._fifo_jobs)):
                 job = awaited_by.add(task, entry, True)
-                self._jobs.append(job)
+                self._fifo_jobs.append(job)
                 return job
-        request = self._request
+        request = self._fifo_request
         if request is None:
-            return self._orphan(task)
+            return self._fifo_orphan(task)
         if request.has_ended and (here := _request_here()) is not None:  # one object for many requests
-            request = self._request = here
-            if self._state is AWAITED:
-                self._become(COLLECTING)
-        if self._state is AWAITED:
+            request = self._fifo_request = here
+            if self._fifo_state is AWAITED:
+                self._fifo_become(COLLECTING)
+        if self._fifo_state is AWAITED:
             raise request.too_late(task)
         return request.add(task, entry, False)
 
-    def _make_part(self, task: BackgroundTask, outer: Job[Any]) -> Job[Any]:
+    def _fifo_make_part(self, task: BackgroundTask, outer: Job[Any]) -> Job[Any]:
         """The job of a new entry of an object that runs inside `outer`."""
         if outer.done():
-            if self._request is not None and self._request.has_ended:
-                raise self._request.too_late(task)
-            return self._orphan(task)
+            if self._fifo_request is not None and self._fifo_request.has_ended:
+                raise self._fifo_request.too_late(task)
+            return self._fifo_orphan(task)
         runner: Any = outer.runner
-        if self._state is PART and not runner.scheduler.is_open:
+        if self._fifo_state is PART and not runner.scheduler.is_open:
             raise ExecutorClosed(name_of(task))
-        job = self._orphan(task)
+        job = self._fifo_orphan(task)
         job.runner = runner
         job.make_special().outer = outer
         special = outer.make_special()
@@ -301,42 +306,42 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         special.parts.append(job)
         return job
 
-    def _orphan(self, task: BackgroundTask) -> Job[Any]:
+    def _fifo_orphan(self, task: BackgroundTask) -> Job[Any]:
         """A job that no executor knows: cancelled, or run inline, by who takes it out of `_unclaimed`."""
-        if self._unclaimed is None:
-            self._unclaimed = set()
-        job: Job[Any] = Job(task, None, PLAIN, self._unclaimed)
-        self._unclaimed.add(job)
+        if self._fifo_unclaimed is None:
+            self._fifo_unclaimed = set()
+        job: Job[Any] = Job(task, None, PLAIN, self._fifo_unclaimed)
+        self._fifo_unclaimed.add(job)
         return job
 
     async def __call__(self) -> None:
-        if BackgroundTasks.__call__ is not _STARLETTES_LIST_CALL or self._fastapi_call_is_replaced():
-            await self._run_through()
+        if BackgroundTasks.__call__ is not _STARLETTES_LIST_CALL or self._fifo_fastapi_call_is_replaced():
+            await self._fifo_run_through()
         else:
-            await self._run()
+            await self._fifo_run()
 
-    async def _run_through(self) -> None:
+    async def _fifo_run_through(self) -> None:
         """An agent or a mock has replaced `__call__` of a class below ours: it has its say."""
-        shell: BackgroundTasks = object.__new__(self._class_below)
+        shell: BackgroundTasks = object.__new__(self._fifo_class_below)
         entries: list[BackgroundTask] = [_Runs(self)]
         shell.tasks = entries
         await shell()
 
-    async def _run(self) -> None:
-        around = around_here() if self._spans else None
+    async def _fifo_run(self) -> None:
+        around = around_here() if self._fifo_spans else None
         party = current_party()
         if isinstance(party, Job):
             if party.own_state is RUNNING and party.runner is not None and party.runner.is_current():
-                await self._run_inline(party, around)
+                await self._fifo_run_inline(party, around)
                 return
             party = None
-        request = party or self._request
+        request = party or self._fifo_request
         # a test client carries contexts into its loop
-        if request is None or self._is_outside or not request.runner.is_current():
+        if request is None or self._fifo_is_outside or not request.runner.is_current():
             request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE, party)
-        jobs, listed = self._jobs_of(request, around, self.tasks), len(self.tasks)
-        self._become(AWAITED)
-        self._awaited_by, self._jobs = request, jobs
+        jobs, listed = self._fifo_jobs_of(request, around, self.tasks), len(self.tasks)
+        self._fifo_become(AWAITED)
+        self._fifo_awaited_by, self._fifo_jobs = request, jobs
         if jobs and request.hand_over(jobs):
             for job in jobs:
                 if job.own_state is not SUCCEEDED:
@@ -344,35 +349,37 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                     break
             # a task may append to the list itself: Starlette runs that, too
             while len(self.tasks) > listed:
-                entries = [task for task in self.tasks[listed:] if getattr(task, "_job", None) is None]
+                entries = [task for task in self.tasks[listed:] if getattr(task, "_fifo_job", None) is None]
                 listed = len(self.tasks)
-                appended = self._jobs_of(request, around, entries)
+                appended = self._fifo_jobs_of(request, around, entries)
                 jobs += appended
                 request.hand_over(appended)
                 await request.runner.waits.attached(jobs, request)
 
     # -- handing over ----------------------------------------------------------------------------------------
 
-    def _become(self, state: State) -> None:
+    def _fifo_become(self, state: State) -> None:
         """Move to another state. Raises RuntimeError if `STATES` does not have it."""
-        if state not in STATES[self._state]:
-            raise RuntimeError(f"{self!r} cannot go from {self._state.value} to {state.value}")
-        self._state = state
+        if state not in STATES[self._fifo_state]:
+            raise RuntimeError(f"{self!r} cannot go from {self._fifo_state.value} to {state.value}")
+        self._fifo_state = state
 
-    def _become_part(self, outer: Job[Any]) -> set[Job[Any]]:
+    def _fifo_become_part(self, outer: Job[Any]) -> set[Job[Any]]:
         """This object is a task itself: it runs inside `outer`. Returns where its jobs wait for that."""
-        self._become(PART)
-        self._outer = outer
-        if self._unclaimed is None:
-            self._unclaimed = set()
-        return self._unclaimed
+        self._fifo_become(PART)
+        self._fifo_outer = outer
+        if self._fifo_unclaimed is None:
+            self._fifo_unclaimed = set()
+        return self._fifo_unclaimed
 
-    def _jobs_of(self, request: TrackedRequest, around: Around, entries: Sequence[Any]) -> list[Job[Any]]:
+    def _fifo_jobs_of(
+        self, request: TrackedRequest, around: Around, entries: Sequence[Any]
+    ) -> list[Job[Any]]:
         """The jobs of the entries, in order: those that `add_task` made, and new ones for the others."""
         jobs: list[Job[Any]] = []
         for task in entries:
             plain = type(task) is OrderedBackgroundTask
-            job = task._job if plain else None
+            job = task._fifo_job if plain else None
             position = None if job is None else job.position
             if (
                 position is None
@@ -384,7 +391,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 if job is None:
                     continue
             else:
-                del task._job
+                del task._fifo_job
             if around is not None:
                 job.make_special().around = around  # type: ignore[union-attr]
             if not plain or isinstance(task.func, BackgroundTasks):
@@ -394,38 +401,40 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
     # -- inside a task ---------------------------------------------------------------------------------------
 
-    async def _run_inline(self, outer: Job[Any], around: Around) -> None:
+    async def _fifo_run_inline(self, outer: Job[Any], around: Around) -> None:
         """The running task `outer` awaits this object: its tasks are part of that task."""
-        before = self._state
-        self._become(INLINE)
-        outside, self._outer = self._outer, outer
-        self._join_parts(outer)
+        before = self._fifo_state
+        self._fifo_become(INLINE)
+        outside, self._fifo_outer = self._fifo_outer, outer
+        self._fifo_join_parts(outer)
         runner: Any = outer.runner
         try:
             for task in self.tasks:
                 job = _take_job(task)
                 if job is None:
-                    job = self._orphan(task)
+                    job = self._fifo_orphan(task)
                 elif _is_left_out(job):
                     _attach(task, job, None)
                     continue
                 elif job.own_state is not None or job.queued:
-                    job = self._orphan(task)
+                    job = self._fifo_orphan(task)
                 if not job.claim():
                     continue  # cancelled just now
-                entry: Entry | None = getattr(task, "_entry", None)
+                entry: Entry | None = getattr(task, "_fifo_entry", None)
                 job.options = PLAIN if entry is None else PLAIN.replace(**entry.changes)
                 job.make_special().outer = outer
                 job.make_special().around = around
                 await runner.run_part(job)
         finally:
-            if self._state is INLINE and self._outer is outer:  # else somebody else has awaited it meanwhile
-                self._become(before)
-                self._outer = outside
+            if (
+                self._fifo_state is INLINE and self._fifo_outer is outer
+            ):  # else somebody else has awaited it meanwhile
+                self._fifo_become(before)
+                self._fifo_outer = outside
 
-    def _join_parts(self, outer: Job[Any]) -> None:
+    def _fifo_join_parts(self, outer: Job[Any]) -> None:
         """The jobs of the list are parts of `outer`: those that do not run inside it end with it."""
-        parts = [job for task in self.tasks if (job := getattr(task, "_job", None)) is not None]
+        parts = [job for task in self.tasks if (job := getattr(task, "_fifo_job", None)) is not None]
         for job in parts:
             job.make_special().outer = outer
             job.runner = job.runner or outer.runner
@@ -435,9 +444,9 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
 def _attach(task: Any, job: Job[Any], entry: Entry | None) -> None:
     """An entry of the list keeps its job until it is handed over."""
-    _set(task, "_job", job)
+    _set(task, "_fifo_job", job)
     if entry is not None:
-        _set(task, "_entry", entry)
+        _set(task, "_fifo_entry", entry)
 
 
 def _has_arguments(task: Any, args: tuple[Any, ...]) -> bool:
@@ -456,25 +465,25 @@ def _set(task: Any, name: str, value: object) -> None:
 
 def _take_job(task: Any) -> Job[Any] | None:
     """The job that `add_task` made for an entry, once."""
-    job: Job[Any] | None = getattr(task, "_job", None)
+    job: Job[Any] | None = getattr(task, "_fifo_job", None)
     if job is not None:
-        del task._job
+        del task._fifo_job
     return job
 
 
 def _job_of(task: Any, request: TrackedRequest) -> Job[Any] | None:
     """The job that `add_task` made for this entry, or a new one. None if it was cancelled or superseded."""
-    job: Job[Any] | None = getattr(task, "_job", None)
-    entry: Entry | None = getattr(task, "_entry", None)
+    job: Job[Any] | None = getattr(task, "_fifo_job", None)
+    entry: Entry | None = getattr(task, "_fifo_entry", None)
     if job is None:
         return request.adopt(task, None, entry)
     if job.own_state is None:
         position = job.position
         if position is not None and position.owner is request:
-            del task._job
+            del task._fifo_job
             return None if job.queued else job
         if job.runner is None and job.claim():
-            del task._job
+            del task._fifo_job
             return request.adopt(task, job, entry)
     elif _is_left_out(job):
         return None
@@ -498,7 +507,7 @@ class _Runs(BackgroundTask):
     """The one entry of a list that is shown to a replaced `__call__`: it runs the tasks of another list."""
 
     def __init__(self, tasks: OrderedBackgroundTasks) -> None:
-        self.run: Callable[[], Awaitable[None]] = tasks._run
+        self.run: Callable[[], Awaitable[None]] = tasks._fifo_run
         vars(self)["func"] = self.run  # FastAPI names its span by it
 
     async def __call__(self) -> None:
@@ -508,7 +517,7 @@ class _Runs(BackgroundTask):
 class _Single(OrderedBackgroundTasks):
     """What awaiting an `OrderedBackgroundTask` runs."""
 
-    _spans = False
+    _fifo_spans = False
 
 
 class TaskAdder:
@@ -563,4 +572,4 @@ class TaskAdder:
 
     def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """As `OrderedBackgroundTasks.add_task`."""
-        return self._tasks._add(func, args, kwargs, self._entry)
+        return self._tasks._fifo_add(func, args, kwargs, self._entry)

@@ -434,9 +434,9 @@ def take_in(task: Any, outer: Job[Any]) -> None:
     look, seen = [inner], {id(inner)}
     while look:
         owner: Any = look.pop()
-        claims = owner._become_part(outer) if hasattr(owner, "_become_part") else set()
+        claims = owner._fifo_become_part(outer) if hasattr(owner, "_fifo_become_part") else set()
         for one in owner.tasks:
-            job: Job[Any] | None = getattr(one, "_job", None)
+            job: Job[Any] | None = getattr(one, "_fifo_job", None)
             if job is not None and not job.queued and job.claim():
                 if job.runner is not None:
                     job.runner.let_go(job)

@@ -137,8 +137,10 @@ def test_entries(func: Callable[..., Any]) -> None:
     job: Any = ours.add_task(func, 1, key="value")
     (entry,) = ours.tasks
     assert type(entry) is fifo_background.OrderedBackgroundTask
-    assert {name: value for name, value in vars(entry).items() if name != "_job"} == vars(theirs.tasks[0])
-    assert vars(entry).get("_job") is job
+    assert {name: value for name, value in vars(entry).items() if name != "_fifo_job"} == vars(
+        theirs.tasks[0]
+    )
+    assert vars(entry).get("_fifo_job") is job
 
 
 def test_constructor_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -545,7 +545,7 @@ async def test_copies_of_objects(events: list[Any]) -> None:
     tasks = BackgroundTasks()
     job = tasks.add_task(note, 1)
     copies = [copy.copy(tasks), copy.deepcopy(tasks)]
-    assert all(task._job is job for task in tasks.tasks)  # type: ignore[attr-defined]
+    assert all(task._fifo_job is job for task in tasks.tasks)  # type: ignore[attr-defined]
     await tasks()
     assert (events, job.state) == ([1], JobState.SUCCEEDED)
     for count, other in enumerate([*copies, copy.copy(tasks), copy.deepcopy(tasks)], 2):

@@ -487,7 +487,7 @@ async def test_copies(events: list[Any]) -> None:
         tasks.add_task(print, end="")
         copies = [copy.copy(tasks), copy.deepcopy(tasks), pickle.loads(pickle.dumps(tasks))]
         assert [[task.func for task in one.tasks] for one in copies] == [[print]] * 3
-        assert [one._request for one in copies] == [None] * 3
+        assert [one._fifo_request for one in copies] == [None] * 3
         tasks.add_task(events.append, 1)
         await respond()
         await copies[1]()
@@ -767,7 +767,7 @@ async def test_added_as_the_end_comes(closes: bool, events: list[Any]) -> None:
                 request.stage = ENDED
 
         tasks = BackgroundTasks()
-        request: Any = tasks._request
+        request: Any = tasks._fifo_request
         scheduler.accept = accept_and_end
         error, text = (ExecutorClosed, "the executor is closed") if closes else (RuntimeError, "had ended")
         with pytest.raises(error, match=text):
@@ -808,4 +808,4 @@ def test_states_of_an_object() -> None:
     """An object moves as its table says, and refuses any other move."""
     tasks = BackgroundTasks()
     with pytest.raises(RuntimeError, match="cannot go from collecting to collecting"):
-        tasks._become(tasks._state)
+        tasks._fifo_become(tasks._fifo_state)

@@ -64,7 +64,7 @@ def name_of(func: object) -> str:
     inner: Any = func
     try:
         while isinstance(inner, (functools.partial, BackgroundTask)) and hasattr(inner, "func"):
-            inner = getattr(inner, "_function", None) or inner.func
+            inner = getattr(inner, "_fifo_function", None) or inner.func
         return str(getattr(inner, "__qualname__", type(inner).__qualname__))
     except Exception:  # a user's attribute may raise
         return type(func).__qualname__

@@ -93,10 +93,10 @@ def injected(wanted: Tasks) -> Tasks:
     """The class wanted, which is also a `fastapi.BackgroundTasks`; made once, and kept by the class."""
     if issubclass(wanted, fastapi.BackgroundTasks):
         return wanted
-    made: Tasks | None = vars(wanted).get("_injected_by_fastapi")
+    made: Tasks | None = vars(wanted).get("_fifo_injected")
     if made is None:
         made = _derive(wanted)
-        wanted._injected_by_fastapi = made  # type: ignore[attr-defined]
+        wanted._fifo_injected = made  # type: ignore[attr-defined]
     return made
 
 
@@ -109,9 +109,9 @@ def _derive(wanted: Tasks) -> Tasks:
         "__qualname__": wanted.__qualname__,
         "__doc__": wanted.__doc__,
         "__reduce__": reduce,
-        "_fastapi_add_is_replaced": staticmethod(_add_is_replaced),
-        "_fastapi_call_is_replaced": staticmethod(_call_is_replaced),
-        "_class_below": fastapi.BackgroundTasks,
+        "_fifo_fastapi_add_is_replaced": staticmethod(_add_is_replaced),
+        "_fifo_fastapi_call_is_replaced": staticmethod(_call_is_replaced),
+        "_fifo_class_below": fastapi.BackgroundTasks,
     }
     return type(wanted.__name__, (wanted, fastapi.BackgroundTasks), body)
 

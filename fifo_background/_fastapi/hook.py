@@ -46,7 +46,7 @@ def install() -> None:
             wanted = class_wanted(dependant, provider)
             if wanted is not None:
                 tasks = given["background_tasks"] = wanted()
-                tasks._in_app_of(given["request"].scope)
+                tasks._fifo_in_app_of(given["request"].scope)
             elif wants_plain(dependant, provider):
                 _warn_of_plain(dependant)
         return original(**given)

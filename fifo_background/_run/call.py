@@ -79,7 +79,7 @@ def identity_of(task: Any) -> object:
 
     Nothing of a user's is asked: no `__eq__`, no `__hash__`.
     """
-    func = getattr(task, "_function", None) or getattr(task, "func", task)
+    func = getattr(task, "_fifo_function", None) or getattr(task, "func", task)
     if isinstance(func, MethodType):
         return id(func.__self__), id(func.__func__)
     if isinstance(func, BuiltinMethodType) and not isinstance(func.__self__, ModuleType):
@@ -171,7 +171,7 @@ async def _call_task(task: BackgroundTask, run_sync: RunSync) -> Any:
         return await task()
     kept = _Kept(task, run_sync)
     is_replaced = own_class.task.__call__ is not own_class.call
-    if caller is own_class.task and is_replaced and "is_alone" not in vars(task):
+    if caller is own_class.task and is_replaced and "_fifo_is_alone" not in vars(task):
         return await kept.through(own_class.task)
     if not is_starlettes_call(BackgroundTask.__call__):
         return await kept.through(BackgroundTask)
@@ -206,7 +206,7 @@ class _Kept:
         if not hasattr(task.func, "__name__"):  # a partial, or an instance
             func.__name__ = func.__qualname__ = type(task.func).__name__
         shown: BackgroundTask = copy.copy(task) if type(task) is kind else object.__new__(kind)
-        shown.__dict__.update({**vars(task), "func": func, "is_async": True, "is_shown": True})
+        shown.__dict__.update({**vars(task), "func": func, "is_async": True, "_fifo_is_shown": True})
         await shown()
         return self.returned
 
