@@ -74,7 +74,7 @@ class Floor:
                 self.jobs: list[Job] = []
 
             def add_task(self, func: Any, *args: Any, **kwargs: Any) -> Any:
-                task = make_task(BackgroundTask, func, args, kwargs)
+                task = make_task("add_task", BackgroundTask, func, args, kwargs)
                 job = Job(task, current.get())
                 with floor.lock:
                     floor.line.append(job)

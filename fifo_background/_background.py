@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from enum import Enum
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Scope
 
-from fifo_background._arguments import check_arguments, only_a_key
+from fifo_background._arguments import only_a_key
 from fifo_background._core.job import Job, name_of
 from fifo_background._core.lane import key_of
 from fifo_background._core.state import DROPPED, RUNNING, SUCCEEDED
@@ -213,20 +212,11 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait)
 
     def _fifo_add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
-        if not callable(func):
+        if not callable(func) or type(func) is TaskAdder:
             raise not_callable("add_task", func)
         if BackgroundTasks.add_task is not _STARLETTES_ADD or self._fifo_fastapi_add_is_replaced():
             return self._fifo_add_through(func, args, kwargs, entry)
-        if (
-            type(func) is not FunctionType
-            or kwargs
-            or func.__code__.co_argcount != len(args)
-            or func.__code__.co_kwonlyargcount
-        ):
-            if type(func) is TaskAdder:
-                raise not_callable("add_task", func)
-            check_arguments("add_task", func, args, kwargs)
-        task = make_task(OrderedBackgroundTask, func, args, kwargs)
+        task = make_task("add_task", OrderedBackgroundTask, func, args, kwargs)
         request = self._fifo_request
         if request is not None and self._fifo_state is COLLECTING and request.stage is not ENDED:
             job = request.add(task, entry, False)
@@ -249,7 +239,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         for task in added:
             job = getattr(task, "_fifo_job", None) or self._fifo_attach_job(task, func, entry)
         if job is None:  # a mock: nothing was added
-            job = Job(make_task(OrderedBackgroundTask, func, args, kwargs), None, PLAIN, set())
+            job = Job(BackgroundTask(func), None, PLAIN, set())
             job.end(DROPPED)
         return job
 
@@ -340,7 +330,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if request is None or self._fifo_is_outside or not request.runner.is_current():
             request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE, party)
         jobs, listed = self._fifo_jobs_of(request, around, self.tasks), len(self.tasks)
-        self._fifo_become(AWAITED)
+        self._fifo_state = AWAITED  # from any state
         self._fifo_awaited_by, self._fifo_jobs = request, jobs
         if jobs and request.hand_over(jobs):
             for job in jobs:
@@ -498,7 +488,7 @@ def _is_left_out(job: Job[Any]) -> bool:
 def _request_here() -> TrackedRequest | None:
     """The request in whose context the caller runs, if any: in its event loop, or in a thread without one."""
     party = current_party()
-    if not isinstance(party, TrackedRequest) or party.has_ended:
+    if not isinstance(party, TrackedRequest) or party.stage is ENDED:
         return None
     return party if party.runner.is_current() or not in_a_loop() else None
 

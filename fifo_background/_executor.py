@@ -11,7 +11,7 @@ import anyio.lowlevel
 from starlette.background import BackgroundTask
 
 from fifo_background import _log
-from fifo_background._arguments import check_arguments, only_a_key
+from fifo_background._arguments import only_a_key
 from fifo_background._core import operations
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, key_of, plain_key
@@ -112,10 +112,9 @@ class Submitter:
             raise not_callable(name, func)
         runner = self._runner
         runner.check_has_loop()
-        check_arguments(name, func, args, kwargs)
         position = Position(runner.scheduler.lane(self._key), None)
         position.context = copy_context()
-        job = runner.make_job(make_task(BackgroundTask, func, args, kwargs), self._options)
+        job = runner.make_job(make_task(name, BackgroundTask, func, args, kwargs), self._options)
         job.position = position
         return job, position
 

@@ -20,6 +20,7 @@ from fifo_background import _log
 from fifo_background._core.job import Job, name_of, safe_repr
 from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
+from fifo_background._core.scheduler import OPEN
 from fifo_background._core.state import CANCELLED, DROPPED, SKIPPED, SUPERSEDED
 from fifo_background._run.current import Party, current
 from fifo_background._run.runner import Runner
@@ -269,7 +270,7 @@ class TrackedRequest:
                 self.handed_over.append(job)
             runner.look_at(job)
             runner.post(job)
-        elif (self.stage is ENDED or not runner.scheduler.is_open) and job.claim():
+        elif (self.stage is ENDED or runner.scheduler.status is not OPEN) and job.claim():
             # the request has ended, or the executor was closed, just now: the loop did not see the job
             self._forget(job)
             raise self.too_late(task) if self.stage is ENDED else ExecutorClosed(name_of(task))

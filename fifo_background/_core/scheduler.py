@@ -123,9 +123,10 @@ class Scheduler:
         try:
             if self.status is not OPEN:
                 raise ExecutorClosed(job.name)
-            if job.options.max_waiting is None:
+            most = job.options.max_waiting
+            if most is None:
                 lane.has_uncounted = True  # before the look at `counts`, which a thread may set
-            if self.capacity.limit is not None or lane.counts or job.options.max_waiting:
+            if most or lane.counts or self.capacity.limit is not None:
                 self.capacity.count(job, lane, refuse)
         except BaseException:
             self.inbox.append(lane)  # it may have been made for nothing
@@ -266,12 +267,12 @@ class Scheduler:
         None if no lane can run.
         """
         self.moving = True
-        lane = self.default
+        turns, lane = self.turns, self.default
         try:
-            while self.turns and self.slots > 0:
-                lane = self.turns[0]
+            while turns and self.slots > 0:
+                lane = turns[0]
                 lane.in_turn = False
-                self.turns.popleft()
+                turns.popleft()
                 if lane.occupied:
                     continue
                 while (job := self._first_ready(lane)) is not None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import starlette.background
 from starlette.background import BackgroundTask, BackgroundTasks
 
+from fifo_background._arguments import check_arguments
 from fifo_background._core.job import safe_repr
 
 __all__ = (
@@ -108,8 +109,12 @@ STARLETTES_INIT: Any = (
 )
 
 
-def make_task(kind: type[B], func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> B:
+def make_task(
+    where: str, kind: type[B], func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> B:
     """`kind(func, *args, **kwargs)`, whatever the names in `kwargs`, `func` and `self` included.
+
+    Raises TypeError, for the method `where`, if a plain function does not take these arguments.
 
     Starlette's constructor takes as long as all the rest of `add_task` to find out that a plain `def`
     function is not async. Of a function that has no attributes, and so no mark, the code alone tells.
@@ -118,8 +123,12 @@ def make_task(kind: type[B], func: Callable[..., Any], args: tuple[Any, ...], kw
     method: Any = func
     plain: Any = method.__func__ if type(func) is MethodType else func
     if type(plain) is FunctionType and not plain.__dict__ and BackgroundTask.__init__ is STARLETTES_INIT:
+        code = plain.__code__
+        given = len(args) if plain is func else len(args) + 1
+        if given != code.co_argcount or kwargs or code.co_kwonlyargcount:
+            check_arguments(where, func, args, kwargs)
         task.func = func
-        task.is_async = bool(plain.__code__.co_flags & CO_COROUTINE)
+        task.is_async = bool(code.co_flags & CO_COROUTINE)
     else:
         BackgroundTask.__init__(task, func)
     task.args = args

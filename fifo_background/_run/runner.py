@@ -617,11 +617,11 @@ class Runner:
     def hand_over(self, jobs: Sequence[Job[Any]]) -> None:
         """A move, and what follows: these jobs of a request are ready."""
         scheduler = self.scheduler
-        for job in jobs:
-            self.look_at(job)
         if scheduler.moving:  # a finalizer drives a coroutine inside a move
-            for taken in [job.position for job in jobs if job.position is not None]:
-                taken.context = taken.context or copy_context()
+            for job in jobs:
+                self.look_at(job)
+                if (taken := job.position) is not None:
+                    taken.context = taken.context or copy_context()
             scheduler.inbox.extend(jobs)
             return
         scheduler.moving = True
@@ -632,6 +632,7 @@ class Runner:
                 position = job.position
                 if position is None:  # cancelled a moment ago
                     continue
+                self.look_at(job)
                 lane = position.lane
                 if position.context is None or (
                     position.first is None and not (lane.occupied and lane.first is position)
