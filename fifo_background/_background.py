@@ -251,7 +251,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         except BaseException:  # refused: it must not run
             self.tasks[:] = [other for other in self.tasks if other is not task]
             raise
-        job.make_special()
+        job.named = name_of(func)
         _attach(task, job, entry)
         return job
 

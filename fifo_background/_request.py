@@ -283,6 +283,8 @@ class TrackedRequest:
         if position is None:
             position = Position(scheduler.default if key is None else scheduler.lane(key), self, [])
             position = self.positions.setdefault(key, position)  # one atomic act: other threads may be adding
+        elif position.state is GONE and not position.lane.listed:
+            position.lane = scheduler.lane(key)  # that one was retired
         job.position = position
         try:
             scheduler.accept(job, position.lane, refuse=refuse)

@@ -70,6 +70,11 @@ def name_of(func: object) -> str:
         return type(func).__qualname__
 
 
+def _is_plain(func: Any) -> bool:
+    """Whether it is a function, or a method of one: these have a name, and asking for it runs nothing."""
+    return type(func.__func__ if type(func) is MethodType else func) is FunctionType
+
+
 def safe_repr(value: object) -> str:
     """`repr`, of an object that may not have one."""
     try:
@@ -143,6 +148,7 @@ class Job(Generic[T]):
         "attached",
         "claims",
         "direct",
+        "named",
         "next",
         "on_loop",
         "options",
@@ -161,6 +167,8 @@ class Job(Generic[T]):
         self, task: BackgroundTask, runner: JobRunner | None, options: Options, claims: set[Job[Any]]
     ) -> None:
         self.task: BackgroundTask | str = task  # its name once it has ended: arguments are not kept
+        # asked for now where it is not a plain function's: at the end nothing of a user's may run
+        self.named: str | None = None if _is_plain(getattr(task, "func", None)) else name_of(task)
         self.runner: JobRunner | None = runner
         self.options: Options = options
         self.claims: set[Job[Any]] = claims
@@ -180,7 +188,7 @@ class Job(Generic[T]):
     def name(self) -> str:
         """The qualified name of the task's function."""
         task = self.task
-        return task if isinstance(task, str) else name_of(task)
+        return task if isinstance(task, str) else self.named or name_of(task)
 
     @property
     def state(self) -> JobState:
@@ -203,9 +211,8 @@ class Job(Generic[T]):
     def end(self, state: JobState, outcome: Any = None) -> object:
         """Move to a last state. Returns what the job does not keep: whoever drops it frees the arguments."""
         task: Any = self.task
-        func: Any = getattr(task, "func", None) if self.special is None else None
-        kind: Any = type(func)
-        self.task = func.__qualname__ if kind is FunctionType or kind is MethodType else name_of(task)
+        func: Any = None if self.named is not None else task.func
+        self.task = func.__qualname__ if _is_plain(func) else self.named or type(task).__qualname__
         if state is FAILED and self.options.after_failure == "stop":
             outcome.task = task
         self.outcome = outcome  # before the state, which other threads look at first

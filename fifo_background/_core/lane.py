@@ -62,7 +62,7 @@ class Trip:
     The loop appends to `jobs` and sets `stop`; the thread takes from `jobs`, and writes `job` and `since`.
     """
 
-    __slots__ = ("job", "jobs", "last", "reached", "since", "stop")
+    __slots__ = ("alone", "job", "jobs", "last", "reached", "since", "stop")
 
     def __init__(self) -> None:
         self.jobs: deque[Job[Any]] = deque()
@@ -70,7 +70,8 @@ class Trip:
         self.reached: int = 0  # the number of the last position of which jobs were given
         self.job: Job[Any] | None = None  # that runs; set before it is claimed
         self.since: float = 0.0
-        self.stop: bool = False
+        self.stop: bool = False  # start no more jobs
+        self.alone: bool = False  # its one job has a timeout, so that its time can be watched
 
 
 class Lane(Chain[Position]):

@@ -522,8 +522,8 @@ class Runner:
                 return
             trip.last, trip.reached = job, position.number
             jobs.append(job)
-            if timed:  # alone, so that its time can be watched
-                trip.stop = True
+            if timed:
+                trip.alone = True
                 return
             job = job.next
 
@@ -560,10 +560,11 @@ class Runner:
             position = job.position
             if position is None:  # cancelled
                 continue
+            if trip.stop:
+                return
             if here is not None and (
                 # a job was added to the position that ran, and comes before this one; or others have a turn
                 (position is not here and here.has_added)
-                or trip.stop
                 or lane.lent
                 or (scheduler.turns and scheduler.slots <= 0)
             ):
@@ -688,7 +689,8 @@ def _give(trip: Trip, job: Job[Any], position: Position) -> None:
         if earlier.held:
             return
         before, earlier = earlier.last, earlier.previous
-    if before is trip.last and not trip.stop and job.options.timeout is None and len(trip.jobs) < BATCH:
+    is_open = not (trip.stop or trip.alone) and len(trip.jobs) < BATCH
+    if before is trip.last and is_open and job.options.timeout is None:
         trip.last, trip.reached = job, position.number
         trip.jobs.append(job)
 
