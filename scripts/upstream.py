@@ -1,7 +1,8 @@
-"""Run Starlette's and FastAPI's own tests with nothing changed but the import of the background tasks.
+"""Run other projects' own tests with nothing changed but the import of the background tasks.
 
     python scripts/upstream.py                          the newest releases, on the running Python
     python scripts/upstream.py --stack 0.96 --python python3.11
+    python scripts/upstream.py --stack agents           New Relic's, logfire's and Sentry's
     python scripts/upstream.py --with-middleware        every app gets OrderedBackgroundMiddleware as well
     python scripts/upstream.py --unchanged              the tests as they are, without the swapped import
 
@@ -25,7 +26,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,10 @@ class Suite:
     # which tests: all of them, or the files in which something was swapped, and those that import such a file
     everything: bool = False
     also: tuple[str, ...] = ()
+    early: bool = False  # nothing there to swap: ours is imported before the tests, as by a user's module
+    options: tuple[str, ...] = ()  # for pytest
+    settings: dict[str, str] = field(default_factory=dict)  # environment variables
+    path: str = ""  # a folder from which the tests import
 
     def __str__(self) -> str:
         return f"{self.project} {self.version}"
@@ -96,6 +101,57 @@ STACKS = {
             "opentelemetry-test-utils==0.66b1",
             "logfire>=5.1",
             "sentry-sdk>=2.70",
+        ),
+    ),
+    "agents": Stack(
+        suites=(
+            Suite(
+                "newrelic",
+                "14.1.0",
+                imports=2,
+                passes=27,
+                also=("tests/framework_starlette",),
+                settings={"NEW_RELIC_DEVELOPER_MODE": "true"},
+                path="tests",
+            ),
+            Suite(
+                "logfire-sdk",
+                "5.4.0",
+                imports=1,
+                passes=39,
+                also=(
+                    "tests/otel_integrations/test_fastapi.py",
+                    "tests/otel_integrations/test_fastapi_global.py",
+                    "tests/otel_integrations/test_starlette.py",
+                ),
+            ),
+            Suite(
+                "sentry-sdk",
+                "2.75.0",
+                imports=0,
+                passes=211,
+                also=("tests/integrations/fastapi", "tests/integrations/starlette"),
+                early=True,
+                options=("-o", "addopts="),
+            ),
+        ),
+        requirements=(
+            "starlette[full]==1.10.0",
+            "fastapi==0.165.0",
+            "newrelic==14.1.0",
+            "logfire[fastapi,starlette]==5.4.0",
+            "logfire-sdk==5.4.0",
+            "sentry-sdk==2.75.0",
+            "httpx2[zstd]>=2.0",
+            "httpx>=0.27",
+            "anyio>=4.10",
+            "pytest>=9.1,<10",
+            "pytest-asyncio>=1.4",
+            "webtest>=3.0.7",
+            "dirty-equals>=0.9",
+            "inline-snapshot>=0.21",
+            "werkzeug",
+            "jsonschema",
         ),
     ),
     "0.128": Stack(
@@ -201,9 +257,13 @@ def copy_tests(source: Path, target: Path) -> None:
     for name in ("tests", "docs_src"):
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name)
-    for name in ("pyproject.toml", "setup.cfg", "pytest.ini"):
+    settings = ""
+    for name in ("pyproject.toml", "setup.cfg", "pytest.ini", "tox.ini"):
         if (source / name).is_file():
             shutil.copy(source / name, target / name)
+            settings += (source / name).read_text("utf-8")
+    if not re.search(r"^\[(tool[.:])?pytest\b", settings, re.MULTILINE):
+        (target / "pytest.ini").write_text("[pytest]\n", "utf-8")  # else pytest takes those of a folder above
 
 
 def swap_imports(folder: Path) -> dict[Path, int]:
@@ -279,7 +339,14 @@ def make_environment(folder: Path, base: str, stack: Stack, package: str) -> Pat
 
 
 def run_pytest(
-    python: Path, folder: Path, tests: list[str], *, middleware: bool, options: list[str]
+    suite: Suite,
+    python: Path,
+    folder: Path,
+    tests: list[str],
+    *,
+    swapped: bool = False,
+    middleware: bool = False,
+    options: list[str],
 ) -> dict[str, str]:
     """Run tests of a folder; returns the outcome of each by its id."""
     report = folder / "outcomes.json"
@@ -288,9 +355,26 @@ def run_pytest(
     plugins.mkdir(exist_ok=True)
     # alone in its folder: nothing of ours but the installed package may be importable
     shutil.copy(ROOT / "scripts" / "upstream_plugin.py", plugins)
-    settings = {"UPSTREAM_OUTCOMES": str(report), "UPSTREAM_MIDDLEWARE": "1" if middleware else ""}
-    environment = {**os.environ, **settings, "PYTHONPATH": str(plugins), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [python, "-m", "pytest", "-q", "-p", "upstream_plugin", "-p", "no:cacheprovider"]
+    settings = {
+        **suite.settings,
+        "UPSTREAM_OUTCOMES": str(report),
+        "UPSTREAM_IMPORT": "1" if swapped and suite.early else "",
+        "UPSTREAM_MIDDLEWARE": "1" if middleware else "",
+        "PYTHONPATH": os.pathsep.join([str(plugins), *([str(folder / suite.path)] if suite.path else [])]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    environment = {**os.environ, **settings}
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "upstream_plugin",
+        "-p",
+        "no:cacheprovider",
+        *suite.options,
+    ]
     subprocess.run(list(map(str, [*command, *options, *tests])), cwd=folder, env=environment)
     if not report.exists():
         return {"pytest itself": "failed"}
@@ -319,16 +403,24 @@ def run_suite(suite: Suite, python: Path, work: Path, arguments: argparse.Namesp
     print(f"=== {suite}: pytest {' '.join(tests)}", flush=True)
     folder = unchanged if arguments.unchanged else changed
     options = arguments.pytest
-    outcomes = run_pytest(python, folder, tests, middleware=arguments.with_middleware, options=options)
+    outcomes = run_pytest(
+        suite,
+        python,
+        folder,
+        tests,
+        swapped=not arguments.unchanged,
+        middleware=arguments.with_middleware,
+        options=options,
+    )
     failed = failures(outcomes)
     theirs: set[str] = set()
     if failed and not arguments.unchanged:
         print(f"=== {suite}: the failed ones again, as upstream wrote them", flush=True)
         again = run_pytest(
+            suite,
             python,
             unchanged,
             failed,
-            middleware=False,
             options=["--tb=no", "--continue-on-collection-errors", *options],
         )
         theirs = set(failures(again))

@@ -1,4 +1,4 @@
-"""A pytest plugin for `upstream.py`: notes each test's outcome, and puts our middleware into every app."""
+"""A pytest plugin for `upstream.py`: notes each test's outcome; imports ours, or puts it into every app."""
 
 from __future__ import annotations
 
@@ -77,5 +77,7 @@ def add_middleware_everywhere() -> None:
     transport.__init__ = __init__
 
 
+if os.environ.get("UPSTREAM_IMPORT"):
+    import fifo_background  # noqa: F401
 if os.environ.get("UPSTREAM_MIDDLEWARE"):
     add_middleware_everywhere()
