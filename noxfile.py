@@ -13,6 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 # httpx below 0.28 and trio below 0.22 are what these versions of Starlette and anyio were made for
 OLD = ["httpx<0.28", "trio==0.21.0"]
 TRACING = ["logfire[fastapi]", "opentelemetry-instrumentation-fastapi"]
+AGENTS = ["sentry-sdk", "ddtrace", "newrelic", "scout-apm", "logfire[fastapi,starlette]"]
 STACKS = {
     "fastapi-0.96": ("3.10", ["fastapi==0.96.0", "starlette==0.27.0", "anyio==3.5.0", *OLD]),
     "fastapi-0.101": ("3.11", ["fastapi==0.101.0", "anyio==3.6.2", *OLD]),
@@ -214,3 +215,13 @@ def stress(session: nox.Session) -> None:
 def upstream(session: nox.Session) -> None:
     """Starlette's and FastAPI's own tests, with nothing changed but the import."""
     session.run("python3", "scripts/upstream.py", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
+def agents(session: nox.Session) -> None:
+    """APM agents report the same with our tasks as with plain ones; their own tests pass."""
+    session.env["VIRTUAL_ENV"] = _sibling(session, "agents-3.12", "3.12")
+    _install(session, "pytest>=9", "pytest-xdist>=3.6", "fastapi", *AGENTS, "-e", ".")
+    _python(session, *PYTEST, "-W", "default", "tests/agents", *session.posargs)
+    upstream = str(Path(session.create_tmp()).absolute() / "upstream-agents")
+    _python(session, "scripts/upstream.py", "--stack", "agents", "--env", upstream)
