@@ -604,3 +604,16 @@ class _Turn:
 
     def __await__(self) -> Any:
         yield
+
+
+def test_endpoint_that_returns_the_job(events: list[Any]) -> None:
+    """`return tasks.add_task(...)` in an endpoint answers null, as with FastAPI's own class."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def endpoint(tasks: BackgroundTasks):  # type: ignore[no-untyped-def]  # no response model
+        return tasks.add_task(events.append, 1)
+
+    app.add_middleware(OrderedBackgroundMiddleware)
+    response = TestClient(app).get("/")
+    assert (response.status_code, response.json(), events) == (200, None, [1])

@@ -123,9 +123,8 @@ class Capacity:
     def admit(self, lane: Lane) -> None:
         """Let in who waits for capacity that there is now, first come, first served."""
         self._freed.append(lane)
-        if (
-            len(self._freed) == 1
-        ):  # else one that was let in has replaced another: the loop below goes on with it
+        # if there are more, one that was let in has replaced another: the loop below goes on with it
+        if len(self._freed) == 1:
             for freed in self._freed:
                 if self._scheduler.is_open:
                     self._admit(freed)

@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import fastapi
+import fastapi.encoders
 import fastapi.routing
 
 from fifo_background import _log
 from fifo_background._background import OrderedBackgroundTasks
+from fifo_background._core.job import Job
 from fifo_background._fastapi.dependants import class_wanted, wants_plain
 from fifo_background._request import TrackedRequest
 from fifo_background._run.current import current_party
@@ -58,6 +60,11 @@ def install() -> None:
     except BaseException:
         fastapi.routing.__dict__["solve_dependencies"] = original
         raise
+    # `return tasks.add_task(...)` in an endpoint is null in JSON, as with FastAPI's own class
+    vars(fastapi.encoders)["ENCODERS_BY_TYPE"][Job] = _nothing
+
+
+def _nothing(job: object) -> None: ...
 
 
 def _warn_of_plain(dependant: Any) -> None:
