@@ -594,7 +594,11 @@ class Scheduler:
             assert all(job.queued for job in chained)
             assert all(position.state is IN_QUEUE and position.lane is lane for position in lane)
             assert lane.occupied == (lane in self.occupied)
+            assert lane.in_turn == (lane in self.turns)
+            ready = lane.is_open and not lane.occupied and lane.first is not None and lane.first.first
+            assert not ready or lane.in_turn, "nobody would start it"
         assert self.queued == sum(lane.queued for lane in self.all_lanes())
+        assert self.slots <= self._most - sum(not lane.lent for lane in self.occupied)
         assert all(job.own_state is None for job in self.waiting)
 
 
