@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio import wait_all_tasks_blocked
 from starlette.applications import Starlette
 from starlette.background import BackgroundTasks as StarletteTasks
 from starlette.requests import HTTPConnection, Request
@@ -18,10 +19,15 @@ from starlette.testclient import TestClient
 from fifo_background import (
     BackgroundTasks,
     ExecutorClosed,
+    Job,
+    JobState,
     OrderedBackgroundMiddleware,
+    SerialExecutor,
     executor_of,
 )
+from tests.apps import Work
 from tests.asgi import Exchange, get
+from tests.conftest import Log
 from tests.loops import run
 
 
@@ -135,3 +141,106 @@ async def test_executor_of_a_connection_that_is_kept() -> None:
     middleware = OrderedBackgroundMiddleware(app)
     await get(middleware)
     assert executor_of(HTTPConnection(scopes[0])) is middleware.executor
+
+
+# -- lifespans without a clean end ---------------------------------------------------------------------------
+
+
+class Life:
+    """Calls the lifespan of an app: the messages that it is given, and those that it sends."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.sent: list[str] = []
+        self.shutdown = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self._asked = False
+
+    async def receive(self) -> Any:
+        if not self._asked:
+            self._asked = True
+            return {"type": "lifespan.startup"}
+        await self.shutdown.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message["type"])
+
+    async def run(self) -> None:
+        with self.scope:
+            try:
+                await self.app({"type": "lifespan"}, self.receive, self.send)
+            except ValueError as error:
+                self.sent.append(repr(error))
+
+
+async def test_closed_by_hand_before_the_lifespan(events: list[Any]) -> None:
+    """An executor that was closed while there was no lifespan is over: the next lifespan gets a fresh one."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await middleware.executor.submit_nowait(events.append, 1)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+
+    middleware = OrderedBackgroundMiddleware(app)
+    closed = middleware.executor
+    await closed.aclose()
+    with pytest.raises(ExecutorClosed):
+        middleware.executor.submit_nowait(events.append, 0)
+    life = Life(middleware)
+    life.shutdown.set()
+    with anyio.fail_after(5):
+        await life.run()
+    assert (life.sent, events) == (["lifespan.startup.complete"], [1])
+    assert middleware.executor is not closed
+
+
+@pytest.mark.parametrize("how", ["startup fails", "cancelled", "returns"])
+async def test_lifespan_without_a_shutdown(how: str, events: list[Any], log: Log) -> None:
+    """A lifespan that ends without a shutdown ends the executor: what is left is named, and keeps nobody."""
+    work = Work(events)
+    executors: list[SerialExecutor] = []
+    jobs: list[Job[Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        executors.append(middleware.executor)
+        if len(executors) == 1:
+            jobs.extend(middleware.executor.submit_nowait(call, n) for n, call in enumerate(calls))
+            await wait_all_tasks_blocked()
+            if how == "startup fails":
+                await send({"type": "lifespan.startup.failed"})
+                raise ValueError("no database")
+            if how == "returns":
+                await send({"type": "lifespan.startup.complete"})
+                return
+        await receive()
+
+    calls = [work.gated, work.quick]
+    middleware = OrderedBackgroundMiddleware(app)
+    first, second = Life(middleware), Life(middleware)
+    async with anyio.create_task_group() as group:
+        group.start_soon(first.run)
+        await wait_all_tasks_blocked()
+        first.scope.cancel()
+        await wait_all_tasks_blocked()
+        group.start_soon(second.run)
+        await wait_all_tasks_blocked()
+        assert executors[1] is not executors[0]
+        assert await executors[1].submit_nowait(work.quick, 2) == 2
+        second.shutdown.set()
+    assert (
+        first.sent
+        == {
+            "startup fails": ["lifespan.startup.failed", "ValueError('no database')"],
+            "cancelled": [],
+            "returns": ["lifespan.startup.complete"],
+        }[how]
+    )
+    assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.DROPPED]
+    assert events == ["start 0", 2]
+    assert log == [
+        "WARNING the lifespan ended without a shutdown: dropped 1 task: Work.quick in the default lane",
+        "WARNING Work.gated was cancelled",
+    ]

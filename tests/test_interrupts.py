@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import os
+import selectors
 import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
+from anyio import wait_all_tasks_blocked
 
 from fifo_background import BackgroundTasks, ExecutorClosed, Job, JobState, SerialExecutor
+from fifo_background._core.chain import Chain
+from fifo_background._core.lane import Lane
 from fifo_background._core.scheduler import CLOSED
+from fifo_background._run import runner as runner_module
 from tests.apps import Work, app_of, check_idle
 from tests.asgi import get
+from tests.loops import LOOPS
 
 
 @contextmanager
@@ -228,3 +241,213 @@ async def test_no_task_can_wait_for_the_end(events: list[Any]) -> None:
         executor.lane("a").resume()
         await executor.join()
     assert events == [1]
+
+
+# -- a signal while the loop sleeps --------------------------------------------------------------------------
+
+
+class _Interrupted(selectors.DefaultSelector):
+    """A signal comes when the loop goes to sleep, once; something must wake it then."""
+
+    comes = False
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout == 0 or not self.comes:
+            return super().select(timeout)
+        self.comes = False
+        signal.raise_signal(signal.SIGINT)
+        events = super().select(0)
+        assert events, "the loop sleeps on"
+        return events
+
+
+@pytest.mark.parametrize("what", ["submit", "cancel"])
+def test_signal_as_the_loop_goes_to_sleep(what: str, events: list[Any]) -> None:
+    """What a signal handler asks of the executor wakes a loop that sleeps: it is done at once."""
+    work = Work(events)
+    selector = _Interrupted()
+    loop = asyncio.SelectorEventLoop(selector)
+
+    async def main() -> None:
+        async with SerialExecutor() as executor:
+            running = executor.submit_nowait(work.gated, 0)
+            await wait_all_tasks_blocked()
+
+            def handle(*args: Any) -> None:
+                if what == "submit":
+                    jobs.append(executor.lane("other").submit_nowait(work.gate(1).set))
+                else:
+                    assert running.cancel()
+
+            jobs = [running]
+            before = signal.signal(signal.SIGINT, handle)
+            try:
+                selector.comes = True
+                if what == "submit":
+                    await work.gate(1).wait()
+                else:
+                    await running.wait()
+            finally:
+                signal.signal(signal.SIGINT, before)
+            work.gate(0).set()
+            states = [await job.wait() for job in jobs]
+            assert states == ([JobState.SUCCEEDED] * 2 if what == "submit" else [JobState.CANCELLED])
+
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+async def test_signal_while_the_loop_sleeps(events: list[Any]) -> None:
+    """A task that a signal handler submits runs, although nothing else wakes the loop."""
+    ran = threading.Event()
+
+    def send_and_wait() -> bool:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return ran.wait(20)
+
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(Work(events).quick, 1)
+        before = signal.signal(signal.SIGUSR1, lambda *_: executor.submit_nowait(ran.set))
+        try:
+            # the end of the thread, which waits for the task, is all that the loop waits for
+            assert await anyio.to_thread.run_sync(send_and_wait)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
+# -- Ctrl-C at one place -------------------------------------------------------------------------------------
+
+
+class Once:
+    """Raises KeyboardInterrupt when it is called for the first time, `after` calling what it stands for."""
+
+    def __init__(self, function: Callable[..., Any], after: bool = False) -> None:
+        self.function = function
+        self.after = after
+        self.came = False
+
+    def __call__(self, *args: Any) -> Any:
+        came, self.came = self.came, True
+        if not came and not self.after:
+            raise KeyboardInterrupt
+        result = self.function(*args)
+        if not came:
+            raise KeyboardInterrupt
+        return result
+
+
+class Turns(deque[Any]):
+    """A deque one of whose methods is interrupted, once, when it has done its work."""
+
+    def __init__(self, turns: Any, name: str) -> None:
+        super().__init__(turns)
+        setattr(self, name, Once(getattr(self, name), True))
+
+
+def submit_both(executor: SerialExecutor, kind: str, events: list[Any]) -> list[Job[Any]]:
+    work = Work(events)
+    return [
+        executor.lane("a").submit_nowait(work.sync if kind == "sync" else work.quick, 1),
+        executor.lane("b").submit_nowait(work.quick, 2),
+    ]
+
+
+async def check_answers(executor: SerialExecutor, jobs: list[Job[Any]], events: list[Any]) -> None:
+    """What was accepted runs, in its lane and once, and so does what comes after it."""
+    scheduler = executor._runner.scheduler
+    with anyio.fail_after(5):
+        assert [await job for job in jobs] == [1, 2]
+        assert [await executor.lane(key).submit_nowait(Work(events).sync, 3) for key in "ab"] == [3, 3]
+        await executor.join()
+        scheduler.check()
+        await executor.aclose()
+    assert sorted(events) == [1, 2, 3, 3]
+    assert (scheduler.slots, scheduler.occupied, scheduler.turns) == (1, set(), deque())
+    check_idle(executor)
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        *itertools.product(["_count_ready", "append", "popleft", "_run_lane"], ["async", "sync"]),
+        ("_fill", "sync"),  # the jobs for a thread
+    ],
+)
+async def test_ctrl_c_while_a_lane_gets_its_turn(place: str, kind: str, events: list[Any]) -> None:
+    """A KeyboardInterrupt as a position is taken, or a lane is about to run, leaves no lane behind."""
+    executor = SerialExecutor(max_lanes_running=1, drain_timeout=1)
+    await executor.submit_nowait(Work([]).quick, 0)
+    runner: Any = executor._runner
+    scheduler = runner.scheduler
+    jobs = submit_both(executor, kind, events)
+    if place not in ("append", "_count_ready"):
+        scheduler.drain()
+    if place in ("popleft", "append"):
+        scheduler.turns = Turns(scheduler.turns, place)
+    elif place == "_count_ready":
+        scheduler._count_ready = Once(scheduler._count_ready)
+    else:
+        setattr(runner, place, Once(getattr(runner, place)))
+    with pytest.raises(KeyboardInterrupt):
+        runner.pump()
+    await check_answers(executor, jobs, events)
+
+
+async def test_ctrl_c_as_a_position_is_linked(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyboardInterrupt in the middle of taking a position: it stands in its lane once, and runs."""
+    executor = SerialExecutor(max_lanes_running=1, drain_timeout=1)
+    await executor.submit_nowait(Work([]).quick, 0)
+    jobs = submit_both(executor, "async", events)
+    append = Once(Chain.append, True)
+    monkeypatch.setattr(Lane, "append", lambda lane, position: append(lane, position))
+    with pytest.raises(KeyboardInterrupt):
+        executor._runner.pump()
+    assert append.came
+    await check_answers(executor, jobs, events)
+
+
+@pytest.mark.parametrize("place", ["backend_of", "clock"])
+async def test_ctrl_c_at_the_first_use(
+    place: str, events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A KeyboardInterrupt as an executor comes to its event loop: the next use brings it there."""
+    executor = SerialExecutor(max_lanes_running=1, drain_timeout=1)
+
+    class Backend:
+        @property
+        def clock(self) -> Any:
+            raise KeyboardInterrupt
+
+    def interrupted(loop: Any) -> Any:
+        if place == "clock":
+            return Backend()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module, "backend_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit_nowait(print)
+    await check_answers(executor, submit_both(executor, "async", events), events)
+
+
+@pytest.mark.parametrize("name", [name for name in LOOPS if name != "trio"])
+@pytest.mark.parametrize("place", ["_pump_in_turn", "pump"])
+def test_ctrl_c_as_the_loop_pumps(place: str, name: str, events: list[Any]) -> None:
+    """A KeyboardInterrupt in the call that the loop makes in its turn ends the loop's run, and no more."""
+    loop = asyncio.new_event_loop() if name == "asyncio" else pytest.importorskip("uvloop").new_event_loop()
+
+    async def main() -> None:
+        executor = SerialExecutor(max_lanes_running=1, drain_timeout=1)
+        await executor.submit_nowait(Work([]).quick, 0)
+        setattr(executor._runner, place, Once(getattr(executor._runner, place)))
+        await check_answers(executor, submit_both(executor, "async", events), events)
+
+    try:
+        task = loop.create_task(main())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        loop.run_until_complete(task)
+    finally:
+        loop.close()

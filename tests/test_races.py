@@ -1,0 +1,368 @@
+"""What a thread does between a look of the executor and its act, or the other way round: nothing is lost.
+
+The other side acts at an exact place: a container is replaced by one that lets it, just before or just after.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio import wait_all_tasks_blocked
+
+from fifo_background import BackgroundTasks, ExecutorClosed, Job, JobState, QueueFull, SerialExecutor
+from fifo_background._core.position import GONE, IN_QUEUE
+from fifo_background._core.scheduler import OPEN
+from tests.apps import Work, app_of, check_idle
+from tests.asgi import Client, get
+from tests.test_scheduler import Model, Request
+
+S = JobState
+
+
+class Held:
+    """A place at which a thread stands until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self._came = threading.Event()
+        self._goes_on = threading.Event()
+
+    def stand(self) -> None:
+        """In the thread."""
+        self._came.set()
+        assert self._goes_on.wait(10)
+
+    async def until_it_stands(self) -> None:
+        while not self._came.is_set():
+            await anyio.sleep(0)
+
+    def let_go(self) -> None:
+        self._goes_on.set()
+
+
+# -- a position that leaves the queue ------------------------------------------------------------------------
+
+
+async def test_added_as_its_position_has_left(events: list[Any]) -> None:
+    """A task that is added just after its request's position has left the queue keeps its job and order."""
+    work = Work(events)
+    responds = anyio.Event()
+    jobs: list[Job[Any]] = []
+
+    class Leaves(list[Any]):
+        """The position has left when the next job comes into it."""
+
+        def append(self, job: Job[Any]) -> None:
+            app.executor._runner.pump()
+            assert job.position is not None
+            assert job.position.state is GONE
+            super().append(job)
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if path == "/first":
+            job = tasks.add_task(work.quick, "cancelled")
+            position: Any = job.position
+            assert job.cancel()
+            position.added = Leaves(position.added)
+            jobs.append(tasks.add_task(work.quick, "first"))
+            await responds.wait()
+        else:
+            jobs.append(tasks.add_task(work.quick, "second"))
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        client = Client(app, group)
+        first = await client.start("/first")
+        await client.start("/second")
+        assert [job.state for job in jobs] == [S.PENDING, S.QUEUED]
+        responds.set()
+    assert first.error is None
+    assert events == ["first", "second"]
+    assert [await job for job in jobs] == events
+    check_idle(app.executor)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+async def test_added_long_after_its_position_has_left(wait: bool, events: list[Any]) -> None:
+    """A position belongs to its request until that has ended, also in no queue; then they part."""
+    work = Work(events)
+    jobs: list[Job[Any]] = []
+    kept: list[Any] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        cancelled = tasks.add_task(work.quick, 1)
+        position: Any = cancelled.position
+        kept.extend([position, position.owner])
+        assert cancelled.cancel()
+        app.executor._runner.pump()
+        assert position.state is GONE
+        jobs.append(tasks.add_task(work.gated, 2))
+        assert jobs[0].position is position
+        await respond()
+        await tasks()
+
+    app = app_of(handle, wait=wait)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start()
+        assert (exchange.ended.is_set(), jobs[0].state) == (not wait, S.RUNNING)
+        work.gate(2).set()
+    assert exchange.error is None
+    assert await jobs[0] == 2, "its own job, not one that stands for it"
+    await app.executor.join()
+    position, request = kept
+    assert (position.owner, position.context, request.positions) == (
+        (request, position.context, {}) if wait else (None, None, request.positions)
+    )
+
+
+def test_position_that_is_taken_again() -> None:
+    """A position that has left the queue is taken again for a job that holds it, and for nothing else."""
+    model = Model()
+    position = model.position("a")
+    model.cancel(model.add(position))
+    assert model.start_next() is None
+    model.scheduler.inbox.append(position)
+    model.scheduler.drain()
+    assert position.state is GONE
+    job = model.add(position)
+    model.scheduler.inbox.append(position)
+    behind = model.job("a")
+    assert model.start_next() is None
+    assert position.state is IN_QUEUE
+    model.scheduler.inbox.append(job)
+    lane = model.start()
+    assert lane.job is job
+    model.end(lane)
+    assert model.start().job is behind
+
+
+@pytest.mark.parametrize("how", ["cancelled", "arrived"])
+def test_added_as_a_position_leaves_from_the_middle(how: str) -> None:
+    """A job that is added as its position leaves, behind others, has its place in the queue."""
+    model = Model()
+    scheduler = model.scheduler
+    model.job("a", ready=False)
+    position = model.position("a", Request())
+    if how == "arrived":
+        position.arriving = True
+    else:
+        job = model.add(position)
+    scheduler.drain()
+    added: list[Job[Any]] = []
+
+    class Gone(list[Any]):
+        def append(self, what: Any) -> None:
+            super().append(what)
+            if what is position:
+                assert position.state is GONE
+                added.append(model.add(position))
+
+    scheduler.gone = Gone()
+    if how == "arrived":
+        scheduler.give_up(position)
+    else:
+        model.cancel(job)
+    lane = scheduler.lane("a")
+    assert position.state is IN_QUEUE
+    assert [one for one in lane if one is position] == [position]
+    scheduler.check()
+    assert added[0].state is S.PENDING
+
+
+async def test_added_after_the_request_has_ended(events: list[Any]) -> None:
+    """A task that is added while its request's tasks run, after its end, still stands in its position."""
+    work = Work(events)
+    objects: list[BackgroundTasks] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        objects.append(tasks)
+        tasks.add_task(work.gated, 1) if path == "/first" else tasks.add_task(work.quick, "behind")
+        await respond()
+        await tasks()
+
+    app = app_of(handle, wait=False)
+    for path in ("/first", "/second"):
+        assert (await get(app, path)).error is None
+    await wait_all_tasks_blocked()
+    objects[0].add_task(work.quick, 2)
+    work.gate(1).set()
+    await app.executor.join()
+    assert events == ["start 1", "end 1", 2, "behind"]
+
+
+# -- an executor that closes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drains", [True, False])
+async def test_accepted_as_the_executor_closes(drains: bool, events: list[Any]) -> None:
+    """A task that a thread has submitted, but not queued yet, as the executor closes runs or is refused."""
+    held = Held()
+    outcome: list[Any] = []
+    executor = SerialExecutor(drain_timeout=30 if drains else 0)
+    scheduler = executor._runner.scheduler
+    await executor.submit_nowait(anyio.sleep, 0)
+
+    class Waiting(set[Job[Any]]):
+        def add(self, job: Job[Any]) -> None:
+            super().add(job)
+            held.stand()
+
+    def submit() -> None:
+        try:
+            outcome.append(executor.submit_nowait(events.append, 1))
+        except ExecutorClosed as error:
+            outcome.append(error)
+
+    async def close() -> None:
+        await executor.aclose()
+        closed.set()
+
+    scheduler.waiting = Waiting()
+    closed = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.to_thread.run_sync, submit)
+        await held.until_it_stands()
+        group.start_soon(close)
+        while scheduler.status is OPEN or not (drains or closed.is_set()):
+            await anyio.sleep(0)
+        held.let_go()
+    if drains:
+        assert [job.state for job in outcome] == [S.SUCCEEDED]
+        assert events == [1]
+    else:
+        assert [type(error) for error in outcome] == [ExecutorClosed]
+        assert events == []
+    check_idle(executor)
+
+
+# -- capacity ------------------------------------------------------------------------------------------------
+
+
+class Counting(dict[Any, Any]):
+    """What a lane counts: `meanwhile` is called just before the first job is counted in."""
+
+    def __init__(self, meanwhile: Callable[[], Any]) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], Any] | None = meanwhile
+
+    def setdefault(self, token: Any, jobs: Any = None) -> Any:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return super().setdefault(token, jobs)
+
+
+def test_started_while_a_lane_begins_to_count() -> None:
+    """A job that starts while a thread counts what waits in its lane for the first time leaves no count."""
+    model = Model()
+    jobs = [model.job("a") for _ in range(2)]
+    model.scheduler.drain()
+    lane = model.scheduler.lane("a")
+
+    def start() -> None:
+        (started,) = (job for job in jobs if job is lane.first.first)  # type: ignore[union-attr]
+        assert model.scheduler.start_next() is lane
+        assert started.state is S.RUNNING
+
+    lane.counted = Counting(start)
+    limited = model.job("a", max_waiting=2)
+    assert set(lane.counted) == {jobs[1], limited}
+    for _ in range(2):
+        model.end(lane)
+        model.start()
+    model.end(lane)
+    assert (lane.counted, model.start_next(), model.scheduler.lanes) == ({}, None, {})
+
+
+def test_two_threads_that_begin_to_count() -> None:
+    """What others add, with a limit or without, while a lane begins to count is counted."""
+    model = Model()
+    first = model.job("a")
+    lane = model.scheduler.lane("a")
+    added: list[Job[Any]] = []
+    lane.counted = Counting(lambda: added.extend([model.job("a", max_waiting=9), model.job("a")]))
+    limited = model.job("a", max_waiting=9)
+    assert set(lane.counted) == {first, *added, limited}
+    with pytest.raises(QueueFull, match="4 tasks wait already"):
+        model.job("a", max_waiting=4)
+
+
+@pytest.mark.parametrize("how", ["submitted", "added"])
+async def test_refused_while_capacity_is_looked_for(how: str, events: list[Any]) -> None:
+    """Capacity that a job has taken for a moment, until it was refused, goes to who waits for it."""
+    held = Held()
+    refused: list[QueueFull] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        await anyio.to_thread.run_sync(add, BackgroundTasks().add_task)
+
+    app = app_of(handle, max_waiting=1)
+    executor = app.executor
+    capacity = executor._runner.scheduler.capacity
+
+    def add(add_task: Any) -> None:
+        discard = capacity.discard
+
+        def stand_before(*args: Any) -> None:
+            capacity.discard = discard
+            held.stand()
+            discard(*args)
+
+        capacity.discard = stand_before
+        try:
+            add_task(events.append, "refused")
+        except QueueFull as error:
+            refused.append(error)
+
+    async def submit() -> None:
+        await executor.submit(events.append, "let in")
+        let_in.set()
+
+    let_in = anyio.Event()
+    executor.lane("paused").pause()
+    first = executor.lane("paused").submit_nowait(events.append, "cancelled")
+    async with anyio.create_task_group() as group:
+        group.start_soon(submit)
+        await wait_all_tasks_blocked()
+        if how == "added":
+            group.start_soon(get, app)
+        else:
+            group.start_soon(anyio.to_thread.run_sync, add, executor.submit_nowait)
+        await held.until_it_stands()
+        assert first.cancel()
+        while executor._runner.scheduler.inbox:
+            await anyio.sleep(0)
+        assert not let_in.is_set(), "the one that will be refused has the capacity"
+        held.let_go()
+        with anyio.fail_after(5):
+            await let_in.wait()
+    assert len(refused) == 1
+    await executor.join()
+    assert events == ["let in"]
+
+
+async def test_statistics_let_waiters_go(events: list[Any]) -> None:
+    """`statistics` looks into the inbox; who may go on for what it finds there goes on."""
+    async with SerialExecutor(max_waiting=1) as executor:
+        executor.lane("paused").pause()
+        first = executor.lane("paused").submit_nowait(events.append, "cancelled")
+        async with anyio.create_task_group() as group:
+            group.start_soon(executor.submit, events.append, "let in")
+            await wait_all_tasks_blocked()
+            # as a thread does that has not come to ask the loop yet
+            assert first.claim()
+            first.end(S.CANCELLED)
+            executor._runner.scheduler.inbox.append(first)
+            assert executor.statistics().waiting == 1
+            group.cancel_scope.deadline = anyio.current_time() + 5
+        await executor.join()
+    assert events == ["let in"]
