@@ -16,13 +16,14 @@ from starlette.responses import Response, StreamingResponse
 from fifo_background import (
     BackgroundTask,
     BackgroundTasks,
+    Job,
     JobState,
     SerialExecutor,
     executor_of,
 )
 from fifo_background._run.groups import GROUPS
-from tests.apps import Work, make_app
-from tests.asgi import Client, Exchange
+from tests.apps import Work, app_of, check_idle, make_app
+from tests.asgi import Client, Exchange, get
 from tests.conftest import Log
 
 
@@ -230,3 +231,83 @@ async def test_group_of_cancellations(only: bool, log: Log) -> None:
         assert await executor.submit_nowait(Work([]).quick, 1) == 1
     name = "test_group_of_cancellations.<locals>.task"
     assert log == [f"WARNING {name} was cancelled" if only else f"ERROR {name} failed"]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_cancelled_part(inline: bool, events: list[Any]) -> None:
+    """A part of a job that is cancelled before its turn tells who waits for it, and its callbacks."""
+    work = Work(events)
+    parts: list[Job[Any]] = []
+    called: list[JobState] = []
+    inner = BackgroundTasks()
+
+    def add() -> None:
+        parts.extend([inner.add_task(work.gated, 1), inner.add_task(work.quick, 2)])
+
+    async def runs_inline() -> None:
+        add()
+        await inner()
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        if inline:
+            tasks.add_task(runs_inline)
+        else:
+            add()
+            tasks.add_task(inner)
+        await respond()
+        await tasks()
+
+    async def wait() -> None:
+        events.append(await parts[1].wait())
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start()
+        assert events == ["start 1"]
+        parts[1].add_done_callback(lambda job: called.append(job.state))
+        group.start_soon(wait)
+        await wait_all_tasks_blocked()
+        assert parts[1].cancel()
+        await wait_all_tasks_blocked()
+        assert (events, called) == (["start 1", JobState.CANCELLED], [JobState.CANCELLED])
+        work.gate(1).set()
+    assert exchange.error is None
+    assert events == ["start 1", JobState.CANCELLED, "end 1"]
+    check_idle(app.executor)
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("when", ["added before", "added by it"])
+async def test_job_that_cancels_itself_as_its_last_act(when: str, later: bool, events: list[Any]) -> None:
+    """A job that cancels its own asyncio task and returns has succeeded; the next of its request runs on."""
+    if not _on_asyncio():
+        return  # trio has no native cancel
+    jobs: list[Job[Any]] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        async def cancels_itself() -> None:
+            if later:
+                await asyncio.sleep(0)
+            if when == "added by it":
+                jobs.append(tasks.add_task(goes_on))
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+        async def goes_on() -> None:
+            await asyncio.sleep(0)
+            events.append("went on")
+
+        tasks = BackgroundTasks()
+        jobs.append(tasks.add_task(cancels_itself))
+        if when == "added before":
+            jobs.append(tasks.add_task(goes_on))
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    assert [job.state for job in jobs] == [JobState.SUCCEEDED] * 2
+    assert events == ["went on"]
+    check_idle(app.executor)

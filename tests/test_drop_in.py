@@ -197,3 +197,57 @@ async def test_middleware_of_starlette() -> None:
         exchange = await get(make_app(handler, inside=inside), "/handler")
         results.append((events, exchange.status, exchange.error))
     assert results == [([1], 200, None)] * 4
+
+
+async def test_names_of_a_subclass() -> None:
+    """A subclass may use any name for what it keeps and does: it works as one of Starlette's class."""
+    names = [
+        "request",
+        "state",
+        "jobs",
+        "job",
+        "entry",
+        "outer",
+        "unclaimed",
+        "awaited_by",
+        "spans",
+        "around",
+    ]
+    methods = ["run", "add", "orphan", "make_job", "jobs_of", "become", "become_part", "run_inline"]
+    results = []
+    for one, many in (STARLETTE, OURS):
+        events: list[Any] = []
+
+        def use(self: Any) -> None:
+            for name in names:
+                setattr(self, f"_{name}", name)
+
+        async def method(self: Any, *args: Any, events: list[Any] = events) -> None:
+            events.append((self._request, self.func, *args))
+
+        def init(self: Any, *args: Any) -> None:
+            type(self).__mro__[1].__init__(self, *args)
+            use(self)
+            if not args:
+                self.func = "own"
+
+        own: dict[str, Any] = {"__init__": init, **{f"_{name}": method for name in methods}}
+        Tasks, Task = type("Tasks", (many,), own), type("Task", (one,), own)
+
+        async def handler(
+            request: Request, Tasks: Any = Tasks, Task: Any = Task, events: list[Any] = events
+        ) -> Response:
+            tasks = Tasks()
+            for n, name in enumerate(methods):
+                tasks.add_task(getattr(tasks, f"_{name}"), n)
+            inner = Tasks()
+            inner.add_task(inner._run, "inner")
+            tasks.add_task(inner)
+            tasks.tasks.append(Task(events.append, "entry"))
+            return Response(background=tasks)
+
+        exchange = await get(make_app(handler), "/handler")
+        results.append((events, exchange.status, exchange.error))
+    assert results[1] == results[0]
+    assert len(results[0][0]) == len(methods) + 2
+    assert results[0][1:] == (200, None)

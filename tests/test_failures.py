@@ -28,6 +28,7 @@ from fifo_background import (
 from tests.apps import Work, app_of, make_app, user
 from tests.asgi import Client, get
 from tests.conftest import Log
+from tests.loops import LOOPS
 
 SKIPPED_AFTER = " failed (GET /handler); skipped after it: 1 task: list.append"
 
@@ -368,7 +369,8 @@ class Big: ...
 
 
 @pytest.mark.parametrize("sync", [False, True])
-async def test_logged_failure_keeps_nothing(sync: bool, log: Log) -> None:
+@pytest.mark.parametrize("how", ["plain", "timeout", "latest"])
+async def test_logged_failure_keeps_nothing(how: str, sync: bool, log: Log) -> None:
     """A failure that was only logged keeps its lines, and nothing that its frames held."""
     refs: list[weakref.ref[Any]] = []
 
@@ -383,7 +385,12 @@ async def test_logged_failure_keeps_nothing(sync: bool, log: Log) -> None:
         raise ValueError
 
     async with SerialExecutor() as executor:
-        job = executor.submit_nowait(fail_sync if sync else fail, Big())
+        where = {
+            "plain": executor,
+            "timeout": executor.options(timeout=60.0),
+            "latest": executor.lane("a", keep="latest"),
+        }[how]
+        job = where.submit_nowait(fail_sync if sync else fail, Big())
         await job.wait()
         await executor.join()
     gc.collect()
@@ -392,3 +399,75 @@ async def test_logged_failure_keeps_nothing(sync: bool, log: Log) -> None:
     assert error is not None
     lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     assert "raise ValueError" in lines
+
+
+# -- done callbacks ------------------------------------------------------------------------------------------
+
+
+class Unusual(BaseException): ...
+
+
+@pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError, GeneratorExit, Unusual])
+async def test_callback_that_raises(kind: type[BaseException], events: list[Any], log: Log) -> None:
+    """What a done callback raises, whatever it is, is logged, and ends nothing: the next one is called."""
+
+    def fails(job: Job[Any]) -> None:
+        events.append("called")
+        raise kind
+
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(Work(events).quick, 1)
+        job.add_done_callback(fails)
+        called = anyio.Event()
+        job.add_done_callback(lambda job: called.set())
+        await called.wait()
+        assert await executor.submit_nowait(Work(events).quick, 2) == 2
+    assert events == [1, "called", 2]
+    assert [line.split("<")[0] for line in log] == ["ERROR a done callback of Work.quick failed: "]
+    info = log.records[0].exc_info
+    assert info is not None
+    assert isinstance(info[1], kind)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+async def test_callback_that_asks_for_the_result(kind: type[BaseException], log: Log) -> None:
+    """The failure of a sync job that its callback raises again by `result()` is logged, and ends nothing."""
+
+    def fail() -> None:
+        raise kind
+
+    def ask(job: Job[Any]) -> None:
+        called.set()
+        job.result()
+
+    called = anyio.Event()
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(fail)
+        job.add_done_callback(ask)
+        await called.wait()
+        assert await executor.submit_nowait(Work([]).quick, 1) == 1
+    assert isinstance(job.exception(), kind)
+    assert [line.split(":")[0].split(" of ")[0] for line in log] == [
+        "ERROR test_callback_that_asks_for_the_result.<locals>.fail failed",
+        "ERROR a done callback",
+    ]
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_callback_that_exits(kind: type[BaseException], name: str, log: Log) -> None:
+    """A KeyboardInterrupt or SystemExit of a done callback's own is logged, and raised by the event loop."""
+
+    def exits(job: Job[Any]) -> None:
+        raise kind
+
+    async def main() -> None:
+        async with SerialExecutor() as executor:
+            job = executor.submit_nowait(Work([]).quick, 1)
+            job.add_done_callback(exits)
+            await anyio.sleep_forever()
+
+    options = {"use_uvloop": True} if name == "uvloop" else {}
+    with pytest.raises(KeyboardInterrupt if name == "trio" else kind):
+        anyio.run(main, backend="trio" if name == "trio" else "asyncio", backend_options=options)
+    assert log[0].split("<")[0] == "ERROR a done callback of Work.quick failed: "

@@ -299,6 +299,7 @@ def test_signal_as_the_loop_goes_to_sleep(what: str, events: list[Any]) -> None:
         loop.close()
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signals")
 async def test_signal_while_the_loop_sleeps(events: list[Any]) -> None:
     """A task that a signal handler submits runs, although nothing else wakes the loop."""
     ran = threading.Event()

@@ -370,6 +370,46 @@ def test_loop_ends_while_nothing_runs(name: str, why: str, log: Log) -> None:
     assert log[-1] == "WARNING the event loop ended: dropped 2 tasks: print x2 in lane 'a'"
 
 
+@pytest.mark.parametrize("name", [name for name in LOOPS if name != "trio"])
+@pytest.mark.parametrize("again", [False, True])
+def test_loop_ends_after_its_tasks_were_cancelled(again: bool, name: str, log: Log) -> None:
+    """A loop all of whose tasks were cancelled, while jobs wait, still tells its end: the jobs are named."""
+    jobs: list[Job[Any]] = []
+
+    async def main() -> None:
+        executor = SerialExecutor()
+        executor.lane("a").pause()
+        jobs.extend(executor.lane("a").submit_nowait(print) for _ in range(2))
+        for _ in range(1 + again):
+            await wait_all_tasks_blocked()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+        await wait_all_tasks_blocked()
+        executor.lane("b").pause()
+        jobs.append(executor.lane("b").submit_nowait(print))
+
+    with contextlib.suppress(AssertionError):  # the helper sees the task that waits for the end
+        anyio.run(main, backend_options={"use_uvloop": name == "uvloop"})
+    assert {job.state for job in jobs} == {JobState.DROPPED}
+    assert log == [
+        "WARNING the event loop ended: dropped 2 tasks: print x2 in lane 'a'; 1 task: print in lane 'b'"
+    ]
+
+
+async def test_parked_task_is_cancelled_as_the_last_job_leaves(events: list[Any]) -> None:
+    """Where nothing waits anymore, nothing waits for the end of the loop either."""
+    async with SerialExecutor() as executor:
+        executor.lane("a").pause()
+        job = executor.lane("a").submit_nowait(events.append, 1)
+        await wait_all_tasks_blocked()
+        runner = executor._runner
+        assert runner._parked is not None
+        assert job.cancel()
+        await wait_all_tasks_blocked()
+        assert runner._parked is None
+    assert events == []
+
+
 def test_executor_of_another_loop_in_a_worker_thread() -> None:
     """Operations of an executor in a worker thread of another loop are refused with what to write."""
 

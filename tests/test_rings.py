@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from fifo_background import BackgroundTasks, Job, JobNoResult, QueueFull, WouldDeadlock
+from fifo_background import BackgroundTasks, Job, JobNoResult, QueueFull, SerialExecutor, WouldDeadlock
 from tests.apps import app_of
 from tests.conftest import Log
 from tests.loops import run
@@ -182,3 +182,41 @@ def test_rings(requests: bool, log: Log) -> None:
             assert not (ended and told), f"seed {seed}: {told}, and all of it ends"
     assert EXAMPLES / 20 < refusals < EXAMPLES
     assert 0 < rings < EXAMPLES
+
+
+@pytest.mark.virtual_clock
+async def test_path_of_a_ring(log: Log) -> None:
+    """The record of a ring names each wait in order, from the one that closed it on, and none beside it."""
+    jobs: dict[str, Job[Any]] = {}
+
+    async def aside() -> None:
+        await anyio.sleep(1000)
+
+    async def first() -> None:
+        async with anyio.create_task_group() as group:
+            for name in ("aside", "second", "aside"):
+                group.start_soon(jobs[name].wait)
+
+    async def second() -> None:
+        await jobs["behind third"]
+
+    async def third() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(jobs["aside"].wait)
+            await anyio.sleep(1)
+            group.start_soon(jobs["first"].wait)
+
+    async def behind() -> None: ...
+
+    async with SerialExecutor(drain_timeout=0) as executor:
+        for one in (aside, first, second, third):
+            jobs[one.__name__] = executor.lane(one.__name__).submit_nowait(one)
+        jobs["behind third"] = executor.lane("third").submit_nowait(behind)
+        await anyio.sleep(7)
+        (record,) = log
+        where = "test_path_of_a_ring.<locals>."
+        assert record.split(": ", 1)[1].replace(where, "").split("; ") == [
+            "third waits for first",
+            "first waits for second",
+            "second waits for behind, which is behind third",
+        ]

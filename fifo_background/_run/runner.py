@@ -424,7 +424,7 @@ class Runner:
                 job = self._ended_badly(lane, job, error)
             else:
                 # a job may have cancelled, as its last act, the task in which it runs: the next needs another
-                goes_on = self._started < BURST and not (position.first and self.backend.is_cancelling())
+                goes_on = self._started < BURST and not self.backend.is_cancelling()
                 job = scheduler.end(lane, job, SUCCEEDED, outcome, goes_on)
             self._started += 1
             task = outcome = None
