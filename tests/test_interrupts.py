@@ -396,6 +396,25 @@ async def test_ctrl_c_while_a_lane_gets_its_turn(place: str, kind: str, events: 
     await check_answers(executor, jobs, events)
 
 
+async def test_ctrl_c_before_a_thread_has_its_jobs(events: list[Any]) -> None:
+    """Of a trip to a thread that a KeyboardInterrupt has prevented nothing is left when the lane goes on."""
+    executor = SerialExecutor(drain_timeout=1)
+    await executor.submit_nowait(Work([]).quick, 0)
+    work = Work(events)
+    runner: Any = executor._runner
+    job = executor.submit_nowait(work.sync, 0)
+    runner._fill = Once(runner._fill)
+    with pytest.raises(KeyboardInterrupt):
+        runner.pump()
+    assert job.cancel()
+    running = executor.submit_nowait(work.gated, 1)
+    await wait_all_tasks_blocked()
+    assert executor.statistics().running == 1
+    work.gate(1).set()
+    await executor.aclose()
+    assert (running.state, events) == (JobState.SUCCEEDED, ["start 1", "end 1"])
+
+
 async def test_ctrl_c_as_a_position_is_linked(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A KeyboardInterrupt in the middle of taking a position: it stands in its lane once, and runs."""
     executor = SerialExecutor(max_lanes_running=1, drain_timeout=1)
@@ -405,7 +424,10 @@ async def test_ctrl_c_as_a_position_is_linked(events: list[Any], monkeypatch: py
     monkeypatch.setattr(Lane, "append", lambda lane, position: append(lane, position))
     with pytest.raises(KeyboardInterrupt):
         executor._runner.pump()
-    assert append.came
+    executor._runner.scheduler.drain()
+    first = executor._runner.scheduler.lanes["a"].first
+    assert first is not None
+    assert (first.next, first.number) == (None, 2), "the number of the first time is left out"
     await check_answers(executor, jobs, events)
 
 

@@ -385,15 +385,11 @@ def test_loop_ends_after_its_tasks_were_cancelled(again: bool, name: str, log: L
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
         await wait_all_tasks_blocked()
-        executor.lane("b").pause()
-        jobs.append(executor.lane("b").submit_nowait(print))
 
     with contextlib.suppress(AssertionError):  # the helper sees the task that waits for the end
         anyio.run(main, backend_options={"use_uvloop": name == "uvloop"})
     assert {job.state for job in jobs} == {JobState.DROPPED}
-    assert log == [
-        "WARNING the event loop ended: dropped 2 tasks: print x2 in lane 'a'; 1 task: print in lane 'b'"
-    ]
+    assert log == ["WARNING the event loop ended: dropped 2 tasks: print x2 in lane 'a'"]
 
 
 async def test_parked_task_is_cancelled_as_the_last_job_leaves(events: list[Any]) -> None:

@@ -283,17 +283,18 @@ def test_started_while_a_lane_begins_to_count() -> None:
     assert (lane.counted, model.start_next(), model.scheduler.lanes) == ({}, None, {})
 
 
-def test_two_threads_that_begin_to_count() -> None:
-    """What others add, with a limit or without, while a lane begins to count is counted."""
+@pytest.mark.parametrize("limit", [None, 9])
+def test_added_while_a_lane_begins_to_count(limit: int | None) -> None:
+    """What another thread adds, with a limit or without, while a lane begins to count is counted."""
     model = Model()
     first = model.job("a")
     lane = model.scheduler.lane("a")
     added: list[Job[Any]] = []
-    lane.counted = Counting(lambda: added.extend([model.job("a", max_waiting=9), model.job("a")]))
+    lane.counted = Counting(lambda: added.append(model.job("a", max_waiting=limit)))
     limited = model.job("a", max_waiting=9)
     assert set(lane.counted) == {first, *added, limited}
-    with pytest.raises(QueueFull, match="4 tasks wait already"):
-        model.job("a", max_waiting=4)
+    with pytest.raises(QueueFull, match="3 tasks wait already"):
+        model.job("a", max_waiting=3)
 
 
 @pytest.mark.parametrize("how", ["submitted", "added"])
