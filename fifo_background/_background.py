@@ -329,10 +329,16 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         # a test client carries contexts into its loop
         if request is None or self._fifo_is_outside or not request.runner.is_current():
             request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE, party)
-        jobs, listed = self._fifo_jobs_of(request, around, self.tasks), len(self.tasks)
-        self._fifo_state = AWAITED  # from any state
-        self._fifo_awaited_by, self._fifo_jobs = request, jobs
-        if jobs and request.hand_over(jobs):
+        try:
+            jobs, listed = self._fifo_jobs_of(request, around, self.tasks), len(self.tasks)
+            self._fifo_state = AWAITED  # from any state
+            self._fifo_awaited_by, self._fifo_jobs = request, jobs
+            waits = bool(jobs) and request.hand_over(jobs)
+        except BaseException as error:  # such as the `__eq__` of a key
+            if not request.named:  # nobody else ends it
+                request.end(error)
+            raise
+        if waits:
             for job in jobs:
                 if job.own_state is not SUCCEEDED:
                     await request.runner.waits.attached(jobs, request)

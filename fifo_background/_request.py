@@ -104,6 +104,8 @@ class TrackedRequest:
         return request
 
     def __str__(self) -> str:
+        if not self.named:
+            return "an object outside any request"
         return f"{self.scope.get('method', self.scope['type'])} {self.scope.get('path', '')}"
 
     @property
@@ -283,7 +285,7 @@ class TrackedRequest:
         if position is None:
             position = Position(scheduler.default if key is None else scheduler.lane(key), self, [])
             position = self.positions.setdefault(key, position)  # one atomic act: other threads may be adding
-        elif position.state is GONE and not position.lane.listed:
+        elif position.state is not IN_QUEUE and not position.lane.listed:
             position.lane = scheduler.lane(key)  # that one was retired
         job.position = position
         try:
@@ -370,14 +372,12 @@ class TrackedRequest:
         self.stage = ENDED  # before the look at what was added: see `add`
         if error is not None and not self.ends_normally(error):
             self.runner.waits.leave(self.handed_over or (), self)
-        gone = True
         for position in tuple(self.positions.values()):
             if position.added or position.arriving:
                 self._give_up_positions(error, interrupted)
-                return
-            gone = gone and position.state is GONE
-        if gone:
-            self.positions = {}  # leaves the collector no cycle of it and its positions
+                break
+        # leaves the collector no cycle of it and positions that are gone: others forget their owner in time
+        self.positions = {key: one for key, one in self.positions.items() if one.state is not GONE}
 
     def _give_up_positions(self, error: BaseException | None, interrupted: bool) -> None:
         runner = self.runner

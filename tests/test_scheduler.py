@@ -782,7 +782,7 @@ def test_counted_in_while_another_is_counted_out() -> None:
     lane = model.scheduler.lane("a")
     assert lane.counted is not None
     (token,) = lane.counted
-    capacity.discard(jobs[1], lane)
+    capacity.discard(jobs[1])
 
     class Racing(dict[Any, Any]):
         def pop(self, token: object, *default: Any) -> Any:
@@ -791,7 +791,7 @@ def test_counted_in_while_another_is_counted_out() -> None:
             return counted
 
     lane.counted = Racing(lane.counted)
-    capacity.discard(jobs[0], lane)
+    capacity.discard(jobs[0])
     assert lane.counted == {token: {jobs[1]}}
 
 

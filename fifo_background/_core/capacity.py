@@ -62,7 +62,7 @@ class Capacity:
                 continue
             is_new = _add(counted, job, lane)
             if refuse and most is not None and is_new and (wanted or len(counted) > most):
-                self.discard(job, lane)
+                self.discard(job)
                 raise QueueFull(job.name, len(counted))
 
     def _begin_counting(self, lane: Lane) -> None:
@@ -74,9 +74,13 @@ class Capacity:
             if job.position is not None and job.position.lane is lane:
                 _add(lane.counted, job, lane)
                 if job not in waiting:
-                    self.discard(job, lane)
+                    self.discard(job)
 
-    def discard(self, job: Job[Any], lane: Lane) -> None:
+    def discard(self, job: Job[Any]) -> None:
+        """Count a job out, where it was counted in: its lane may have been retired since."""
+        lane = job.counted_in
+        if lane is None:
+            return
         for counted in (lane.counted, self._counted):
             token = _token(job, lane)
             jobs = counted.get(token)
@@ -89,7 +93,7 @@ class Capacity:
 
     def discount(self, job: Job[Any], lane: Lane) -> None:
         """The job does not wait anymore."""
-        self.discard(job, lane)
+        self.discard(job)
         if self.sought:
             self.admit(lane)
 
@@ -97,7 +101,7 @@ class Capacity:
         """The jobs of a position wait in another lane of the same key."""
         for job in position.waiting:
             if position.lane.counts:
-                self.discard(job, position.lane)
+                self.discard(job)
                 self.count(job, lane, False)
 
     def want(self, wanted: Wanted) -> None:
@@ -151,7 +155,7 @@ class Capacity:
             if wanted in queue:
                 queue.remove(wanted)  # type: ignore[union-attr]
                 self.sought -= 1
-        self.discard(wanted.job, lane)
+        self.discard(wanted.job)
         self.admit(lane)
         self._scheduler.wants_turn(lane)
 
@@ -171,6 +175,7 @@ def _token(job: Job[Any], lane: Lane) -> object:
 
 def _add(counted: Counted, job: Job[Any], lane: Lane) -> bool:
     """Count a job in. Whether it is the only one that counts as this one."""
+    job.counted_in = lane
     token = _token(job, lane)
     counted.setdefault(token, set()).add(job)
     jobs = counted.setdefault(token, {job})  # the loop may have dropped the set before the job was in it

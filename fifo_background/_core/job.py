@@ -29,6 +29,7 @@ from fifo_background._settings import Options
 from fifo_background.exceptions import JobNoResult, JobNotEnded
 
 if TYPE_CHECKING:
+    from fifo_background._core.lane import Lane
     from fifo_background._core.position import Position
 
 __all__ = ("Callback", "Failure", "Job", "JobRunner", "Special", "name_of", "safe_repr")
@@ -147,6 +148,7 @@ class Job(Generic[T]):
         "__weakref__",
         "attached",
         "claims",
+        "counted_in",
         "direct",
         "named",
         "next",
@@ -181,6 +183,7 @@ class Job(Generic[T]):
         self.attached: bool = False  # a request waits for it, and raises what it fails with
         self.waiters: dict[Any, bool] | None = None  # with what each asks: TOLD or RAISES
         self.special: Special | None = None
+        self.counted_in: Lane | None = None  # see `Capacity`
         self.next: Job[Any] | None = None
         self.previous: Job[Any] | None = None
 

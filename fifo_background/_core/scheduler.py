@@ -148,7 +148,8 @@ class Scheduler:
             finally:
                 self.moving = False
 
-    def _drain(self) -> None:
+    def _drain(self, joined: list[Job[Any]] | None = None) -> None:
+        """`joined`: where jobs are left that have become ready."""
         inbox = self.inbox
         while inbox:
             entry: Any = inbox[0]
@@ -164,7 +165,10 @@ class Scheduler:
                 else:
                     entry.job.wait_with(entry, False)
             elif entry.own_state is None:
-                self.ready(entry)
+                if joined is None:
+                    self.ready(entry)
+                else:
+                    joined.append(entry)
             elif entry.position is not None:  # ended by others: cancelled, or in a thread
                 if entry.own_state is FAILED:
                     self._failed(entry)
@@ -294,6 +298,8 @@ class Scheduler:
     def undo_start(self, lane: Lane) -> None:
         """A KeyboardInterrupt came while a lane was being started, and nothing runs: its job waits again."""
         job = lane.job
+        if lane.handle is not None:  # it has run before
+            return
         lane.job = lane.trip = None
         if job is not None and not job.done():
             job.own_state = None

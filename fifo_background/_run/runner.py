@@ -424,7 +424,8 @@ class Runner:
                 job = self._ended_badly(lane, job, error)
             else:
                 # a job may have cancelled, as its last act, the task in which it runs: the next needs another
-                goes_on = self._started < BURST and not self.backend.is_cancelling()
+                more = position.first or position.added or scheduler.inbox
+                goes_on = self._started < BURST and not (more and self.backend.is_cancelling())
                 job = scheduler.end(lane, job, SUCCEEDED, outcome, goes_on)
             self._started += 1
             task = outcome = None
@@ -578,7 +579,7 @@ class Runner:
                 continue
             job.own_state = RUNNING
             if lane.counts or scheduler.capacity.limit is not None:
-                scheduler.capacity.discard(job, lane)
+                scheduler.capacity.discard(job)
                 inbox.append(lane)  # there is capacity
             try:
                 outcome = position.context.copy().run(_call_sync, job)  # type: ignore[union-attr]
@@ -627,9 +628,10 @@ class Runner:
             return
         scheduler.moving = True
         try:
+            joined: list[Job[Any]] = []  # added while these were handed over: they come after them
             if scheduler.inbox:
-                scheduler._drain()
-            for job in jobs:
+                scheduler._drain(joined)
+            for job in (*jobs, *joined):
                 position = job.position
                 if position is None:  # cancelled a moment ago
                     continue
