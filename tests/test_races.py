@@ -5,8 +5,11 @@ The other side acts at an exact place: a container is replaced by one that lets 
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import anyio
@@ -14,9 +17,19 @@ import anyio.to_thread
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from fifo_background import BackgroundTasks, ExecutorClosed, Job, JobState, QueueFull, SerialExecutor
-from fifo_background._core.position import GONE, IN_QUEUE
+from fifo_background import (
+    BackgroundTask,
+    BackgroundTasks,
+    ExecutorClosed,
+    Job,
+    JobState,
+    QueueFull,
+    SerialExecutor,
+)
+from fifo_background._core.position import GONE, IN_QUEUE, Position
 from fifo_background._core.scheduler import OPEN
+from fifo_background._run.runner import Runner
+from fifo_background._settings import Options
 from tests.apps import Work, app_of, check_idle
 from tests.asgi import Client, get
 from tests.test_scheduler import Model, Request
@@ -367,3 +380,209 @@ async def test_statistics_let_waiters_go(events: list[Any]) -> None:
             group.cancel_scope.deadline = anyio.current_time() + 5
         await executor.join()
     assert events == ["let in"]
+
+
+# -- handing over, pausing, retiring -------------------------------------------------------------------------
+
+
+async def test_added_while_an_object_is_handed_over(
+    events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a thread adds while the loop hands the object over runs after what was added before."""
+    hand_over = Runner.hand_over
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+
+        def add_before(runner: Runner, jobs: Any) -> None:
+            monkeypatch.setattr(Runner, "hand_over", hand_over)
+            thread = threading.Thread(target=tasks.add_task, args=(events.append, 3))
+            thread.start()
+            thread.join()
+            hand_over(runner, jobs)
+
+        tasks.add_task(events.append, 1)
+        tasks.add_task(events.append, 2)
+        await respond()
+        monkeypatch.setattr(Runner, "hand_over", add_before)
+        await tasks()
+
+    assert (await get(app_of(handle))).error is None
+    assert events == [1, 2, 3]
+
+
+async def test_paused_before_a_thread_has_begun(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that was given to a thread, which has not begun, does not start in a paused lane."""
+    held, work = Held(), Runner._work
+
+    def stand_first(runner: Runner, lane: Any, trip: Any) -> None:
+        held.stand()
+        work(runner, lane, trip)
+
+    monkeypatch.setattr(Runner, "_work", stand_first)
+    async with SerialExecutor() as executor:
+        lane = executor.lane("k")
+        job = lane.submit_nowait(events.append, 1)
+        await held.until_it_stands()
+        lane.pause()
+        held.let_go()
+        while executor._runner.scheduler.occupied:
+            await anyio.sleep(0)
+        assert (job.state, events, lane.peek()) == (S.QUEUED, [], job)
+        lane.resume()
+        await job
+    assert events == [1]
+
+
+async def test_counted_in_a_lane_that_is_retired(events: list[Any]) -> None:
+    """A request that still has the object of a retired lane counts in the lane that has its key now."""
+
+    async def handle(path: str, respond: Any) -> None:
+        lane = app.executor.lane("k")
+        adder = BackgroundTasks().lane("k", max_waiting=1)
+        adder.add_task(events.append, "never").cancel()
+        await wait_all_tasks_blocked()  # the lane is idle, and was retired
+        assert app.executor.statistics().lanes == {}
+        lane.pause()
+        lane.submit_nowait(events.append, "first")
+        with pytest.raises(QueueFull):
+            adder.add_task(events.append, "never")
+        lane.clear()
+        adder.add_task(events.append, "never").cancel()
+        lane.resume()
+        await respond()
+
+    app = app_of(handle)
+    assert (await get(app)).error is None
+    await wait_all_tasks_blocked()
+    assert app.executor._runner.scheduler.lanes == {}
+    assert app.executor.lane("k", max_waiting=1).submit_nowait(events.append, "last")
+    await app.executor.join()
+    assert events == ["last"]
+
+
+async def test_cancelled_before_its_lane_is_another(events: list[Any]) -> None:
+    """A job that is cancelled before its position is taken into another lane of its key is counted out."""
+    model = Model()
+    scheduler = model.scheduler
+    old = scheduler.lane("k")
+    position = Position(old, None)
+    job: Job[Any] = Job(BackgroundTask(print), None, Options(max_waiting=1), scheduler.waiting)
+    job.position = position
+    scheduler.accept(job, old)
+    position.submit(job, 0.0)
+    del scheduler.lanes["k"]  # retired, as it was idle until now
+    new = scheduler.lane("k")
+    scheduler.inbox.append(position)
+    assert job.claim()
+    job.end(S.CANCELLED)
+    scheduler.inbox.append(job)
+    scheduler.drain()
+    assert (old.counted, new.counted, list(scheduler.waiting)) == ({}, {}, [])
+
+
+# -- what a task is made of ----------------------------------------------------------------------------------
+
+
+class Decorated:
+    """Makes methods of a callable object, which has no name."""
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+
+    def __call__(self, *args: Any) -> Any:
+        return self.func(*args)
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return self if owner is None else MethodType(self, owner)
+
+
+class Service:
+    def __init__(self, events: list[Any]) -> None:
+        self.events = events
+
+    @Decorated
+    def work(self) -> None:
+        self.events.append("work")
+
+
+@pytest.mark.parametrize("how", ["runs", "cancelled", "skipped"])
+async def test_method_without_a_name(how: str, events: list[Any]) -> None:
+    """A method of a callable object is a task like any other, although it has no name to give."""
+    service = Service(events)
+    async with SerialExecutor() as executor:
+        lane = executor.lane("k")
+        lane.pause()
+        job, after = lane.submit_nowait(service.work), lane.submit_nowait(events.append, "after")
+        if how == "cancelled":
+            assert job.cancel()
+        elif how == "skipped":
+            assert lane.skip_head() is job
+        lane.resume()
+        await after
+        assert await job.wait() is {"runs": S.SUCCEEDED, "cancelled": S.CANCELLED, "skipped": S.SKIPPED}[how]
+        assert job.name == "method"
+    assert events == (["work", "after"] if how == "runs" else ["after"])
+
+
+async def test_function_that_lost_its_name() -> None:
+    """A task whose function somebody has replaced since by an object without a name still ends."""
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(print)
+        task: Any = job.task
+        task.func = Decorated(print)
+        await job
+    assert job.name == "print"
+
+
+class Unequal:
+    """A key that cannot be compared."""
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ZeroDivisionError
+
+
+async def test_key_that_cannot_be_compared(events: list[Any]) -> None:
+    """Where tasks cannot be taken over outside any request, nothing of them stays in the queue."""
+    tasks = BackgroundTasks()
+    tasks.add_task(events.append, "never")
+    for _ in range(2):
+        tasks.lane(Unequal()).add_task(events.append, "never")
+    with pytest.raises(ZeroDivisionError):
+        await tasks()
+    await BackgroundTasks([BackgroundTask(events.append, "other")])()
+    assert events == ["other"]
+
+
+@pytest.mark.parametrize("path", ["/two lanes", "/cancelled"])
+async def test_ended_requests_are_freed(path: str) -> None:
+    """A request whose tasks have ended in one lane, and run on in another, is freed without the collector."""
+    work = Work([])
+    requests: list[weakref.ref[Any]] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        first: Any = tasks.lane("a").add_task(work.quick, 1)
+        requests.append(weakref.ref(first.position.owner))
+        if path == "/cancelled":
+            first.cancel()
+        tasks.add_task(work.gated, 2)
+        await respond()
+        await tasks()
+
+    app = app_of(handle, wait=False)
+    await get(app, path)
+    await wait_all_tasks_blocked()
+    gc.collect()
+    gc.disable()
+    try:
+        work.gate(2).set()
+        for _ in range(3):  # done callbacks of the event loop hold the context for a turn
+            await wait_all_tasks_blocked()
+            await anyio.sleep(0)
+        assert [request() for request in requests] == [None]
+    finally:
+        gc.enable()

@@ -355,7 +355,7 @@ class Scheduler:
         job.queued = False
         lane.queued -= 1
         self.queued -= 1
-        if lane.latest is not None or lane.counts or self.capacity.limit is not None:
+        if lane.latest is not None or job.counted_in is not None:
             self._left_waiting(job, lane)
         return True
 
@@ -491,7 +491,7 @@ class Scheduler:
         lane = position.lane
         if job.queued:
             self._unchain(job, position)
-        if lane.latest is not None or lane.counts or self.capacity.limit is not None:
+        if lane.latest is not None or job.counted_in is not None:
             self._left_waiting(job, lane)
         if job.waiters is not None:
             self.tell_end(job)

@@ -578,7 +578,7 @@ class Runner:
             except KeyError:
                 continue
             job.own_state = RUNNING
-            if lane.counts or scheduler.capacity.limit is not None:
+            if job.counted_in is not None:
                 scheduler.capacity.discard(job)
                 inbox.append(lane)  # there is capacity
             try:
