@@ -305,6 +305,15 @@ def test_call_of_a_lane() -> None:
 # -- executors -----------------------------------------------------------------------------------------------
 
 
+def test_lane_as_a_task() -> None:
+    """`tasks.lane(key)` given to `add_task` is not a task: the error says how a function is given."""
+    tasks = BackgroundTasks()
+    assert refused(lambda: tasks.add_task(tasks.lane(1), 2)).startswith(
+        "add_task takes a function and then its arguments, got <fifo_background._background.TaskAdder"
+    )
+    assert tasks.tasks == []
+
+
 def test_drain_timeout_of_none() -> None:
     """`drain_timeout=None` says what to write for a long drain."""
     for make in (SerialExecutor, functools.partial(OrderedBackgroundMiddleware, Starlette())):

@@ -205,6 +205,40 @@ async def test_object_of_an_ended_request(events: list[Any]) -> None:
         kept[0].add_task(print)
 
 
+async def test_object_that_was_never_awaited(events: list[Any]) -> None:
+    """An object that a request has made, and not awaited, takes the tasks of the next one."""
+    kept: list[OrderedBackgroundTasks] = []
+
+    async def handler(request: Request) -> Response:
+        if not kept:
+            kept.append(BackgroundTasks())
+            return Response()
+        kept[0].add_task(events.append, 1)
+        return Response(background=kept[0])
+
+    app = make_app(handler)
+    for _ in range(2):
+        assert (await get(app, "/handler")).error is None
+    assert events == [1]
+
+
+async def test_part_of_an_ended_request(events: list[Any]) -> None:
+    """An object that ran inside a task of a request which has ended refuses more tasks."""
+    kept: list[OrderedBackgroundTasks] = []
+
+    async def handler(request: Request) -> Response:
+        tasks, inner = BackgroundTasks(), BackgroundTasks()
+        kept.append(inner)
+        inner.add_task(events.append, 1)
+        tasks.add_task(inner)
+        return Response(background=tasks)
+
+    assert (await get(make_app(handler), "/handler")).error is None
+    with pytest.raises(RuntimeError, match="print was added after the tasks of GET /handler had ended"):
+        kept[0].add_task(print)
+    assert events == [1]
+
+
 async def test_object_awaited_before_the_injected_one(events: list[Any]) -> None:
     """Tasks that a handler awaits itself run before those that are added, and awaited, after them."""
 
