@@ -192,8 +192,13 @@ async def main(seconds: float, seed: int) -> list[str]:
 
         threads = [threading.Thread(target=produce, args=(producer,)) for producer in of_threads]
 
+        def is_behind() -> bool:
+            """On a busy machine more is submitted than runs: what waits must be done soon after the end."""
+            return len(executor._runner.scheduler.waiting) > 1000
+
         def on_signal(*_: Any) -> None:
-            of_signals.step()
+            if not is_behind():
+                of_signals.step()
             executor.statistics()
             signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.003))
 
@@ -205,8 +210,9 @@ async def main(seconds: float, seed: int) -> list[str]:
         async with anyio.create_task_group() as group:
             group.start_soon(cancels_waits, oracle, rng, until)
             while time.monotonic() < until:
-                of_loop.step()
-                Garbage(of_garbage)
+                if not is_behind():
+                    of_loop.step()
+                    Garbage(of_garbage)
                 if rng.random() < 0.3:
                     lane = rng.choice(LANES)
                     # one request at a time for each of these names: their order is known
