@@ -119,6 +119,10 @@ class Submitter:
         return job, position
 
 
+# Python names the coroutine by this where it warns that it "was never awaited".
+Submitter.submit.__qualname__ = "executor.submit (write `job = await executor.submit(func, ...)`)"
+
+
 class ExecutorLane(Submitter):
     """One lane of an executor: `executor.lane(key)`. Nothing is kept for it while it is idle.
 

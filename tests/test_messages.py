@@ -321,13 +321,12 @@ def test_drain_timeout_of_none() -> None:
 
 
 async def test_forgotten_await(events: list[Any]) -> None:
-    """`submit` without `await` queues nothing, and Python names it."""
+    """`submit` without `await` queues nothing, and Python's warning says what to write."""
     async with SerialExecutor() as executor:
         forgotten = [executor.submit(events.append, 1)]
-        with pytest.warns(RuntimeWarning, match=r"Submitter\.submit' was never awaited"):
+        with pytest.warns(RuntimeWarning, match=r"write `job = await executor\.submit.*was never awaited"):
             forgotten.clear()
         assert executor.statistics().unfinished == 0
-        assert "job = await executor.submit(func, ...)" in (executor.submit.__doc__ or "")
     assert events == []
 
 
