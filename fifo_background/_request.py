@@ -291,9 +291,12 @@ class TrackedRequest:
         try:
             scheduler.accept(job, position.lane, refuse=refuse)
         except BaseException:
-            self.runner.pump_soon()  # one that waits for capacity may have been counted out for this one
+            if job.claim():  # a KeyboardInterrupt: nobody knows the job
+                self._forget(job)
+            self.runner.pump_soon()  # one that waits for capacity may have been counted out for a refused one
             raise
         position.added.append(job)
+        position.owner = self  # a position that has left the queue forgets it, once the request has ended
         state = position.state  # after the append: the loop looks for added jobs after it has set GONE
         # one that was lost is taken again when the response has ended
         takes = (self._joins_at_add and not position.number) or self.stage is not HANDLING

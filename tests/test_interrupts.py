@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import selectors
@@ -479,3 +480,53 @@ def test_ctrl_c_as_the_loop_pumps(place: str, name: str, events: list[Any]) -> N
         loop.run_until_complete(task)
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_ctrl_c_as_a_lane_is_left(kind: str, events: list[Any]) -> None:
+    """A KeyboardInterrupt as a lane gives its slot back: the slot is not lost."""
+    executor = SerialExecutor(max_lanes_running=1, drain_timeout=1)
+    await executor.submit_nowait(Work([]).quick, 0)
+    scheduler: Any = executor._runner.scheduler
+    work = Work(events)
+    executor.lane("a").submit_nowait(work.sync if kind == "sync" else work.quick, 1)
+    scheduler.drain()
+    lane = scheduler.start_next()
+    free_slot = scheduler._free_slot
+    scheduler._free_slot = Once(free_slot)
+    end = functools.partial(scheduler.end, lane, lane.job, JobState.SUCCEEDED, 1, False)
+    leave = functools.partial(scheduler.leave, lane)
+    with pytest.raises(KeyboardInterrupt):
+        (leave if kind == "sync" else end)()
+    scheduler._free_slot = free_slot
+    assert scheduler.slots == 1
+    executor.lane("a").clear()
+    await executor.aclose()
+
+
+async def test_ctrl_c_as_a_job_is_accepted(events: list[Any]) -> None:
+    """A KeyboardInterrupt after a job was accepted: nobody knows of it, and it never runs."""
+
+    class Accepts(set[Any]):
+        def add(self, job: Any) -> None:
+            super().add(job)
+            raise KeyboardInterrupt
+
+    async def handle(path: str, respond: Any) -> None:
+        scheduler = executor._runner.scheduler
+        for add in (BackgroundTasks().add_task, executor.submit_nowait):
+            waiting = scheduler.waiting
+            accepts = scheduler.waiting = Accepts(waiting)
+            with pytest.raises(KeyboardInterrupt):
+                add(events.append, "never")
+            assert not accepts
+            scheduler.waiting = waiting
+        await respond()
+
+    app = app_of(handle)
+    executor = app.executor
+    assert (await get(app)).error is None
+    await executor.join()
+    await executor.submit_nowait(events.append, 1)
+    assert events == [1]
+    check_idle(executor)

@@ -528,3 +528,24 @@ def test_run_of_trio_that_has_ended() -> None:
             backend.start(run, contextvars.Context())
     run.close()
     assert told == [True]
+
+
+@pytest.mark.parametrize("name", [name for name in LOOPS if name != "trio"])
+def test_tasks_are_cancelled_until_none_is_left(name: str) -> None:
+    """A shutdown that cancels tasks until there are none comes to an end, also while jobs wait."""
+    rounds: list[int] = []
+
+    async def main() -> None:
+        executor = SerialExecutor()
+        executor.lane("a").pause()
+        executor.lane("a").submit_nowait(print)
+        await wait_all_tasks_blocked()
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
+            rounds.append(len(others))
+            assert len(rounds) < 100
+
+    anyio.run(main, backend_options={"use_uvloop": name == "uvloop"})
+    assert rounds

@@ -32,6 +32,7 @@ from fifo_background._run.runner import Runner
 from fifo_background._settings import Options
 from tests.apps import Work, app_of, check_idle
 from tests.asgi import Client, get
+from tests.conftest import Log
 from tests.test_scheduler import Model, Request
 
 S = JobState
@@ -586,3 +587,50 @@ async def test_ended_requests_are_freed(path: str) -> None:
         assert [request() for request in requests] == [None]
     finally:
         gc.enable()
+
+
+async def test_cancelled_task_takes_no_capacity(events: list[Any]) -> None:
+    """A cancelled task counts no more, from the moment at which `cancel()` returns."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, "never").cancel()
+        tasks.lane("k", max_waiting=1).add_task(events.append, "never").cancel()
+        tasks.lane("k", max_waiting=1).add_task(events.append, 1)
+        await respond()
+        await tasks()
+
+    assert (await get(app_of(handle, max_waiting=1))).error is None
+    assert events == [1]
+
+
+async def test_added_to_a_position_of_an_ended_request(events: list[Any], log: Log) -> None:
+    """What a detached task adds to a lane that its request has left still belongs to that request."""
+
+    async def fails() -> None:
+        raise ValueError
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        lane = tasks.lane("k")
+
+        async def more() -> None:
+            await ended.wait()
+            for func in (fails, Work(events).quick):
+                jobs.append(lane.add_task(func, *[1][: func is not fails]))
+
+        lane.add_task(events.append, "before")
+        tasks.add_task(more)
+        await respond()
+        await tasks()
+
+    ended = anyio.Event()
+    jobs: list[Job[Any]] = []
+    app = app_of(handle, wait=False)
+    await get(app)
+    await wait_all_tasks_blocked()
+    ended.set()
+    await app.executor.join()
+    assert [job.state for job in jobs] == [S.FAILED, S.SKIPPED]
+    assert len(log) == 2
+    assert all("(GET /)" in record for record in log)

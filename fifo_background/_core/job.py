@@ -53,6 +53,10 @@ class JobRunner(Protocol):
         """Hand something to the event loop; from any thread."""
         ...
 
+    def count_out(self, job: Job[Any]) -> None:
+        """The job takes no capacity anymore; from any thread."""
+        ...
+
     def cancel_running(self, job: Job[Any]) -> bool: ...
 
     def let_go(self, job: Job[Any]) -> None:
@@ -294,6 +298,7 @@ class Job(Generic[T]):
             # the arguments are freed here, in the caller
             self.end(CANCELLED)
             if self.runner is not None:
+                self.runner.count_out(self)
                 self.runner.post(self)
             return True
         return self.own_state is RUNNING and self.runner is not None and self.runner.cancel_running(self)

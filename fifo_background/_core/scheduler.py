@@ -308,8 +308,11 @@ class Scheduler:
                 self.inbox.appendleft(job)
         lane.occupied = False
         self.occupied.discard(lane)
-        self.slots = self._most - sum(not other.lent for other in self.occupied)
+        self._count_slots()
         self.wants_turn(lane)
+
+    def _count_slots(self) -> None:
+        self.slots = self._most - sum(not lane.lent for lane in self.occupied)
 
     def _first_ready(self, lane: Lane) -> Job[Any] | None:
         """The first job of a lane that nothing runs in, if it may start now."""
@@ -399,6 +402,9 @@ class Scheduler:
         self.moving = True
         try:
             self._leave(lane)
+        except BaseException:  # a KeyboardInterrupt
+            self._count_slots()
+            raise
         finally:
             self.moving = False
 
@@ -449,6 +455,9 @@ class Scheduler:
                     if self._start(lane, after):
                         return after
             self._leave(lane)
+        except BaseException:  # a KeyboardInterrupt
+            self._count_slots()
+            raise
         finally:
             self.moving = False
         return None

@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 # How many jobs start one after the other before the loop gets its turn.
 BURST = 32
+# How often in a row a cancelled parked task is replaced.
+PARKS = 8
 # How many jobs a thread has in hand at most, without asking the loop.
 BATCH = 4096
 
@@ -69,6 +71,7 @@ class Runner:
         self._asked = False  # the loop is to pump in its next turn
         self._pumping = False
         self._parked: Waiter | None = None
+        self._parks_left: int = 0  # until the next pump: see `_not_parked`
         self._started = 0  # jobs since the loop had its turn
         self._picture: ExecutorStatistics = NOTHING_YET
 
@@ -166,15 +169,12 @@ class Runner:
         position.submit(job, scheduler.clock())  # before it is accepted: an executor that closes lets it run
         try:
             scheduler.accept(job, position.lane)
-        except BaseException:
-            self.pump_soon()  # one that waits for capacity may have been counted out for this one
-            raise
-        try:
             self.post(position)
-        except BaseException:  # a KeyboardInterrupt: nobody waits for a job that nobody knows
-            if job.claim():
+        except BaseException:
+            if job.claim():  # a KeyboardInterrupt: nobody waits for a job that nobody knows
                 job.end(CANCELLED)
                 scheduler.inbox.extend((position, job))  # in this order; a position that is there is ignored
+            self.pump_soon()  # one that waits for capacity may have been counted out for a refused one
             raise
         if scheduler.status is CLOSED and job.claim():  # closed just now, which did not see the job
             job.end(DROPPED)
@@ -198,6 +198,9 @@ class Runner:
             except BaseException:
                 self._asked = False
                 raise
+
+    def count_out(self, job: Job[Any]) -> None:
+        self.scheduler.capacity.discard(job)
 
     def cancel_running(self, job: Job[Any]) -> bool:
         """Ask for a running async job to be cancelled. False if it runs in a thread, or inside a job."""
@@ -257,9 +260,12 @@ class Runner:
         if scheduler.gone:
             gone, scheduler.gone = scheduler.gone, []  # frees the users' objects, outside of moves
             for one in gone:
-                if type(one) is Position and one.state is GONE and (one.owner is None or one.owner.has_ended):
+                if type(one) is not Position or one.state is not GONE or one.added:
+                    continue
+                if one.owner is None or one.owner.has_ended:
                     one.owner = one.context = None  # leaves the collector no cycle of it and its request
         if scheduler.queued or self._parked is not None:
+            self._parks_left = PARKS
             self._park()
 
     def _park(self) -> None:
@@ -281,9 +287,13 @@ class Runner:
             self.backend.wake(self._parked)
 
     def _not_parked(self, task: Handle) -> None:
-        """The parked task is over; perhaps somebody has cancelled it, as all others of the loop."""
+        """The parked task is over; perhaps somebody has cancelled it, as all others of the loop.
+
+        Somebody may cancel tasks until there are none, and must come to an end.
+        """
         self._parked = None
-        if self.scheduler.queued:
+        if self.scheduler.queued and self._parks_left:
+            self._parks_left -= 1
             self._park()
 
     def _tidy(self) -> None:

@@ -97,7 +97,7 @@ class TrioBackend:
                 raise
             finally:
                 run.close()
-                self._over.pop(scope)(scope)
+                self._over.pop(scope, bool)(scope)
                 if self.ending:
                     self._run_ends()
 
