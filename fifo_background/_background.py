@@ -294,6 +294,8 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if special.parts is None:
             special.parts = []
         special.parts.append(job)
+        if outer.done() and job.claim():  # it has ended just now, without this part
+            return self._fifo_make_part(task, outer)
         return job
 
     def _fifo_orphan(self, task: BackgroundTask) -> Job[Any]:

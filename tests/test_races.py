@@ -175,9 +175,9 @@ def test_added_as_a_position_leaves_from_the_middle(how: str) -> None:
     class Gone(list[Any]):
         def append(self, what: Any) -> None:
             super().append(what)
-            if what is position:
-                assert position.state is GONE
-                added.append(model.add(position))
+            assert what is position
+            assert position.state is GONE
+            added.append(model.add(position))
 
     scheduler.gone = Gone()
     if how == "arrived":
@@ -211,6 +211,64 @@ async def test_added_after_the_request_has_ended(events: list[Any]) -> None:
     work.gate(1).set()
     await app.executor.join()
     assert events == ["start 1", "end 1", 2, "behind"]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_part_that_is_added_as_its_job_ends(ended: bool, events: list[Any]) -> None:
+    """A part that a thread adds to a job which ends just then is refused, or is nobody's, as after it."""
+    held = Held()
+    work = Work(events)
+    inner = BackgroundTasks()
+    leaves = anyio.Event()
+    outcome: list[Any] = []
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        inner._fifo_request = tasks._fifo_request
+        inner.add_task(work.gated, 1)
+        tasks.add_task(inner)
+        await respond()
+        await tasks()
+        responded.set()
+        await leaves.wait()
+
+    def add() -> None:
+        make = inner._fifo_orphan
+
+        def stand_before(task: Any) -> Job[Any]:
+            vars(inner).pop("_fifo_orphan")
+            held.stand()
+            return make(task)
+
+        inner._fifo_orphan = stand_before  # type: ignore[method-assign]
+        try:
+            outcome.append(inner.add_task(work.quick, 2))
+        except RuntimeError as error:
+            outcome.append(error)
+
+    app = app_of(handle)
+    responded = anyio.Event()
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start()
+        group.start_soon(anyio.to_thread.run_sync, add)
+        await held.until_it_stands()
+        work.gate(1).set()
+        await responded.wait()
+        if ended:
+            leaves.set()
+            await exchange.ended.wait()
+        held.let_go()
+        while not outcome:
+            await anyio.sleep(0)
+        leaves.set()
+    if ended:
+        assert "had ended, and would never run" in str(outcome[0])
+    else:
+        assert (outcome[0].state, outcome[0].runner) == (S.PENDING, None)
+        assert outcome[0].cancel()
+    assert exchange.error is None
+    assert events == ["start 1", "end 1"]
+    check_idle(app.executor)
 
 
 # -- an executor that closes ---------------------------------------------------------------------------------
