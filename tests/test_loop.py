@@ -36,7 +36,7 @@ from fifo_background._run.backends.api import backend_of, running_loop
 from fifo_background._run.backends.asyncio import AsyncioBackend
 from fifo_background._run.backends.trio import TrioBackend
 from fifo_background._run.call import drive
-from tests.apps import check_idle, make_app, user
+from tests.apps import Work, check_idle, make_app, user
 from tests.asgi import get
 from tests.conftest import Log
 from tests.loops import LOOPS
@@ -404,6 +404,38 @@ async def test_parked_task_is_cancelled_as_the_last_job_leaves(events: list[Any]
         await wait_all_tasks_blocked()
         assert runner._parked is None
     assert events == []
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_task_that_is_started_as_the_run_of_trio_ends(kind: str, events: list[Any], log: Log) -> None:
+    """A task for which clean-up code asks as a run of trio ends does not start, and is named."""
+    trio = pytest.importorskip("trio")
+    work = Work(events)
+    jobs: list[Job[Any]] = []
+    executor = SerialExecutor()
+
+    async def clean_up() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            jobs.append(executor.submit_nowait(work.quick if kind == "async" else work.sync, 1))
+            executor._runner.pump()
+
+    async def main() -> None:
+        await executor.submit_nowait(anyio.sleep, 0)
+        trio.lowlevel.spawn_system_task(clean_up)
+        await wait_all_tasks_blocked()
+
+    trio.run(main)
+    scheduler = executor._runner.scheduler
+    scheduler.check()
+    assert (events, scheduler.unfinished, executor._runner.tasks_alive) == ([], 0, 0)
+    if kind == "async":
+        assert jobs[0].state is JobState.CANCELLED
+        assert log == ["WARNING Work.quick was cancelled"]
+    else:
+        assert jobs[0].state is JobState.DROPPED
+        assert log == ["WARNING the event loop ended: dropped 1 task: Work.sync in the default lane"]
 
 
 def test_executor_of_another_loop_in_a_worker_thread() -> None:
