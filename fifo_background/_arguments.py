@@ -18,10 +18,11 @@ _OF_LANES = frozenset({"keep", "max_waiting", "after_failure"})
 
 
 def check_arguments(where: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise TypeError if `func(*args, **kwargs)` would. `where`: the method that was called with them."""
-    plain = func.__func__ if type(func) is MethodType else func
-    if type(plain) is not FunctionType or plain.__dict__:  # such as `__wrapped__`
-        return
+    """Raise TypeError if `func(*args, **kwargs)` would, for a plain function, or a method of one.
+
+    `where`: the method that was called with them.
+    """
+    plain: Any = func.__func__ if type(func) is MethodType else func
     if _fits(plain, len(args) + (plain is not func), kwargs):
         return
     signature = inspect.signature(func)

@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from fifo_background import BackgroundTasks, Job, SerialExecutor
+from fifo_background import BackgroundTasks, Job, JobState, SerialExecutor
 from tests.apps import Work, app_of
 from tests.asgi import Client, get
 
@@ -96,7 +96,8 @@ async def test_batch_is_stopped(kind: str, events: list[Any]) -> None:
             lane.submit_nowait(work.sync, 1),
             lane.submit_nowait(work.sync, 2),
         ]
-        await wait_all_tasks_blocked()
+        while jobs[0].state is not JobState.RUNNING:  # its thread may take its time
+            await anyio.sleep(0)
         if kind == "pause":
             lane.pause()
         elif kind == "cancel":

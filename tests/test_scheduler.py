@@ -843,3 +843,15 @@ def test_transitions(before: JobState) -> None:
             with pytest.raises(RuntimeError, match=f"cannot go from {before.value} to {after.value}"):
                 check_transition(before, after)
     assert before.ended is (before not in (S.PENDING, S.QUEUED, S.RUNNING))
+
+
+def test_undo_of_no_start() -> None:
+    """A KeyboardInterrupt while nothing is being started undoes nothing: what runs goes on."""
+    model = Model()
+    job = model.job("a")
+    lane = model.start()
+    handle: Any = object()
+    lane.handle = handle
+    model.scheduler.undo_start(lane)
+    assert (lane.job, lane.occupied, job.state) == (job, True, S.RUNNING)
+    model.scheduler.check()

@@ -571,13 +571,14 @@ class Runner:
             position = job.position
             if position is None:  # cancelled
                 continue
-            if trip.stop:
-                return
-            if here is not None and (
+            if trip.stop or (
                 # a job was added to the position that ran, and comes before this one; or others have a turn
-                (position is not here and here.has_added)
-                or lane.lent
-                or (scheduler.turns and scheduler.slots <= 0)
+                here is not None
+                and (
+                    (position is not here and here.has_added)
+                    or lane.lent
+                    or (scheduler.turns and scheduler.slots <= 0)
+                )
             ):
                 return
             here = position
@@ -632,8 +633,8 @@ class Runner:
         if scheduler.moving:  # a finalizer drives a coroutine inside a move
             for job in jobs:
                 self.look_at(job)
-                if (taken := job.position) is not None:
-                    taken.context = taken.context or copy_context()
+            for taken in [job.position for job in jobs if job.position is not None]:
+                taken.context = taken.context or copy_context()
             scheduler.inbox.extend(jobs)
             return
         scheduler.moving = True
