@@ -139,7 +139,7 @@ async def test_app_without_the_middleware(kind: str, events: list[Any], log: Log
             await Response(background=tasks)(scope, receive, send)
 
     app = OrderedBackgroundMiddleware(handler)
-    await app({**http_scope("/outer"), "type": kind}, None, _ignore)  # type: ignore[arg-type]  # asks for nothing
+    await app({**http_scope("/outer"), "type": kind}, anyio.sleep_forever, _ignore)
     await executor_of(app).join()
     assert events == [1, "failed", 3, "called", 4]
     assert not [record for record in log if "skipped" in record or "/outer" in record]
