@@ -223,7 +223,7 @@ async def test_names_of_a_subclass() -> None:
                 setattr(self, f"_{name}", name)
 
         async def method(self: Any, *args: Any, events: list[Any] = events) -> None:
-            events.append((self._request, self.func, *args))
+            events.append((self.func, *(getattr(self, f"_{name}") for name in names), *args))
 
         def init(self: Any, *args: Any) -> None:
             type(self).__mro__[1].__init__(self, *args)
@@ -243,11 +243,12 @@ async def test_names_of_a_subclass() -> None:
             inner = Tasks()
             inner.add_task(inner._run, "inner")
             tasks.add_task(inner)
-            tasks.tasks.append(Task(events.append, "entry"))
+            for one_list in (tasks, inner):
+                one_list.tasks.append(Task(events.append, "entry"))
             return Response(background=tasks)
 
         exchange = await get(make_app(handler), "/handler")
         results.append((events, exchange.status, exchange.error))
     assert results[1] == results[0]
-    assert len(results[0][0]) == len(methods) + 2
+    assert len(results[0][0]) == len(methods) + 3
     assert results[0][1:] == (200, None)
