@@ -333,10 +333,15 @@ async def test_forgotten_await(events: list[Any]) -> None:
 async def test_executor_in_a_second_loop() -> None:
     """An executor that lives in another loop says to make one in each; what was submitted to it runs."""
     jobs: list[Job[int]] = []
+    gate = anyio.Event()
+
+    async def wait_for_gate() -> int:
+        await gate.wait()
+        return 1
 
     def in_thread() -> None:
         async def second_loop() -> None:
-            jobs.append(executor.submit_nowait(one, 1))  # from any thread
+            jobs.append(executor.submit_nowait(wait_for_gate))  # from any thread
             for wait in (jobs[0].wait, executor.join, executor.__aenter__, executor.aclose):
                 with pytest.raises(RuntimeError) as caught:
                     await wait()
@@ -349,6 +354,7 @@ async def test_executor_in_a_second_loop() -> None:
     async with SerialExecutor() as executor:
         await executor.join()
         await anyio.to_thread.run_sync(in_thread)
+        gate.set()
         assert await jobs[0] == 1
 
 
