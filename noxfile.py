@@ -98,7 +98,7 @@ def wheel(session: nox.Session) -> None:
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
-    for name in ("tests", "examples", "docs", "benchmarks"):
+    for name in ("tests", "examples", "docs", "benchmarks", "scripts"):
         shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE", *map(str, Path().glob("*.md"))):
         shutil.copy(name, copy)

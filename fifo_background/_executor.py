@@ -112,7 +112,7 @@ class Submitter:
             raise not_callable(name, func)
         runner = self._runner
         runner.check_has_loop()
-        position = Position(runner.scheduler.lane(self._key), None)
+        position = Position(runner.scheduler.lanes.of(self._key), None)
         position.context = copy_context()
         job = runner.make_job(make_task(name, BackgroundTask, func, args, kwargs), self._options)
         job.position = position
@@ -139,19 +139,18 @@ class ExecutorLane(Submitter):
         return plain_key(self._key)
 
     def _found(self) -> Lane | None:
-        scheduler = self._runner.scheduler
-        return scheduler.default if self._key is None else scheduler.lanes.get(self._key)
+        return self._runner.scheduler.lanes.find(self._key)
 
     def _on_loop(self, name: str, function: Callable[[], T]) -> T:
-        return self._runner.on_loop(function, f"executor.lane(key).{name}")
+        return self._runner.loop_calls.move(function, f"executor.lane(key).{name}")
 
     def pause(self) -> None:
         """Start no task of the lane until `resume`; a running task continues. Works on any key."""
         scheduler = self._runner.scheduler
-        lane = scheduler.lane(self._key)  # here the key's own code runs
+        lane = scheduler.lanes.of(self._key)  # here the key's own code runs
 
         def pause() -> None:
-            operations.pause(lane if lane.listed else scheduler.list_lane(lane))
+            operations.pause(lane if lane.listed else scheduler.lanes.list_lane(lane))
 
         self._on_loop("pause", pause)
 
@@ -320,7 +319,7 @@ class SerialExecutor(Submitter):
         RuntimeError. A signal handler or finalizer that has interrupted the executor gets the last picture
         that was taken.
         """
-        return self._runner.statistics()
+        return self._runner.loop_calls.statistics()
 
     @property
     def is_open(self) -> bool:

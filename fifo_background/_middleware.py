@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fifo_background import _log
-from fifo_background._core.scheduler import CLOSED
+from fifo_background._core.state import CLOSED
 from fifo_background._executor import SerialExecutor
 from fifo_background._request import RESPONDED, SCOPE_KEY, TrackedRequest
 from fifo_background._run.backends.api import running_loop
@@ -243,7 +243,7 @@ class OrderedBackgroundMiddleware:
         """The last lifespan has ended: what is left runs no more, and the next use gets a fresh executor."""
         life.is_over, self._latest = True, None
         if life.runner.scheduler.status is not CLOSED:  # its startup failed, or it was cancelled
-            life.runner.stop("the lifespan ended before its shutdown: dropped")
+            life.runner.closing.stop("the lifespan ended before its shutdown: dropped")
         for waiter in life.waiters:
             life.runner.backend.wake(waiter)
 

@@ -20,8 +20,7 @@ from fifo_background import _log
 from fifo_background._core.job import Job, name_of, safe_repr
 from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
-from fifo_background._core.scheduler import OPEN
-from fifo_background._core.state import CANCELLED, DROPPED, SKIPPED, SUPERSEDED
+from fifo_background._core.state import CANCELLED, DROPPED, OPEN, SKIPPED, SUPERSEDED
 from fifo_background._run.current import Party, current
 from fifo_background._run.runner import Runner
 from fifo_background._settings import Settings, check_key
@@ -235,7 +234,7 @@ class TrackedRequest:
         """Take a position for tasks that the request may add; it is free again when the request has ended."""
         key, scheduler = self.key(), self.runner.scheduler
         if scheduler.is_open:
-            position = self.positions[key] = Position(scheduler.lane(key), self, [])
+            position = self.positions[key] = Position(scheduler.lanes.of(key), self, [])
             position.arriving = True
             position.taken = scheduler.clock()
             scheduler.inbox.append(position)
@@ -283,10 +282,10 @@ class TrackedRequest:
         scheduler = self.runner.scheduler
         position = self.positions.get(key)
         if position is None:
-            position = Position(scheduler.default if key is None else scheduler.lane(key), self, [])
+            position = Position(scheduler.lanes.default if key is None else scheduler.lanes.of(key), self, [])
             position = self.positions.setdefault(key, position)  # one atomic act: other threads may be adding
         elif position.state is not IN_QUEUE and not position.lane.listed:
-            position.lane = scheduler.lane(key)  # that one was retired
+            position.lane = scheduler.lanes.of(key)  # that one was retired
         job.position = position
         try:
             scheduler.accept(job, position.lane, refuse=refuse)

@@ -25,8 +25,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "last in, first out": (
         "_core/lane.py",
-        "        position.lane = self\n        self.append(position)",
-        "        position.lane = self\n        self.prepend(position)",
+        "            self.append(position)\n",
+        "            self.prepend(position)\n",
     ),
     "a position runs its tasks backwards": (
         "_core/scheduler.py",
@@ -50,19 +50,19 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "continue stops": ("_core/scheduler.py", 'job.options.after_failure == "stop" and', ""),
     "a slot is not given back": (
-        "_core/scheduler.py",
-        "        else:\n            self.slots += 1\n\n    @property",
-        "\n    @property",
+        "_core/slots.py",
+        "            self.free += 1\n",
+        "            pass\n",
     ),
     "slots are not counted": (
         "_core/scheduler.py",
-        "                        self.slots -= 1\n                        return lane",
-        "                        return lane",
+        "                        self.slots.free -= 1\n",
+        "",
     ),
     "a lane starts without a slot": (
         "_core/scheduler.py",
-        "            while self.turns and self.slots > 0:",
-        "            while self.turns:",
+        "            while turns and self.slots.free > 0:",
+        "            while turns:",
     ),
     "a lane keeps its slot": (
         "_core/scheduler.py",
@@ -167,8 +167,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "nobody looks when hold_timeout is over": (
-        "_run/runner.py",
-        "            lane.timer = None\n            self.scheduler.wants_turn(lane)",
+        "_run/dispatch.py",
+        "            lane.timer = None\n            scheduler.wants_turn(lane)",
         "            lane.timer = None",
     ),
     "a position that is taken anew keeps its time": (
@@ -183,8 +183,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a held head is run past": (
         "_core/scheduler.py",
-        "            if not position.held:\n                lane.drop_head",
-        "            if True:\n                lane.drop_head",
+        "            elif not position.held:\n                lane.drop",
+        "            elif True:\n                lane.drop",
     ),
     "arrival holds nothing": (
         "_core/position.py",
@@ -218,7 +218,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "what is superseded is counted twice": (
         "_core/capacity.py",
-        "    return job if function is None else (lane, function)",
+        "    return job if function is None else (lane.key, function)",
         "    return job",
     ),
     "what a failed request added stays": (
@@ -227,9 +227,9 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "a request that has ended holds its position": (
-        "_request.py",
-        "                position.arriving = False\n",
-        "                pass\n",
+        "_core/scheduler.py",
+        "        position.arriving = False\n",
+        "",
     ),
     "closing keeps held positions": (
         "_core/operations.py",
@@ -242,13 +242,13 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "    return []\n",
     ),
     "closing does not cancel": (
-        "_run/runner.py",
-        "                    if not self.backend.ending:\n                        lane.handle.cancel()",
-        "                    pass",
+        "_run/closing.py",
+        "                    cast(Handle, lane.handle).cancel()\n",
+        "                    pass\n",
     ),
     "an idle lane stays": (
-        "_core/scheduler.py",
-        "                del self.lanes[lane.key]\n",
+        "_core/lanes.py",
+        "                del self.by_key[lane.key]\n",
         "                pass\n",
     ),
     "an end is not told": (
@@ -258,8 +258,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "lane.queued is not counted down": (
         "_core/scheduler.py",
-        "            lane.queued -= 1\n",
-        "",
+        "        lane.queued -= 1\n        self.queued -= 1\n        if lane.latest",
+        "        self.queued -= 1\n        if lane.latest",
     ),
 }
 

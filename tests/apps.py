@@ -24,6 +24,7 @@ from fifo_background import (
     OrderedBackgroundMiddleware,
     SerialExecutor,
 )
+from fifo_background._core.invariants import check
 from tests.asgi import Client, Exchange
 
 user: ContextVar[str] = ContextVar("user", default="nobody")
@@ -120,7 +121,7 @@ def check_idle(executor: SerialExecutor) -> None:
     assert (statistics.waiting, statistics.running, statistics.unfinished) == (0, 0, 0)
     # a thread that has told its last outcome may still be on its way out of its lane
     assert all((lane.head, lane.held_by) == (None, None) for lane in statistics.lanes.values())
-    executor._runner.scheduler.check()
+    check(executor._runner.scheduler)
 
 
 class Buffers:

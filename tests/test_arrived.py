@@ -149,7 +149,7 @@ async def test_arriving_after_the_end(events: list[Any]) -> None:
     executor = executor_of(app)
     await executor.aclose()
     assert (await get(app, "/nothing")).status == 404
-    assert not executor._runner.scheduler.default.first
+    assert not executor._runner.scheduler.lanes.default.first
     check_idle(executor)
 
 

@@ -12,6 +12,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from fifo_background import BackgroundTasks, Job, JobState, SerialExecutor
+from fifo_background._core.invariants import check
 from tests.apps import Work, app_of
 from tests.asgi import Client, get
 
@@ -130,7 +131,7 @@ async def test_requests_that_arrive_and_add_nothing(events: list[Any]) -> None:
     await wait_all_tasks_blocked()
     gc.collect()
     scheduler = app.executor._runner.scheduler
-    assert sum(1 for _ in scheduler.default) <= 1
+    assert sum(1 for _ in scheduler.lanes.default) <= 1
     work.gate(0).set()
     await app.executor.join()
-    scheduler.check()
+    check(scheduler)

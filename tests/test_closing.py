@@ -21,6 +21,7 @@ from fifo_background import (
     WouldDeadlock,
     executor_of,
 )
+from fifo_background._core.invariants import check
 from tests.apps import Handlers, Work, app_of, make_app, start
 from tests.asgi import Client, get
 from tests.conftest import Log
@@ -163,8 +164,8 @@ async def test_closing_while_many_wait_for_capacity(paused: bool) -> None:
     assert len(refused) == 400
     statistics = executor.statistics()
     assert (statistics.unfinished, statistics.waiting, statistics.lanes) == (0, 0, {})
-    assert executor._runner.scheduler.lanes == {}
-    executor._runner.scheduler.check()
+    assert executor._runner.scheduler.lanes.by_key == {}
+    check(executor._runner.scheduler)
 
 
 async def test_join_and_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -464,7 +464,7 @@ async def test_a_waiting_task_lends_its_slot(sync: bool, events: list[Any]) -> N
     async with SerialExecutor(max_lanes_running=1, drain_timeout=5) as executor:
         job = executor.lane(0).submit_nowait(sync_parent if sync else parent, 0)
         assert await job == 3
-    assert executor._runner.scheduler.slots == 1
+    assert executor._runner.scheduler.slots.free == 1
 
 
 async def test_its_own_lane_stays_closed(events: list[Any]) -> None:
@@ -491,10 +491,10 @@ async def test_its_own_lane_stays_closed(events: list[Any]) -> None:
         work.gate(3).set()
         await wait_all_tasks_blocked()
         assert events[3:] == ["end 3", "parent goes on", "start 9"]
-        assert executor._runner.scheduler.slots == 0
+        assert executor._runner.scheduler.slots.free == 0
         work.gate(9).set()
     assert events[-2:] == ["end 9", 1]
-    assert executor._runner.scheduler.slots == 1
+    assert executor._runner.scheduler.slots.free == 1
 
 
 async def test_cancelled_on_the_way_back(events: list[Any]) -> None:
@@ -521,7 +521,7 @@ async def test_cancelled_on_the_way_back(events: list[Any]) -> None:
         assert events[2:] == ["parent"]
         work.gate(3).set()
         await executor.join()
-        assert executor._runner.scheduler.slots == 1
+        assert executor._runner.scheduler.slots.free == 1
     assert first.state is JobState.CANCELLED
 
 
@@ -538,7 +538,7 @@ async def test_two_waits_at_once(events: list[Any]) -> None:
     async with SerialExecutor(max_lanes_running=1, drain_timeout=2) as executor:
         await executor.lane("a").submit_nowait(parent)
         await wait_all_tasks_blocked()
-        assert executor._runner.scheduler.slots == 1
+        assert executor._runner.scheduler.slots.free == 1
     assert events == ["b", "c", "parent"]
 
 
@@ -562,7 +562,7 @@ async def test_wait_that_outlives_its_task(events: list[Any]) -> None:
         work.gate(1).set()
         await executor.join()
         await wait_all_tasks_blocked()
-        assert executor._runner.scheduler.slots == 1
+        assert executor._runner.scheduler.slots.free == 1
     assert sorted(events, key=str) == [2, "end 1", "start 1"]
 
 
@@ -586,7 +586,7 @@ async def test_slot_for_a_wait_that_outlives_its_task(events: list[Any]) -> None
         work.gate(1).set()
         await wait_all_tasks_blocked()
         assert events == ["start 1", "end 1", "start 2"]
-        assert len(scheduler.returning) == 1
+        assert len(scheduler.slots.returning) == 1
         work.gate(0).set()
         await wait_all_tasks_blocked()
         assert events[3:] == ["parent"], "the slot is still taken"
@@ -596,7 +596,7 @@ async def test_slot_for_a_wait_that_outlives_its_task(events: list[Any]) -> None
         work.gate(3).set()
         await executor.join()
         await wait_all_tasks_blocked()
-        assert (scheduler.slots, len(scheduler.returning)) == (1, 0)
+        assert (scheduler.slots.free, len(scheduler.slots.returning)) == (1, 0)
         check_idle(executor)
 
 

@@ -15,6 +15,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from fifo_background import ExecutorClosed, Job, JobNoResult, JobState, SerialExecutor
+from fifo_background._core.invariants import check
 from tests.apps import Work
 from tests.conftest import Log
 from tests.loops import LOOPS
@@ -60,8 +61,8 @@ async def test_first_in_first_out(events: list[Any]) -> None:
         await wait_all_tasks_blocked()
         assert events == list(range(300))
         assert repr(executor) == "<SerialExecutor open, 0 unfinished, 0 running>"
-        assert executor._runner.scheduler.lanes == {}
-        executor._runner.scheduler.check()
+        assert executor._runner.scheduler.lanes.by_key == {}
+        check(executor._runner.scheduler)
 
 
 async def test_submit_does_not_start(events: list[Any]) -> None:
@@ -242,7 +243,7 @@ async def test_other_thread_may_submit(events: list[Any]) -> None:
         assert [job.state for job in jobs] == states
         last = executor.submit_nowait(work.sync, 7)
         assert [await job for job in (first, jobs[0], *jobs[3:], last)] == [0, 1, 4, 5, 6, 7]
-        executor._runner.scheduler.check()
+        check(executor._runner.scheduler)
     assert events == [0, 1, 4, 5, 6, 7]
 
 
@@ -458,7 +459,7 @@ async def test_no_thread(events: list[Any], log: Log, monkeypatch: pytest.Monkey
 
     async def refuse(*args: Any, **kwargs: Any) -> None:
         if stop:
-            executor._runner.stop("stopped, which dropped")
+            executor._runner.closing.stop("stopped, which dropped")
         raise RuntimeError("can't start new thread")
 
     stop = False
@@ -581,8 +582,8 @@ async def test_one_timer(events: list[Any]) -> None:
     async with SerialExecutor() as executor:
         executor.submit_nowait(work.gated, 0)
         await wait_all_tasks_blocked()
-        lane = executor._runner.scheduler.default
-        executor._runner._look_again(lane, 1.0)
+        lane = executor._runner.scheduler.lanes.default
+        executor._runner.dispatch.look_again(lane, 1.0)
         assert lane.timer is None
         work.gate(0).set()
 
@@ -595,7 +596,7 @@ async def test_cancelled_before_its_first_step(events: list[Any], log: Log, even
     async with SerialExecutor(drain_timeout=2) as executor:
         job = executor.submit_nowait(work.gated, 0)
         executor._runner.pump()
-        handle = executor._runner.scheduler.default.handle
+        handle = executor._runner.scheduler.lanes.default.handle
         assert handle is not None
         handle.cancel()
         assert await executor.submit_nowait(work.quick, 1) == 1

@@ -154,7 +154,7 @@ async def test_handler_raises(order: str, events: list[Any], log: Log) -> None:
     assert (await get(app, "/fine")).error is None
     assert events == [3]
     await wait_all_tasks_blocked()
-    assert executor_of(app)._runner.scheduler.default.first is None
+    assert executor_of(app)._runner.scheduler.lanes.default.first is None
     assert executor_of(app).statistics().unfinished == 0
     assert [job.state for job in jobs] == [JobState.DROPPED, JobState.DROPPED]
     assert log == [

@@ -198,7 +198,7 @@ async def test_timer_of_a_lane_that_is_gone(events: list[Any]) -> None:
     await executor.join()
     assert events == ["start 1", "end 1", "start 2", "end 2"]
     check_idle(executor)
-    assert not executor._runner.scheduler.lanes
+    assert not executor._runner.scheduler.lanes.by_key
 
 
 @pytest.mark.virtual_clock

@@ -21,8 +21,9 @@ from anyio import wait_all_tasks_blocked
 
 from fifo_background import BackgroundTasks, ExecutorClosed, Job, JobState, SerialExecutor
 from fifo_background._core.chain import Chain
+from fifo_background._core.invariants import check
 from fifo_background._core.lane import Lane
-from fifo_background._core.scheduler import CLOSED
+from fifo_background._core.state import CLOSED
 from fifo_background._run import runner as runner_module
 from tests.apps import Work, app_of, check_idle
 from tests.asgi import get
@@ -195,7 +196,7 @@ async def test_ctrl_c_as_a_job_is_started(later: bool, events: list[Any]) -> Non
             runner.pump()
         assert job.state is not JobState.RUNNING
         assert await job == 1
-        runner.scheduler.check()
+        check(runner.scheduler)
 
 
 @pytest.mark.parametrize("when", ["before", "ended", "left"])
@@ -208,7 +209,7 @@ async def test_ctrl_c_in_the_first_step(when: str, events: list[Any]) -> None:
 
         def interrupted(run: Any, context: Any) -> Any:
             runner.backend.start = start
-            lane = runner.scheduler.default
+            lane = runner.scheduler.lanes.default
             if when == "ended":
                 lane.job.end(JobState.CANCELLED)
                 lane.job.position = None
@@ -222,7 +223,7 @@ async def test_ctrl_c_in_the_first_step(when: str, events: list[Any]) -> None:
         del runner.backend.start
         assert job.state is (JobState.FAILED if when == "before" else JobState.CANCELLED)
         assert await executor.submit_nowait(Work(events).quick, 2) == 2
-        runner.scheduler.check()
+        check(runner.scheduler)
 
 
 async def test_no_task_can_wait_for_the_end(events: list[Any]) -> None:
@@ -238,7 +239,7 @@ async def test_no_task_can_wait_for_the_end(events: list[Any]) -> None:
         executor.lane("a").submit_nowait(events.append, 1)
         runner.pump()
         del runner.backend.start
-        assert runner._parked is None
+        assert runner.parking.waiter is None
         executor.lane("a").resume()
         await executor.join()
     assert events == [1]
@@ -368,10 +369,10 @@ async def check_answers(executor: SerialExecutor, jobs: list[Job[Any]], events: 
         assert [await job for job in jobs] == [1, 2]
         assert [await executor.lane(key).submit_nowait(Work(events).sync, 3) for key in "ab"] == [3, 3]
         await executor.join()
-        scheduler.check()
+        check(scheduler)
         await executor.aclose()
     assert sorted(events) == [1, 2, 3, 3]
-    assert (scheduler.slots, scheduler.occupied, scheduler.turns) == (1, set(), deque())
+    assert (scheduler.slots.free, scheduler.occupied, scheduler.turns) == (1, set(), deque())
     check_idle(executor)
 
 
@@ -379,7 +380,7 @@ async def check_answers(executor: SerialExecutor, jobs: list[Job[Any]], events: 
     ("place", "kind"),
     [
         *itertools.product(["_count_ready", "append", "popleft", "_run_lane"], ["async", "sync"]),
-        ("_fill", "sync"),  # the jobs for a thread
+        ("fill", "sync"),  # the jobs for a thread
     ],
 )
 async def test_ctrl_c_while_a_lane_gets_its_turn(place: str, kind: str, events: list[Any]) -> None:
@@ -396,7 +397,8 @@ async def test_ctrl_c_while_a_lane_gets_its_turn(place: str, kind: str, events: 
     elif place == "_count_ready":
         scheduler._count_ready = Once(scheduler._count_ready)
     else:
-        setattr(runner, place, Once(getattr(runner, place)))
+        owner = runner.thread_runs if place == "fill" else runner
+        setattr(owner, place, Once(getattr(owner, place)))
     with pytest.raises(KeyboardInterrupt):
         runner.pump()
     await check_answers(executor, jobs, events)
@@ -409,7 +411,7 @@ async def test_ctrl_c_before_a_thread_has_its_jobs(events: list[Any]) -> None:
     work = Work(events)
     runner: Any = executor._runner
     job = executor.submit_nowait(work.sync, 0)
-    runner._fill = Once(runner._fill)
+    runner.thread_runs.fill = Once(runner.thread_runs.fill)
     with pytest.raises(KeyboardInterrupt):
         runner.pump()
     assert job.cancel()
@@ -431,7 +433,7 @@ async def test_ctrl_c_as_a_position_is_linked(events: list[Any], monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         executor._runner.pump()
     executor._runner.scheduler.drain()
-    first = executor._runner.scheduler.lanes["a"].first
+    first = executor._runner.scheduler.lanes.by_key["a"].first
     assert first is not None
     assert (first.next, first.number) == (None, 2), "the number of the first time is left out"
     await check_answers(executor, jobs, events)
@@ -492,14 +494,14 @@ async def test_ctrl_c_as_a_lane_is_left(kind: str, events: list[Any]) -> None:
     executor.lane("a").submit_nowait(work.sync if kind == "sync" else work.quick, 1)
     scheduler.drain()
     lane = scheduler.start_next()
-    free_slot = scheduler._free_slot
-    scheduler._free_slot = Once(free_slot)
+    give_back = scheduler.slots.give_back
+    scheduler.slots.give_back = Once(give_back)
     end = functools.partial(scheduler.end, lane, lane.job, JobState.SUCCEEDED, 1, False)
     leave = functools.partial(scheduler.leave, lane)
     with pytest.raises(KeyboardInterrupt):
         (leave if kind == "sync" else end)()
-    scheduler._free_slot = free_slot
-    assert scheduler.slots == 1
+    scheduler.slots.give_back = give_back
+    assert scheduler.slots.free == 1
     executor.lane("a").clear()
     await executor.aclose()
 

@@ -100,7 +100,7 @@ async def test_at_most(events: list[Any]) -> None:
     assert [event for event in events if event.startswith("start")][2:] == [
         f"start {n}" for n in (4, 6, 3, 1, 5, 7)
     ]
-    assert executor._runner.scheduler.slots == 2
+    assert executor._runner.scheduler.slots.free == 2
 
 
 async def test_held_paused_and_stopped_heads_take_no_slot(events: list[Any], log: Log) -> None:
@@ -130,13 +130,13 @@ async def test_held_paused_and_stopped_heads_take_no_slot(events: list[Any], log
         executor.submit_nowait(work.quick, 5)
         await wait_all_tasks_blocked()
         assert events == [5]
-        assert sorted(executor._runner.scheduler.lanes) == ["held", "paused", "stopped"]
+        assert sorted(executor._runner.scheduler.lanes.by_key) == ["held", "paused", "stopped"]
         respond.set()
         executor.lane("paused").resume()
         executor.lane("stopped").skip_head()
         await executor.join()
     assert sorted(events) == [1, 2, 3, 4, 5]
-    assert executor._runner.scheduler.lanes == {}
+    assert executor._runner.scheduler.lanes.by_key == {}
 
 
 async def test_lanes_of_a_request(events: list[Any], log: Log) -> None:
@@ -170,7 +170,7 @@ async def test_lanes_of_a_request(events: list[Any], log: Log) -> None:
             work.gate(n).set()
     assert [e for e in events[4:] if e != "end 3"] == ["end 1", (2, "by 1"), "start 2", "end 2"]
     assert str(exchange.error) == "in lane a"
-    assert executor_of(app)._runner.scheduler.lanes == {}
+    assert executor_of(app)._runner.scheduler.lanes.by_key == {}
 
 
 async def test_a_position_per_lane(events: list[Any]) -> None:
@@ -232,7 +232,7 @@ async def test_lane_of_a_request(events: list[Any]) -> None:
             work.gate(n).set()
     assert [event for event in events if event.startswith("start")][-1] == "start 5"
     assert (await get(app, "/constructed")).error is None
-    assert executor_of(app)._runner.scheduler.lanes == {}
+    assert executor_of(app)._runner.scheduler.lanes.by_key == {}
 
 
 async def test_unhashable_key(events: list[Any]) -> None:
@@ -320,7 +320,7 @@ async def test_idle_lanes_leave_nothing(sync: bool) -> None:
         with anyio.fail_after(5):
             while executor._runner.scheduler.occupied:  # a lane is left after its thread has left
                 await anyio.sleep(0)
-        assert executor._runner.scheduler.lanes == {}
+        assert executor._runner.scheduler.lanes.by_key == {}
 
     async with SerialExecutor(drain_timeout=2) as executor:
         await use(range(200))
@@ -385,7 +385,7 @@ async def test_no_lane_for_nothing() -> None:
     app = app_of(handle, order="responded")
     for n in range(3):
         await get(app, f"/{n}")
-    assert app.executor._runner.scheduler.lanes == {}
+    assert app.executor._runner.scheduler.lanes.by_key == {}
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -462,4 +462,4 @@ async def test_added_to_another_lane_after_handing_over(sync: bool, events: list
         assert (await get(app)).error is None
     assert sorted(events) == ["audit", "audit", "task", "task"]
     await app.executor.aclose()  # waits for the thread, too
-    assert (app.executor.statistics().unfinished, app.executor._runner.scheduler.slots) == (0, 16)
+    assert (app.executor.statistics().unfinished, app.executor._runner.scheduler.slots.free) == (0, 16)

@@ -22,6 +22,7 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
+from fifo_background._core.invariants import check
 from fifo_background._middleware import _refusal
 from tests.apps import Work, app_of, make_app
 from tests.asgi import Client, get
@@ -32,9 +33,9 @@ def check_nothing_is_left(executor: SerialExecutor) -> None:
     statistics = executor.statistics()
     assert (statistics.waiting, statistics.unfinished, dict(statistics.lanes)) == (0, 0, {})
     scheduler = executor._runner.scheduler
-    assert scheduler.lanes == {}
+    assert scheduler.lanes.by_key == {}
     assert (list(scheduler.capacity.wanted), scheduler.capacity.sought) == ([], 0)
-    scheduler.check()
+    check(scheduler)
 
 
 async def test_queue_full(events: list[Any]) -> None:

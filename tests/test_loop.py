@@ -30,6 +30,7 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
+from fifo_background._core.invariants import check
 from fifo_background._run import groups
 from fifo_background._run.backends import api, sniffio, threads
 from fifo_background._run.backends.api import backend_of, running_loop
@@ -399,10 +400,10 @@ async def test_parked_task_is_cancelled_as_the_last_job_leaves(events: list[Any]
         job = executor.lane("a").submit_nowait(events.append, 1)
         await wait_all_tasks_blocked()
         runner = executor._runner
-        assert runner._parked is not None
+        assert runner.parking.waiter is not None
         assert job.cancel()
         await wait_all_tasks_blocked()
-        assert runner._parked is None
+        assert runner.parking.waiter is None
     assert events == []
 
 
@@ -428,7 +429,7 @@ def test_task_that_is_started_as_the_run_of_trio_ends(kind: str, events: list[An
 
     trio.run(main)
     scheduler = executor._runner.scheduler
-    scheduler.check()
+    check(scheduler)
     assert (events, scheduler.unfinished, executor._runner.tasks_alive) == ([], 0, 0)
     if kind == "async":
         assert jobs[0].state is JobState.CANCELLED

@@ -38,6 +38,7 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
+from fifo_background._core.invariants import check
 from fifo_background._core.state import TRANSITIONS
 from tests.asgi import Exchange
 from tests.loops import VIRTUAL, run
@@ -437,7 +438,7 @@ class Play:
             self.to_be_cancelled = None
         self.model.now = anyio.current_time()
         self.model.check_settled()
-        self.executor._runner.scheduler.check()
+        check(self.executor._runner.scheduler)
         assert self.moves.wrong == []
         model, statistics = self.model, self.executor.statistics()
         assert {n: job.state for n, job in self.jobs.items()} == {n: model.state[n] for n in self.jobs}
@@ -641,12 +642,12 @@ class Play:
     def check_nothing_is_left(self) -> None:
         runner = self.executor._runner
         scheduler, capacity = runner.scheduler, runner.scheduler.capacity
-        scheduler.check()
+        check(scheduler)
         assert (scheduler.unfinished, scheduler.waiting, scheduler.occupied) == (0, set(), set())
-        assert (scheduler.lanes, scheduler.default.head()) == ({}, None)
-        assert scheduler.default.idle
-        assert (scheduler.slots, runner.waits.of_jobs, runner.tasks_alive) == (self.model.most, {}, 0)
-        for queue in (scheduler.turns, scheduler.inbox, scheduler.returning, capacity.wanted):
+        assert (scheduler.lanes.by_key, scheduler.lanes.default.head()) == ({}, None)
+        assert scheduler.lanes.default.idle
+        assert (scheduler.slots.free, runner.waits.of_jobs, runner.tasks_alive) == (self.model.most, {}, 0)
+        for queue in (scheduler.turns, scheduler.inbox, scheduler.slots.returning, capacity.wanted):
             assert not queue
         for left in (scheduler.woken, scheduler.effects, scheduler.gone):
             assert left == []

@@ -364,7 +364,7 @@ async def test_nested_waits(events: list[Any]) -> None:
     assert events == ["told", "second", "ok", "ok"]
     check_idle(app.executor)
     await wait_all_tasks_blocked()
-    assert not app.executor._runner.scheduler.lanes
+    assert not app.executor._runner.scheduler.lanes.by_key
 
 
 async def test_nested_awaited_before_the_response(events: list[Any]) -> None:

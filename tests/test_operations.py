@@ -90,7 +90,7 @@ async def test_pause_and_resume(events: list[Any]) -> None:
         lane.pause()
         lane.resume()
         await wait_all_tasks_blocked()
-        assert executor._runner.scheduler.lanes == {}
+        assert executor._runner.scheduler.lanes.by_key == {}
 
 
 async def test_pause_works_on_any_key(events: list[Any]) -> None:
@@ -116,7 +116,7 @@ async def test_key_without_a_lane() -> None:
         assert lane.peek() is None
         assert lane.skip_head() is None
         assert lane.clear() == []
-        assert executor._runner.scheduler.lanes == {}
+        assert executor._runner.scheduler.lanes.by_key == {}
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -218,7 +218,7 @@ async def test_stopped_head(events: list[Any], log: Log) -> None:
         assert (events, others[0].state) == ([1, 1, 2], JobState.FAILED)
         assert lane.clear() == [others[1]]
         await wait_all_tasks_blocked()
-        assert executor._runner.scheduler.lanes == {}
+        assert executor._runner.scheduler.lanes.by_key == {}
         with pytest.raises(RuntimeError, match="lane 'a' has not stopped, nothing is to be retried"):
             lane.retry_head()
         with pytest.raises(RuntimeError, match="the default lane has not stopped"):
@@ -290,7 +290,7 @@ async def test_clear(events: list[Any], log: Log) -> None:
     ]
     assert events == [2]
     assert log == ["WARNING lane 'a' was cleared: cancelled 2 tasks: Work.quick x2"]
-    assert executor_of(app)._runner.scheduler.lanes == {}
+    assert executor_of(app)._runner.scheduler.lanes.by_key == {}
 
 
 async def test_cancel_waiting(events: list[Any], log: Log) -> None:
@@ -495,7 +495,7 @@ async def test_keep_latest(events: list[Any]) -> None:
         with pytest.raises(JobNoResult, match="it was superseded"):
             await jobs[1]
     assert events == ["start 0", "end 0", 3, "start 4", "end 4", 5]
-    assert executor._runner.scheduler.lanes == {}
+    assert executor._runner.scheduler.lanes.by_key == {}
 
 
 async def test_keep_latest_of_requests(events: list[Any], log: Log) -> None:

@@ -26,8 +26,10 @@ from fifo_background import (
     QueueFull,
     SerialExecutor,
 )
+from fifo_background._core.invariants import check
 from fifo_background._core.position import GONE, IN_QUEUE, Position
-from fifo_background._core.scheduler import OPEN
+from fifo_background._core.state import OPEN
+from fifo_background._run.in_threads import ThreadRuns
 from fifo_background._run.runner import Runner
 from fifo_background._settings import Options
 from tests.apps import Work, app_of, check_idle
@@ -184,10 +186,10 @@ def test_added_as_a_position_leaves_from_the_middle(how: str) -> None:
         scheduler.give_up(position)
     else:
         model.cancel(job)
-    lane = scheduler.lane("a")
+    lane = scheduler.lanes.of("a")
     assert position.state is IN_QUEUE
     assert [one for one in lane if one is position] == [position]
-    scheduler.check()
+    check(scheduler)
     assert added[0].state is S.PENDING
 
 
@@ -338,7 +340,7 @@ def test_started_while_a_lane_begins_to_count() -> None:
     model = Model()
     jobs = [model.job("a") for _ in range(2)]
     model.scheduler.drain()
-    lane = model.scheduler.lane("a")
+    lane = model.scheduler.lanes.of("a")
 
     def start() -> None:
         (started,) = (job for job in jobs if job is lane.first.first)  # type: ignore[union-attr]
@@ -352,7 +354,7 @@ def test_started_while_a_lane_begins_to_count() -> None:
         model.end(lane)
         model.start()
     model.end(lane)
-    assert (lane.counted, model.start_next(), model.scheduler.lanes) == ({}, None, {})
+    assert (lane.counted, model.start_next(), model.scheduler.lanes.by_key) == ({}, None, {})
 
 
 @pytest.mark.parametrize("limit", [None, 9])
@@ -360,7 +362,7 @@ def test_added_while_a_lane_begins_to_count(limit: int | None) -> None:
     """What another thread adds, with a limit or without, while a lane begins to count is counted."""
     model = Model()
     first = model.job("a")
-    lane = model.scheduler.lane("a")
+    lane = model.scheduler.lanes.of("a")
     added: list[Job[Any]] = []
     lane.counted = Counting(lambda: added.append(model.job("a", max_waiting=limit)))
     limited = model.job("a", max_waiting=9)
@@ -472,13 +474,13 @@ async def test_added_while_an_object_is_handed_over(
 
 async def test_paused_before_a_thread_has_begun(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that was given to a thread, which has not begun, does not start in a paused lane."""
-    held, work = Held(), Runner._work
+    held, work = Held(), ThreadRuns._work
 
-    def stand_first(runner: Runner, lane: Any, trip: Any) -> None:
+    def stand_first(runs: ThreadRuns, trip: Any, lane: Any) -> None:
         held.stand()
-        work(runner, lane, trip)
+        work(runs, trip, lane)
 
-    monkeypatch.setattr(Runner, "_work", stand_first)
+    monkeypatch.setattr(ThreadRuns, "_work", stand_first)
     async with SerialExecutor() as executor:
         lane = executor.lane("k")
         job = lane.submit_nowait(events.append, 1)
@@ -514,7 +516,7 @@ async def test_counted_in_a_lane_that_is_retired(events: list[Any]) -> None:
     app = app_of(handle)
     assert (await get(app)).error is None
     await wait_all_tasks_blocked()
-    assert app.executor._runner.scheduler.lanes == {}
+    assert app.executor._runner.scheduler.lanes.by_key == {}
     assert app.executor.lane("k", max_waiting=1).submit_nowait(events.append, "last")
     await app.executor.join()
     assert events == ["last"]
@@ -524,14 +526,14 @@ async def test_cancelled_before_its_lane_is_another(events: list[Any]) -> None:
     """A job that is cancelled before its position is taken into another lane of its key is counted out."""
     model = Model()
     scheduler = model.scheduler
-    old = scheduler.lane("k")
+    old = scheduler.lanes.of("k")
     position = Position(old, None)
     job: Job[Any] = Job(BackgroundTask(print), None, Options(max_waiting=1), scheduler.waiting)
     job.position = position
     scheduler.accept(job, old)
     position.submit(job, 0.0)
-    del scheduler.lanes["k"]  # retired, as it was idle until now
-    new = scheduler.lane("k")
+    del scheduler.lanes.by_key["k"]  # retired, as it was idle until now
+    new = scheduler.lanes.of("k")
     scheduler.inbox.append(position)
     assert job.claim()
     job.end(S.CANCELLED)

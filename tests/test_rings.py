@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from fifo_background import BackgroundTasks, Job, JobNoResult, QueueFull, SerialExecutor, WouldDeadlock
+from fifo_background._core.invariants import check
 from tests.apps import app_of
 from tests.conftest import Log
 from tests.loops import run
@@ -105,10 +106,10 @@ class Play:
     def check_nothing_is_left(self) -> None:
         runner = self.app.executor._runner
         scheduler = runner.scheduler
-        scheduler.check()
-        assert (scheduler.unfinished, scheduler.lanes, runner.waits.of_jobs) == (0, {}, {})
-        assert scheduler.slots == self.schedule.settings["max_lanes_running"]
-        assert not scheduler.returning
+        check(scheduler)
+        assert (scheduler.unfinished, scheduler.lanes.by_key, runner.waits.of_jobs) == (0, {}, {})
+        assert scheduler.slots.free == self.schedule.settings["max_lanes_running"]
+        assert not scheduler.slots.returning
         assert not scheduler.capacity.wanted
 
     async def send(self, message: Any) -> None: ...

@@ -10,10 +10,12 @@ from starlette.background import BackgroundTask
 
 from fifo_background import ExecutorClosed, Job, JobState, QueueFull
 from fifo_background._core import operations
+from fifo_background._core.effects import Failed, Held, Lost
+from fifo_background._core.invariants import check
 from fifo_background._core.job import RAISES, Callback, check_transition
 from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
-from fifo_background._core.scheduler import Failed, Held, Lost, Scheduler
+from fifo_background._core.scheduler import Scheduler
 from fifo_background._core.state import TRANSITIONS
 from fifo_background._settings import Settings
 from tests.apps import ClaimedMeanwhile
@@ -40,7 +42,7 @@ class Model:
 
     def position(self, key: Any, owner: Any = None, *, take: bool = True) -> Position:
         """A position without jobs; `take`: in the queue."""
-        position = Position(self.scheduler.lane(key), owner)
+        position = Position(self.scheduler.lanes.of(key), owner)
         position.added = []
         position.taken = self.now
         if take:
@@ -74,16 +76,16 @@ class Model:
 
     def start_next(self) -> Lane | None:
         self.scheduler.drain()
-        self.scheduler.check()
+        check(self.scheduler)
         lane = self.scheduler.start_next()
-        self.scheduler.check()
+        check(self.scheduler)
         return lane
 
     def end(self, lane: Lane, state: JobState = S.SUCCEEDED, outcome: Any = None) -> Job[Any] | None:
         """End what runs in the lane; the next job that was started in it, if the run goes on."""
         assert lane.job is not None
         job = self.scheduler.end(lane, lane.job, state, outcome, True)
-        self.scheduler.check()
+        check(self.scheduler)
         return job
 
     def fail(self, lane: Lane) -> Job[Any] | None:
@@ -119,7 +121,7 @@ def test_two_keys() -> None:
     assert model.scheduler.occupied == set(lanes)
     assert model.end(lanes[0]) is None
     assert model.start_next() is None
-    assert list(model.scheduler.lanes) == ["b"]
+    assert list(model.scheduler.lanes.by_key) == ["b"]
 
 
 def test_one_at_a_time() -> None:
@@ -158,7 +160,7 @@ def test_a_position_is_taken_once() -> None:
     model.scheduler.inbox += jobs
     model.scheduler.drain()
     assert [position.number for position in (first, second)] == [1, 2]
-    assert list(model.scheduler.lanes["a"]) == [first, second]
+    assert list(model.scheduler.lanes.by_key["a"]) == [first, second]
 
 
 def test_the_run_of_a_position() -> None:
@@ -189,8 +191,8 @@ def test_claimed_by_another() -> None:
     assert not model.scheduler.end_waiting(jobs[0], S.SKIPPED)
     jobs[0].end(S.CANCELLED)
     model.scheduler.inbox.append(jobs[0])
-    assert model.end(model.scheduler.lanes["a"]) is None
-    assert model.scheduler.lanes == {}
+    assert model.end(model.scheduler.lanes.by_key["a"]) is None
+    assert model.scheduler.lanes.by_key == {}
 
 
 def test_counts() -> None:
@@ -220,7 +222,7 @@ def test_turns() -> None:
             ran.append(names[job])
             job = model.end(lane)
     assert ran == ["a0", "b0", "a1", "b1", "a2", "b2"]
-    assert model.scheduler.slots == 1
+    assert model.scheduler.slots.free == 1
 
 
 def test_a_run_lets_others_have_their_turn() -> None:
@@ -233,26 +235,26 @@ def test_a_run_lets_others_have_their_turn() -> None:
     other = model.job("b")
     assert model.end(lane) is None
     assert model.start().job is other
-    model.end(model.scheduler.lanes["b"])
+    model.end(model.scheduler.lanes.by_key["b"])
     assert model.start().job is jobs[1]
 
 
 def test_a_paused_lane_takes_no_slot() -> None:
     """A paused lane starts nothing and occupies no slot; it is kept until `resume`, even if it is empty."""
     model = Model(max_lanes_running=1)
-    paused = model.scheduler.list_lane(model.scheduler.lane("a"))
+    paused = model.scheduler.lanes.list_lane(model.scheduler.lanes.of("a"))
     operations.pause(paused)
     job = model.job("a")
     other = model.job("b")
     assert model.start().job is other
-    model.end(model.scheduler.lanes["b"])
+    model.end(model.scheduler.lanes.by_key["b"])
     assert model.start_next() is None
     model.cancel(job)
     assert model.start_next() is None
-    assert model.scheduler.lanes == {"a": paused}
+    assert model.scheduler.lanes.by_key == {"a": paused}
     operations.resume(model.scheduler, paused)
     assert model.start_next() is None
-    assert model.scheduler.lanes == {}
+    assert model.scheduler.lanes.by_key == {}
 
 
 def test_lent_slot() -> None:
@@ -262,16 +264,16 @@ def test_lent_slot() -> None:
     lane = model.start()
     job: Any = lane.job
     for _ in range(2):
-        model.scheduler.lend(lane)
-    assert model.scheduler.slots == 1
+        model.scheduler.slots.lend(lane)
+    assert model.scheduler.slots.free == 1
     model.job("b")
     assert model.start().key == "b"
-    model.end(model.scheduler.lanes["b"])
+    model.end(model.scheduler.lanes.by_key["b"])
     for _ in range(2):
-        assert model.scheduler.take_back(lane, job, object())
-    assert (model.scheduler.slots, lane.lent) == (0, 0)
+        assert model.scheduler.slots.take_back(lane, job, object())
+    assert (model.scheduler.slots.free, lane.lent) == (0, 0)
     model.end(lane)
-    assert model.scheduler.slots == 1
+    assert model.scheduler.slots.free == 1
 
 
 def test_slot_that_came_in_time() -> None:
@@ -280,17 +282,17 @@ def test_slot_that_came_in_time() -> None:
     model.job("a")
     lane = model.start()
     job: Any = lane.job
-    model.scheduler.lend(lane)
+    model.scheduler.slots.lend(lane)
     model.job("b")
     other = model.start()
     waiter: Any = object()
-    assert not model.scheduler.take_back(lane, job, waiter)
+    assert not model.scheduler.slots.take_back(lane, job, waiter)
     model.end(other)
     assert model.scheduler.woken == [waiter]
-    model.scheduler.took_back(lane, job, waiter)
-    assert model.scheduler.slots == 0
+    model.scheduler.slots.took_back(lane, job, waiter)
+    assert model.scheduler.slots.free == 0
     model.end(lane)
-    assert model.scheduler.slots == 1
+    assert model.scheduler.slots.free == 1
 
 
 def test_cancelled_on_the_way_back() -> None:
@@ -299,15 +301,15 @@ def test_cancelled_on_the_way_back() -> None:
     model.job("a")
     lane = model.start()
     job: Any = lane.job
-    model.scheduler.lend(lane)
+    model.scheduler.slots.lend(lane)
     model.job("b")
     other = model.start()
     waiter: Any = object()
-    assert not model.scheduler.take_back(lane, job, waiter)
-    model.scheduler.took_back(lane, job, waiter)
-    assert (model.scheduler.slots, list(model.scheduler.returning)) == (-1, [])
+    assert not model.scheduler.slots.take_back(lane, job, waiter)
+    model.scheduler.slots.took_back(lane, job, waiter)
+    assert (model.scheduler.slots.free, list(model.scheduler.slots.returning)) == (-1, [])
     model.end(other)
-    assert model.scheduler.slots == 0
+    assert model.scheduler.slots.free == 0
     model.job("c")
     assert model.start_next() is None
     model.end(lane)
@@ -321,23 +323,23 @@ def test_wait_that_outlives_its_job() -> None:
     lane = model.start()
     job: Any = lane.job
     for _ in range(2):
-        model.scheduler.lend(lane)
+        model.scheduler.slots.lend(lane)
     model.job("b")
     other = model.start()
     model.end(lane)
-    assert model.scheduler.take_back(lane, job, object())
+    assert model.scheduler.slots.take_back(lane, job, object())
     model.end(other)
-    assert model.scheduler.slots == 1
+    assert model.scheduler.slots.free == 1
 
 
 def test_lane_that_was_retired_meanwhile() -> None:
     """A thread that has a lane in hand which is just being retired adds to the lane that is there now."""
     model = Model()
-    old = model.scheduler.lane("a")
-    model.scheduler.list_lane(old)
+    old = model.scheduler.lanes.of("a")
+    model.scheduler.lanes.list_lane(old)
     model.scheduler.wants_turn(old)
     assert model.start_next() is None
-    assert model.scheduler.lanes == {}
+    assert model.scheduler.lanes.by_key == {}
     first = model.job("a")
     model.scheduler.drain()
     stale = Position(old, None)
@@ -409,7 +411,7 @@ def test_held_head() -> None:
     model.now = 1
     ready = model.job("a")
     assert model.start_next() is None
-    lane, position = model.scheduler.lanes["a"], held.position
+    lane, position = model.scheduler.lanes.by_key["a"], held.position
     assert position is not None
     assert effects(model) == [("held", "a", 4)]
     model.now = 5
@@ -471,12 +473,12 @@ def test_timer_of_an_idle_lane() -> None:
     model = Model()
     jobs = [model.job("a", ready=False), model.job("a")]
     assert model.start_next() is None
-    lane = model.scheduler.lanes["a"]
+    lane = model.scheduler.lanes.by_key["a"]
     lane.timer = timer = Timer()
     for job in jobs:
         assert model.scheduler.end_waiting(job, S.CANCELLED)
     assert model.start_next() is None
-    assert (timer.cancelled, lane.timer, model.scheduler.lanes) == (1, None, {})
+    assert (timer.cancelled, lane.timer, model.scheduler.lanes.by_key) == (1, None, {})
 
 
 def test_timer_of_a_lane_that_starts() -> None:
@@ -485,7 +487,7 @@ def test_timer_of_a_lane_that_starts() -> None:
     held = model.job("a", ready=False)
     model.job("a")
     assert model.start_next() is None
-    lane = model.scheduler.lanes["a"]
+    lane = model.scheduler.lanes.by_key["a"]
     lane.timer = timer = Timer()
     model.scheduler.inbox.append(held)
     model.scheduler.drain()
@@ -595,7 +597,7 @@ def test_superseded() -> None:
     assert [job.state for job in jobs] == [S.SUPERSEDED, S.QUEUED, S.PENDING]
     model.scheduler.inbox.append(jobs[2])
     model.scheduler.drain()
-    model.scheduler.check()
+    check(model.scheduler)
     assert [job.state for job in jobs] == [S.SUPERSEDED, S.SUPERSEDED, S.QUEUED]
     assert model.start().job is jobs[2]
 
@@ -657,14 +659,14 @@ def test_closed_heads(how: str) -> None:
         model.fail(lane)
     assert operations.close(model.scheduler) == [jobs[1]]
     other = model.start()
-    later = model.scheduler.default
+    later = model.scheduler.lanes.default
     operations.pause(later)
     operations.pause(other)
     assert operations.drop_closed_heads(model.scheduler) == []
     model.end(other)
     assert model.start_next() is None
     assert [job.state for job in jobs[1:]] == [S.DROPPED, S.SUCCEEDED]
-    assert (model.scheduler.lanes, model.scheduler.unfinished) == ({}, 0)
+    assert (model.scheduler.lanes.by_key, model.scheduler.unfinished) == ({}, 0)
 
 
 def test_end_of_everything() -> None:
@@ -676,7 +678,7 @@ def test_end_of_everything() -> None:
     assert set(operations.drop_all(model.scheduler)) == set(jobs)
     assert [job.state for job in jobs] == [S.DROPPED] * 3
     assert model.start_next() is None
-    assert (model.scheduler.lanes, model.scheduler.unfinished) == ({}, 0)
+    assert (model.scheduler.lanes.by_key, model.scheduler.unfinished) == ({}, 0)
 
 
 # -- what other threads do in the middle of a move -----------------------------------------------------------
@@ -699,7 +701,7 @@ def test_cancelled_while_it_stands_in_the_queue() -> None:
         job.end(S.CANCELLED)
     model.scheduler.inbox += [jobs[0], jobs[2]]
     assert model.end(lane) is None
-    assert (model.start_next(), model.scheduler.lanes) == (None, {})
+    assert (model.start_next(), model.scheduler.lanes.by_key) == (None, {})
 
 
 def test_cancelled_as_it_starts() -> None:
@@ -726,7 +728,7 @@ def test_cancelled_as_its_run_comes_to_it() -> None:
     model.scheduler.waiting = ClaimedMeanwhile({jobs[1]})
     assert model.end(lane) is None
     assert jobs[1].state is S.CANCELLED
-    assert (model.start_next(), model.scheduler.lanes) == (None, {})
+    assert (model.start_next(), model.scheduler.lanes.by_key) == (None, {})
 
 
 def test_skipped_as_it_starts() -> None:
@@ -735,7 +737,7 @@ def test_skipped_as_it_starts() -> None:
     jobs = [model.job("a") for _ in range(2)]
     model.scheduler.drain()
     jobs[0].claims = ClaimedMeanwhile({jobs[0]})
-    assert operations.skip_head(model.scheduler, model.scheduler.lanes["a"]) is jobs[1]
+    assert operations.skip_head(model.scheduler, model.scheduler.lanes.by_key["a"]) is jobs[1]
     assert jobs[1].state is S.SKIPPED
 
 
@@ -770,7 +772,7 @@ def test_ready_twice() -> None:
     model.scheduler.drain()
     model.scheduler.ready(jobs[0])
     model.scheduler.ready(jobs[1])
-    model.scheduler.check()
+    check(model.scheduler)
     assert [job.queued for job in jobs] == [True, False]
 
 
@@ -779,7 +781,7 @@ def test_counted_in_while_another_is_counted_out() -> None:
     model = Model()
     capacity = model.scheduler.capacity
     jobs = [model.job("a", keep="latest", max_waiting=1) for _ in range(2)]
-    lane = model.scheduler.lane("a")
+    lane = model.scheduler.lanes.of("a")
     assert lane.counted is not None
     (token,) = lane.counted
     capacity.discard(jobs[1])
@@ -798,16 +800,16 @@ def test_counted_in_while_another_is_counted_out() -> None:
 def test_counted_in_a_lane_that_was_retired() -> None:
     """A job that a thread has added to a lane which is gone by now counts in the new lane of that key."""
     model = Model()
-    gone = model.scheduler.lane("a")
+    gone = model.scheduler.lanes.of("a")
     model.job("a", max_waiting=2)
     model.end(model.start())
-    assert model.scheduler.lanes == {}
+    assert model.scheduler.lanes.by_key == {}
     position = Position(gone, None, [])
     late = model.add(position, max_waiting=2)
     assert model.job("a", max_waiting=2).position is not position
     model.scheduler.inbox.append(position)
     model.scheduler.drain()
-    assert position.lane is model.scheduler.lanes["a"] is not gone
+    assert position.lane is model.scheduler.lanes.by_key["a"] is not gone
     with pytest.raises(QueueFull, match="2 tasks wait already"):
         model.job("a", max_waiting=2)
     assert late.claim()
@@ -827,10 +829,10 @@ def test_check_sees_a_broken_invariant() -> None:
     model = Model()
     model.job("a")
     model.scheduler.drain()
-    model.scheduler.check()
-    model.scheduler.lanes["a"].queued += 1
+    check(model.scheduler)
+    model.scheduler.lanes.by_key["a"].queued += 1
     with pytest.raises(AssertionError):
-        model.scheduler.check()
+        check(model.scheduler)
 
 
 @pytest.mark.parametrize("before", S)
@@ -854,4 +856,4 @@ def test_undo_of_no_start() -> None:
     lane.handle = handle
     model.scheduler.undo_start(lane)
     assert (lane.job, lane.occupied, job.state) == (job, True, S.RUNNING)
-    model.scheduler.check()
+    check(model.scheduler)

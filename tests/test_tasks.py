@@ -31,7 +31,7 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
-from fifo_background._core.scheduler import CLOSING
+from fifo_background._core.state import CLOSING
 from fifo_background._request import ENDED
 from fifo_background._run.current import current
 from tests.apps import Work, app_of, check_idle, make_app

@@ -10,29 +10,17 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._core.job import Job
+from fifo_background._core.lane import Lane, Wanted
 from fifo_background._core.position import Position
 from fifo_background.exceptions import ExecutorClosed, QueueFull
 
 if TYPE_CHECKING:
-    from fifo_background._core.lane import Lane
     from fifo_background._core.scheduler import Scheduler
 
-__all__ = ("Capacity", "Wanted")
+__all__ = ("Capacity",)
 
 # What counts as one (see `_token`), with the jobs that do.
 Counted = dict[object, set[Job[Any]]]
-
-
-class Wanted:
-    """A `submit` that waits for capacity."""
-
-    __slots__ = ("error", "job", "position", "waiter")
-
-    def __init__(self, job: Job[Any], position: Position, waiter: Any) -> None:
-        self.job: Job[Any] = job
-        self.position: Position = position
-        self.waiter: Any = waiter
-        self.error: Exception | None = None
 
 
 class Capacity:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from fifo_background._core.chain import Chain
 from fifo_background._core.job import Job
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 
-if TYPE_CHECKING:
-    from fifo_background._core.capacity import Wanted
-
-__all__ = ("Cancellable", "Lane", "LaneKey", "Trip", "key_of", "plain_key")
+__all__ = ("Cancellable", "Lane", "LaneKey", "Trip", "Wanted", "key_of", "plain_key")
 
 # Types whose values hash and compare without running anybody's code, and always the same.
 _PLAIN = frozenset({str, int, bytes, bool, float, type(None), UUID})
@@ -72,6 +69,18 @@ class Trip:
         self.since: float = 0.0
         self.stop: bool = False  # start no more jobs
         self.alone: bool = False  # its one job has a timeout, so that its time can be watched
+
+
+class Wanted:
+    """A `submit` that waits for capacity."""
+
+    __slots__ = ("error", "job", "position", "waiter")
+
+    def __init__(self, job: Job[Any], position: Position, waiter: Any) -> None:
+        self.job: Job[Any] = job
+        self.position: Position = position
+        self.waiter: Any = waiter
+        self.error: Exception | None = None
 
 
 class Lane(Chain[Position]):

@@ -7,8 +7,8 @@ from typing import Any
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.position import Position
-from fifo_background._core.scheduler import CLOSED, CLOSING, Scheduler
-from fifo_background._core.state import DROPPED, SKIPPED, JobState
+from fifo_background._core.scheduler import Scheduler
+from fifo_background._core.state import CLOSED, CLOSING, DROPPED, SKIPPED, JobState
 
 __all__ = (
     "clear_lane",
@@ -94,7 +94,7 @@ def close(scheduler: Scheduler) -> list[Job[Any]]:
     """
     scheduler.status = CLOSING
     dropped: list[Job[Any]] = []
-    for lane in scheduler.all_lanes():
+    for lane in scheduler.lanes.all():
         for position in lane:
             position.arriving = False
             dropped += _drop_unawaited(scheduler, position.pending)
@@ -127,15 +127,15 @@ def drop_closed_head(scheduler: Scheduler, lane: Lane) -> list[Job[Any]]:
 
 
 def drop_closed_heads(scheduler: Scheduler) -> list[Job[Any]]:
-    return [job for lane in scheduler.all_lanes() for job in drop_closed_head(scheduler, lane)]
+    return [job for lane in scheduler.lanes.all() for job in drop_closed_head(scheduler, lane)]
 
 
 def drop_all(scheduler: Scheduler) -> list[Job[Any]]:
     """The end: drop everything that waits, in whatever lane or request; returns it."""
     scheduler.status = CLOSED
-    left = [job for lane in scheduler.all_lanes() for job in list(lane.waiting)]
+    left = [job for lane in scheduler.lanes.all() for job in list(lane.waiting)]
     left += [job for job in list(scheduler.waiting) if not job.queued]
-    for lane in scheduler.all_lanes():
+    for lane in scheduler.lanes.all():
         lane.paused = False
         forget_failed(scheduler, lane)
         if lane.trip is not None:

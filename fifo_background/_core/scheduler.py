@@ -9,71 +9,41 @@ Any thread, finalizer or signal handler may do these atomic acts, which wait for
 All else runs on the loop, in moves (`moving`): nothing of a user's runs in a move, and nothing of a user's is
 freed. What a move lets go is left in `gone`, who is to be woken in `woken`, what is to be said in `effects`.
 
-Invariants (`check`): a job is in `waiting` until it is claimed, and in the chain of its position while it is
-ready, until it is started or the loop has heard of its end; `lane.queued` counts these; `slots` is
-`max_lanes_running` less the occupied lanes, those not counted whose job has lent its slot.
+Invariants (`invariants.py`): a job is in `waiting` until it is claimed, and in the chain of its position
+while it is ready, until it is started or the loop has heard of its end; `lane.queued` counts these.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable
-from enum import Enum
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fifo_background._core.capacity import Capacity
+from fifo_background._core.effects import Effect, Failed, Held, Lost, Unrun
 from fifo_background._core.job import Callback, Failure, Job
 from fifo_background._core.lane import Lane
+from fifo_background._core.lanes import Lanes
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
-from fifo_background._core.state import DROPPED, FAILED, RUNNING, SKIPPED, SUCCEEDED, SUPERSEDED, JobState
+from fifo_background._core.slots import Slots
+from fifo_background._core.state import (
+    DROPPED,
+    FAILED,
+    OPEN,
+    RUNNING,
+    SKIPPED,
+    SUCCEEDED,
+    SUPERSEDED,
+    JobState,
+    Status,
+)
 from fifo_background._settings import Settings
 from fifo_background.exceptions import ExecutorClosed
 
-__all__ = ("CLOSED", "CLOSING", "OPEN", "Failed", "Held", "Lost", "Scheduler", "Status", "Unrun")
+__all__ = ("Scheduler",)
 
-
-class Status(Enum):
-    """Whether an executor takes work."""
-
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-OPEN, CLOSING, CLOSED = Status
-
-
-class Lost(NamedTuple):
-    """A position was lost, with these jobs."""
-
-    position: Position
-    jobs: list[Job[Any]]
-
-
-class Held(NamedTuple):
-    """The head of a lane keeps ready jobs waiting: look again after `delay` seconds."""
-
-    lane: Lane
-    delay: float
-
-
-class Failed(NamedTuple):
-    """A job has failed, and skipped others or stopped its lane. `handed_over`: a wait raises it."""
-
-    job: Job[Any]
-    position: Position
-    skipped: list[Job[Any]]
-    stopped: bool
-    handed_over: bool
-
-
-class Unrun(NamedTuple):
-    """A job has ended without running these parts of it."""
-
-    job: Job[Any]
-    position: Position
-    parts: list[Job[Any]]
+T = TypeVar("T")
 
 
 class Scheduler:
@@ -86,21 +56,17 @@ class Scheduler:
         self.inbox: deque[Position | Job[Any] | Callback | Lane] = deque()
         self.waiting: set[Job[Any]] = set()
         self.capacity: Capacity = Capacity(self, settings.max_waiting)
-        self.lanes: dict[Hashable, Lane] = {}  # all but the default lane, which stays
-        self.default: Lane = Lane(None)
-        self.default.listed = True
+        self.lanes: Lanes = Lanes()
         # the loop's alone
         self.queued: int = 0  # the sum over the lanes
-        self.slots: int = settings.max_lanes_running  # how many more lanes may run
-        self._most = self.slots
+        self.slots: Slots = Slots(self, settings.max_lanes_running)
         self.occupied: set[Lane] = set()
         self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
-        self.returning: deque[Any] = deque()  # waiters for a slot that they had lent
         self.joiners: dict[Any, None] = {}  # waiters for nothing being unfinished
         self.moving: bool = False
         # for the runner to do, after the move
         self.woken: list[Any] = []  # waiters, and callbacks that are to be called
-        self.effects: list[Lost | Held | Failed | Unrun] = []
+        self.effects: list[Effect] = []
         self.gone: list[object] = []
         self._hold = settings.hold_timeout
         self._failures = itertools.count()
@@ -110,13 +76,6 @@ class Scheduler:
     @property
     def is_open(self) -> bool:
         return self.status is OPEN
-
-    def lane(self, key: Hashable) -> Lane:
-        """The lane of a key that `key_of` returned. Raises what the key's own `__eq__` raises."""
-        if key is None:
-            return self.default
-        lane = self.lanes.get(key)
-        return self.lanes.setdefault(key, Lane(key)) if lane is None else lane  # one atomic act
 
     def accept(self, job: Job[Any], lane: Lane, *, refuse: bool = True) -> None:
         """Count a job in: it waits from here on. Raises `ExecutorClosed` and `QueueFull`."""
@@ -139,14 +98,18 @@ class Scheduler:
 
     # -- the inbox -------------------------------------------------------------------------------------------
 
+    def in_move(self, function: Callable[[], T]) -> T:
+        """Call `function` in a move."""
+        self.moving = True
+        try:
+            return function()
+        finally:
+            self.moving = False
+
     def drain(self) -> None:
         """A move: do what others have asked for, in their order."""
         if self.inbox and not self.moving:
-            self.moving = True
-            try:
-                self._drain()
-            finally:
-                self.moving = False
+            self.in_move(self._drain)
 
     def _drain(self, joined: list[Job[Any]] | None = None) -> None:
         """`joined`: where jobs are left that have become ready."""
@@ -183,7 +146,7 @@ class Scheduler:
             return
         lane = position.lane
         if not lane.listed:
-            lane = self.list_lane(lane)
+            lane = self.lanes.list_lane(lane)
             if position.lane is not lane:
                 self.capacity.move(position, lane)
         lane.take(position)
@@ -200,15 +163,6 @@ class Scheduler:
         if behind and position.first is None and not position.held:
             lane.drop(position, self.gone)
         self.wants_turn(lane)
-
-    def list_lane(self, lane: Lane) -> Lane:
-        """The lane of that key: a thread may have made another one, or have one that was just retired."""
-        try:
-            lane = self.lanes.setdefault(lane.key, lane)
-        except Exception:  # the key's own `__eq__`, which did not raise where the key was given
-            pass
-        lane.listed = True
-        return lane
 
     def ready(self, job: Job[Any]) -> None:
         """A job is ready to run, in its position; this takes the position if it is in no queue."""
@@ -271,9 +225,9 @@ class Scheduler:
         None if no lane can run.
         """
         self.moving = True
-        turns, lane = self.turns, self.default
+        turns, lane = self.turns, self.lanes.default
         try:
-            while turns and self.slots > 0:
+            while turns and self.slots.free > 0:
                 lane = turns[0]
                 lane.in_turn = False
                 turns.popleft()
@@ -286,7 +240,7 @@ class Scheduler:
                             lane.timer = None
                         lane.occupied = True
                         self.occupied.add(lane)
-                        self.slots -= 1
+                        self.slots.free -= 1
                         return lane
         except BaseException:
             self.undo_start(lane)
@@ -308,11 +262,8 @@ class Scheduler:
                 self.inbox.appendleft(job)
         lane.occupied = False
         self.occupied.discard(lane)
-        self._count_slots()
+        self.slots.count()
         self.wants_turn(lane)
-
-    def _count_slots(self) -> None:
-        self.slots = self._most - sum(not lane.lent for lane in self.occupied)
 
     def _first_ready(self, lane: Lane) -> Job[Any] | None:
         """The first job of a lane that nothing runs in, if it may start now."""
@@ -385,7 +336,7 @@ class Scheduler:
         if lane.lent:
             lane.lent = 0
         else:
-            self._free_slot()
+            self.slots.give_back()
         while (position := lane.first) is not None and position.first is None:
             if (position.added or position.arriving) and position.held:
                 break
@@ -403,7 +354,7 @@ class Scheduler:
         try:
             self._leave(lane)
         except BaseException:  # a KeyboardInterrupt
-            self._count_slots()
+            self.slots.count()
             raise
         finally:
             self.moving = False
@@ -413,18 +364,9 @@ class Scheduler:
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
-        if lane.key is None:
-            return
-        # from here on the lane is looked up anew where a thread has it in hand: see `list_lane`
-        lane.listed = False
-        try:
-            if self.lanes.get(lane.key) is lane:
-                del self.lanes[lane.key]
-        except Exception:  # some other key's `__eq__`
-            pass
-        self.gone.append(lane)
-        if not self.lanes:
-            self.lanes.clear()  # gives back the memory that many keys needed
+        if lane.key is not None:
+            self.lanes.retire(lane)
+            self.gone.append(lane)
 
     # -- ending ----------------------------------------------------------------------------------------------
 
@@ -456,7 +398,7 @@ class Scheduler:
                         return after
             self._leave(lane)
         except BaseException:  # a KeyboardInterrupt
-            self._count_slots()
+            self.slots.count()
             raise
         finally:
             self.moving = False
@@ -549,44 +491,7 @@ class Scheduler:
         elif left:
             job.task = f"{job.name} ({', '.join(part.name for part in left)})"
 
-    # -- slots, and who waits --------------------------------------------------------------------------------
-
-    def lend(self, lane: Lane) -> None:
-        """The job of the lane waits for another lane: that may run in its slot."""
-        lane.lent += 1
-        if lane.lent == 1:
-            self._free_slot()
-
-    def take_back(self, lane: Lane, job: Job[Any], waiter: object) -> bool:
-        """The job goes on. False if it has to await `waiter` before, and then call `took_back`."""
-        if job.own_state is not RUNNING or not lane.lent:
-            return True  # a child of the job outlives it
-        if lane.lent > 1 or self.slots > 0:
-            lane.lent -= 1
-            self.slots -= not lane.lent
-            return True
-        self.returning.append(waiter)
-        return False
-
-    def took_back(self, lane: Lane, job: Job[Any], waiter: object) -> None:
-        """`waiter` was woken with a slot, or its task was cancelled, which goes on in a slot too many."""
-        has_slot = waiter not in self.returning
-        if not has_slot:
-            self.returning.remove(waiter)
-        needs_slot = False
-        if job.own_state is RUNNING and lane.lent:
-            lane.lent -= 1
-            needs_slot = not lane.lent
-        if has_slot and not needs_slot:
-            self._free_slot()
-        elif needs_slot and not has_slot:
-            self.slots -= 1
-
-    def _free_slot(self) -> None:
-        if self.returning and self.slots >= 0:
-            self.woken.append(self.returning.popleft())
-        else:
-            self.slots += 1
+    # -- nothing being unfinished ----------------------------------------------------------------------------
 
     @property
     def unfinished(self) -> int:
@@ -597,24 +502,6 @@ class Scheduler:
         if not self.unfinished:
             self.woken += self.joiners
             self.joiners = {}
-
-    def all_lanes(self) -> list[Lane]:
-        return [self.default, *list(self.lanes.values())]
-
-    def check(self) -> None:
-        """Look at the invariants; for tests."""
-        for lane in self.all_lanes():
-            chained = [job for position in lane for job in position]
-            assert lane.queued == len(chained), (lane.key, lane.queued, chained)
-            assert all(job.queued for job in chained)
-            assert all(position.state is IN_QUEUE and position.lane is lane for position in lane)
-            assert lane.occupied == (lane in self.occupied)
-            assert lane.in_turn == (lane in self.turns)
-            ready = lane.is_open and not lane.occupied and lane.first is not None and lane.first.first
-            assert not ready or lane.in_turn, "nobody would start it"
-        assert self.queued == sum(lane.queued for lane in self.all_lanes())
-        assert self.slots <= self._most - sum(not lane.lent for lane in self.occupied)
-        assert all(job.own_state is None for job in self.waiting)
 
 
 def _no_clock() -> float:

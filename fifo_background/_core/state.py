@@ -1,4 +1,4 @@
-"""The states of a job, and the one table of what follows what."""
+"""The states of a job, with the one table of what follows what; the states of an executor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 __all__ = (
     "CANCELLED",
+    "CLOSED",
+    "CLOSING",
     "DROPPED",
     "FAILED",
     "PENDING",
@@ -17,6 +19,8 @@ __all__ = (
     "SUPERSEDED",
     "TRANSITIONS",
     "JobState",
+    "OPEN",
+    "Status",
 )
 
 
@@ -64,3 +68,14 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     SUPERSEDED: frozenset(),
     DROPPED: frozenset(),
 }
+
+
+class Status(Enum):
+    """Whether an executor takes work."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+OPEN, CLOSING, CLOSED = Status

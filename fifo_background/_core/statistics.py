@@ -77,7 +77,7 @@ def snapshot(scheduler: Scheduler, waits: Mapping[Any, Any]) -> ExecutorStatisti
     now = scheduler.clock()
     waiting = [job for job in list(scheduler.waiting) if job.own_state is None]
     in_lanes = Counter(job.position.lane for job in waiting if job.position is not None)
-    lanes = [lane for lane in scheduler.all_lanes() if not lane.idle or in_lanes[lane]]
+    lanes = [lane for lane in scheduler.lanes.all() if not lane.idle or in_lanes[lane]]
     pictures = {plain_key(lane.key): _of(scheduler, lane, now, in_lanes[lane], waits) for lane in lanes}
     running = sum(picture.running is not None for picture in pictures.values())
     return ExecutorStatistics(
@@ -125,4 +125,4 @@ def _blocked_by(
         return BlockedBy.PAUSED
     if position is not None and held:
         return BlockedBy.HELD
-    return BlockedBy.SLOT if lane.queued and scheduler.slots <= 0 else BlockedBy.NOTHING
+    return BlockedBy.SLOT if lane.queued and scheduler.slots.free <= 0 else BlockedBy.NOTHING

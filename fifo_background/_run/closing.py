@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import anyio
 
 from fifo_background import _log
 from fifo_background._core.job import Job
-from fifo_background._core.operations import close
-from fifo_background._core.scheduler import CLOSED
+from fifo_background._core.lane import Lane
+from fifo_background._core.operations import close, drop_all, drop_closed_heads
+from fifo_background._core.state import CLOSED, CLOSING
+from fifo_background._run.backends.api import Handle
 from fifo_background.exceptions import WouldDeadlock
 
 if TYPE_CHECKING:
@@ -47,22 +49,49 @@ class Closing:
             self._at_it = False
             runner.pump()
 
+    def loop_ends(self) -> None:
+        self.stop("the event loop ended: dropped")
+
+    def stop(self, why: str) -> list[Lane]:
+        """Drop what waits, cancel what runs, and say so; returns the lanes whose task was cancelled."""
+        runner, scheduler = self._runner, self._runner.scheduler
+        scheduler.drain()
+        facts = _log.facts_of(scheduler.waiting)
+        left = scheduler.in_move(lambda: drop_all(scheduler))
+        _log.not_run(why, left, facts)
+        cancelled = []
+        for lane in list(scheduler.occupied):
+            job = lane.running
+            if lane.trip is None:
+                lane.stopping = True
+                cancelled.append(lane)
+                if not runner.backend.ending:
+                    cast(Handle, lane.handle).cancel()
+            elif job is not None:
+                _log.runs_on(job)
+        runner.pump()
+        return cancelled
+
+    def drop_closed_heads(self) -> None:
+        """While closing: what a lane that was paused keeps is dropped, at once."""
+        scheduler = self._runner.scheduler
+        if scheduler.status is CLOSING and not all(lane.is_open for lane in scheduler.lanes.all()):
+            facts = _log.facts_of(scheduler.waiting)
+            dropped = scheduler.in_move(lambda: drop_closed_heads(scheduler))
+            _log.not_run("shutdown: a paused or stopped lane dropped", dropped, facts)
+
     async def _drain_and_stop(self) -> None:
         runner, scheduler = self._runner, self._runner.scheduler
         scheduler.drain()
         facts = _log.facts_of(scheduler.waiting)
-        scheduler.moving = True
-        try:
-            dropped = close(scheduler)
-        finally:
-            scheduler.moving = False
+        dropped = scheduler.in_move(lambda: close(scheduler))
         if scheduler.unfinished:
             _log.draining(scheduler.unfinished, runner.settings.drain_timeout)
         runner.pump()
         if dropped:
             _log.not_run("shutdown: dropped, as open requests or paused lanes held them:", dropped, facts)
         await self._until(self._is_drained, runner.settings.drain_timeout)
-        cancelled = runner.stop("shutdown: dropped")
+        cancelled = self.stop("shutdown: dropped")
         # before the app's own shutdown code closes what they clean up with
         await self._until(lambda: not any(lane.stopping for lane in cancelled), CLEAN_UP)
         left = [lane.job for lane in cancelled if lane.stopping and lane.job is not None]
@@ -72,7 +101,7 @@ class Closing:
     def _is_drained(self) -> bool:
         runner = self._runner
         runner.scheduler.drain()
-        runner.drop_closed_heads()
+        self.drop_closed_heads()
         runner.pump()
         return not runner.scheduler.waiting and not runner.scheduler.occupied and not runner.tasks_alive
 
@@ -82,8 +111,9 @@ class Closing:
         with anyio.move_on_after(limit, shield=True):
             while not holds():
                 waiter = runner.backend.waiter()
-                runner.watchers.append(waiter)
+                runner.dispatch.watchers.append(waiter)
                 try:
                     await waiter
                 finally:
-                    runner.watchers = [other for other in runner.watchers if other is not waiter]
+                    watchers = runner.dispatch.watchers
+                    runner.dispatch.watchers = [other for other in watchers if other is not waiter]

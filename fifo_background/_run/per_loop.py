@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fifo_background import _log
-from fifo_background._core.scheduler import OPEN
+from fifo_background._core.state import OPEN
 from fifo_background._run.runner import Runner
 from fifo_background._settings import Settings
 

@@ -12,16 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from fifo_background import _log
-from fifo_background._core.capacity import Wanted
 from fifo_background._core.job import RAISES, Job
-from fifo_background._core.lane import Lane, plain_key
+from fifo_background._core.lane import Lane, Wanted, plain_key
 from fifo_background._core.position import Position
 from fifo_background._core.state import CANCELLED, FAILED, RUNNING
-from fifo_background._run.current import current_party
+from fifo_background._run.current import Waiting, current_party
 from fifo_background.exceptions import LaneStopped, QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
-    from fifo_background._request import TrackedRequest
     from fifo_background._run.runner import Runner
 
 __all__ = ("Waits",)
@@ -36,7 +34,7 @@ class Waits:
         self.of_jobs: dict[Any, dict[Job[Any], list[int]]] = {}
         self._numbers = itertools.count()
 
-    def party(self) -> TrackedRequest | Job[Any] | None:
+    def party(self) -> Waiting | Job[Any] | None:
         """The running task or the request in which the caller is, if it is of this executor."""
         party = current_party()
         if party is None or party.runner is not self._runner:
@@ -86,7 +84,7 @@ class Waits:
         if job.own_state is FAILED and not job.outcome.reported and not job.handed_over:
             _log.failed(job, owner, None)
 
-    async def attached(self, jobs: Sequence[Job[Any]], owner: TrackedRequest) -> None:
+    async def attached(self, jobs: Sequence[Job[Any]], owner: Waiting) -> None:
         """A request waits for its own tasks, and for those added to them meanwhile.
 
         Raises the first failure in time, and logs the others.
@@ -111,13 +109,13 @@ class Waits:
             raise
         self._raise_first(jobs, owner)
 
-    def leave(self, jobs: Sequence[Job[Any]], owner: TrackedRequest) -> None:
+    def leave(self, jobs: Sequence[Job[Any]], owner: Waiting) -> None:
         """The request does not wait for these jobs anymore: whatever they fail with is logged."""
         for job in jobs:
             job.attached = False
             self._log_unraised(job, owner)
 
-    def _raise_first(self, jobs: Sequence[Job[Any]], owner: TrackedRequest) -> None:
+    def _raise_first(self, jobs: Sequence[Job[Any]], owner: Waiting) -> None:
         """Raise the first failure in time, and log the others, each with its traceback."""
         failed = [job for job in jobs if job.own_state is FAILED and job.attached]
         if not failed:
@@ -240,7 +238,7 @@ class _Noted:
         delay = runner.settings.hold_timeout
         self._timer = runner.backend.later(delay, lambda: waits.tell_ring(party, number))
         if self._lane is not None:
-            runner.scheduler.lend(self._lane)
+            runner.scheduler.slots.lend(self._lane)
             runner.pump()
 
     async def __aexit__(
@@ -252,12 +250,12 @@ class _Noted:
             return
         runner, scheduler = self._runner, self._runner.scheduler
         waiter = runner.backend.waiter()
-        if not scheduler.take_back(self._lane, self._party, waiter):
+        if not scheduler.slots.take_back(self._lane, self._party, waiter):
             try:
                 if error is None:
                     await waiter
             finally:
-                scheduler.took_back(self._lane, self._party, waiter)
+                scheduler.slots.took_back(self._lane, self._party, waiter)
                 runner.pump_soon()
 
 

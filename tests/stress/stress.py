@@ -25,6 +25,7 @@ import anyio
 import anyio.to_thread
 
 from fifo_background import BackgroundTasks, Job, JobState, OrderedBackgroundMiddleware, SerialExecutor
+from fifo_background._core.invariants import check
 
 LANES = (None, "a", "b", ("c", 1))
 
@@ -234,7 +235,7 @@ async def main(seconds: float, seed: int) -> list[str]:
         if scope.cancelled_caught:
             oracle.wrong.append(f"hangs: {executor.statistics()} {app.executor.statistics()}")
         for one in (executor, app.executor):
-            one._runner.scheduler.check()
+            check(one._runner.scheduler)
             picture = one.statistics()
             if picture.unfinished or picture.waiting or picture.running:
                 oracle.wrong.append(f"not idle: {picture}")

@@ -1,0 +1,142 @@
+"""The package is built as CONTRIBUTING says: imports go one way, and public objects show public names."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fifo_background
+
+PACKAGE = Path(fifo_background.__file__).parent
+ROOT = Path(__file__).parent.parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")
+}
+
+# From the bottom to the top: a layer imports only itself and what is before it.
+LAYERS = (
+    ("exceptions", "_settings"),
+    ("_core",),
+    ("_log", "_arguments"),
+    ("_run",),
+    ("_request",),
+    ("_background", "_executor"),
+    ("_fastapi",),
+    ("_middleware",),
+    ("", "__main__"),
+)
+# `spans.py` is the one file of `_fastapi` that works without FastAPI: it then finds no spans.
+EXCEPTIONS = {("_background", "_fastapi.spans")}
+
+# Modules that know each other's types.
+CYCLES = [
+    {"_core.job", "_core.lane", "_core.position"},  # a job knows its position, which knows its lane
+    {"_core.capacity", "_core.scheduler", "_core.slots"},  # parts of a scheduler
+    {"_run.backends.api", "_run.backends.asyncio", "_run.backends.trio"},  # one protocol, and who has it
+    {  # parts of a runner
+        "_run.closing",
+        "_run.dispatch",
+        "_run.in_threads",
+        "_run.loop_calls",
+        "_run.parking",
+        "_run.runner",
+        "_run.waits",
+    },
+]
+
+
+def imported(path: Path, *, types: bool) -> Iterator[str]:
+    """The package's modules that a module imports; with `types` also those for types alone."""
+    look: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while look:
+        node = look.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            look += [*node.orelse, *(node.body if types else [])]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "fifo_background":
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                yield module if module in MODULES else f"{node.module}"
+        else:
+            look += ast.iter_child_nodes(node)
+
+
+def short(module: str) -> str:
+    return module.removesuffix(".__init__").removeprefix("fifo_background").removeprefix(".")
+
+
+GRAPHS = {
+    types: {
+        short(module): {short(other) for other in imported(path, types=types)}
+        for module, path in MODULES.items()
+    }
+    for types in (False, True)
+}
+
+
+def layer(module: str) -> int:
+    first = module.partition(".")[0]
+    (number,) = [number for number, names in enumerate(LAYERS) if first in names]
+    return number
+
+
+def test_layers() -> None:
+    """Imports go one way, those for types alone included."""
+    upward = {
+        (module, other)
+        for module, others in GRAPHS[True].items()
+        for other in others
+        if layer(other) > layer(module)
+    }
+    assert upward == EXCEPTIONS
+
+
+def test_core_is_pure() -> None:
+    """`_core` knows no event loop, thread, logging or ASGI; of Starlette only the class of a task."""
+    known = {"anyio", "asyncio", "logging", "starlette", "threading", "trio"}
+    found = set()
+    for module, path in MODULES.items():
+        if short(module).startswith("_core"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    found.add(node.module)
+    assert {name for name in found if name.partition(".")[0] in known} == {"starlette.background"}
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    look = [start]
+    while look:
+        new = graph.get(look.pop(), set()) - found
+        found |= new
+        look += new
+    return found
+
+
+@pytest.mark.parametrize(("types", "cycles"), [(False, []), (True, CYCLES)])
+def test_cycles(types: bool, cycles: list[set[str]]) -> None:
+    """No modules import each other; those that know each other's types are named here, with the reason."""
+    graph = GRAPHS[types]
+    reach = {module: reachable(graph, module) for module in graph}
+    found = {
+        frozenset(other for other in reach[one] if one in reach[other]) for one in graph if one in reach[one]
+    }
+    assert found == {frozenset(cycle) for cycle in cycles}
+
+
+def test_mutations() -> None:
+    """Every text that `scripts/mutations.py` breaks is in the package once, and docs/testing.md lists it."""
+    spec = importlib.util.spec_from_file_location("mutations", ROOT / "scripts" / "mutations.py")
+    assert spec is not None
+    assert spec.loader is not None
+    mutations = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutations)
+    listed = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8").splitlines()
+    for name, (file, text, _) in mutations.MUTATIONS.items():
+        assert (PACKAGE / file).read_text(encoding="utf-8").count(text) == 1, name
+        assert f"- {name}" in listed
