@@ -85,7 +85,7 @@ class OrderedBackgroundTask(BackgroundTask):
             vars(task)["_fifo_entry"] = self._fifo_entry
         tasks = _Single([task])
         request = (
-            self._fifo_request if job is None else getattr(job.position, "owner", None) or self._fifo_request
+            self._fifo_request if job is None else getattr(job._position, "owner", None) or self._fifo_request
         )
         tasks._fifo_request = request
         await OrderedBackgroundTasks._fifo_run(tasks)
@@ -240,7 +240,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             job = getattr(task, "_fifo_job", None) or self._fifo_attach_job(task, func, entry)
         if job is None:  # a mock: nothing was added
             job = Job(BackgroundTask(func), None, PLAIN, set())
-            job.end(DROPPED)
+            job._end(DROPPED)
         return job
 
     def _fifo_attach_job(self, task: BackgroundTask, func: Any, entry: Entry | None) -> Job[Any]:
@@ -251,7 +251,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         except BaseException:  # refused: it must not run
             self.tasks[:] = [other for other in self.tasks if other is not task]
             raise
-        job.named = name_of(func)
+        job._named = name_of(func)
         _attach(task, job, entry)
         return job
 
@@ -284,17 +284,17 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             if self._fifo_request is not None and self._fifo_request.has_ended:
                 raise self._fifo_request.too_late(task)
             return self._fifo_orphan(task)
-        runner: Any = outer.runner
+        runner: Any = outer._runner
         if self._fifo_state is PART and not runner.scheduler.is_open:
             raise ExecutorClosed(name_of(task))
         job = self._fifo_orphan(task)
-        job.runner = runner
-        job.make_special().outer = outer
-        special = outer.make_special()
+        job._runner = runner
+        job._make_special().outer = outer
+        special = outer._make_special()
         if special.parts is None:
             special.parts = []
         special.parts.append(job)
-        if outer.done() and job.claim():  # it has ended just now, without this part
+        if outer.done() and job._claim():  # it has ended just now, without this part
             return self._fifo_make_part(task, outer)
         return job
 
@@ -323,7 +323,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         around = around_here() if self._fifo_spans else None
         party = current_party()
         if isinstance(party, Job):
-            if party.own_state is RUNNING and party.runner is not None and party.runner.is_current():
+            if party._own_state is RUNNING and party._runner is not None and party._runner.is_current():
                 await self._fifo_run_inline(party, around)
                 return
             party = None
@@ -342,7 +342,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             raise
         if waits:
             for job in jobs:
-                if job.own_state is not SUCCEEDED:
+                if job._own_state is not SUCCEEDED:
                     await request.runner.waits.attached(jobs, request)
                     break
             # a task may append to the list itself: Starlette runs that, too
@@ -378,11 +378,11 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         for task in entries:
             plain = type(task) is OrderedBackgroundTask
             job = task._fifo_job if plain else None
-            position = None if job is None else job.position
+            position = None if job is None else job._position
             if (
                 position is None
                 or position.owner is not request
-                or job.own_state is not None  # type: ignore[union-attr]
+                or job._own_state is not None  # type: ignore[union-attr]
                 or request.handed_over is not None
             ):
                 job = _job_of(task, request)
@@ -391,7 +391,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             else:
                 del task._fifo_job
             if around is not None:
-                job.make_special().around = around  # type: ignore[union-attr]
+                job._make_special().around = around  # type: ignore[union-attr]
             if not plain or isinstance(task.func, BackgroundTasks):
                 take_in(task, job)  # type: ignore[arg-type]
             jobs.append(job)  # type: ignore[arg-type]
@@ -405,7 +405,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         self._fifo_become(INLINE)
         outside, self._fifo_outer = self._fifo_outer, outer
         self._fifo_join_parts(outer)
-        runner: Any = outer.runner
+        runner: Any = outer._runner
         try:
             for task in self.tasks:
                 job = _take_job(task)
@@ -414,14 +414,14 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 elif _is_left_out(job):
                     _attach(task, job, None)
                     continue
-                elif job.own_state is not None or job.queued:
+                elif job._own_state is not None or job._queued:
                     job = self._fifo_orphan(task)
-                if not job.claim():
+                if not job._claim():
                     continue  # cancelled just now
                 entry: Entry | None = getattr(task, "_fifo_entry", None)
-                job.options = PLAIN if entry is None else PLAIN.replace(**entry.changes)
-                job.make_special().outer = outer
-                job.make_special().around = around
+                job._options = PLAIN if entry is None else PLAIN.replace(**entry.changes)
+                job._make_special().outer = outer
+                job._make_special().around = around
                 await runner.run_part(job)
         finally:
             if (
@@ -434,9 +434,9 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         """The jobs of the list are parts of `outer`: those that do not run inside it end with it."""
         parts = [job for task in self.tasks if (job := getattr(task, "_fifo_job", None)) is not None]
         for job in parts:
-            job.make_special().outer = outer
-            job.runner = job.runner or outer.runner
-        special = outer.make_special()
+            job._make_special().outer = outer
+            job._runner = job._runner or outer._runner
+        special = outer._make_special()
         special.parts = list(dict.fromkeys([*(special.parts or ()), *parts]))
 
 
@@ -475,12 +475,12 @@ def _job_of(task: Any, request: TrackedRequest) -> Job[Any] | None:
     entry: Entry | None = getattr(task, "_fifo_entry", None)
     if job is None:
         return request.adopt(task, None, entry)
-    if job.own_state is None:
-        position = job.position
+    if job._own_state is None:
+        position = job._position
         if position is not None and position.owner is request:
             del task._fifo_job
-            return None if job.queued else job
-        if job.runner is None and job.claim():
+            return None if job._queued else job
+        if job._runner is None and job._claim():
             del task._fifo_job
             return request.adopt(task, job, entry)
     elif _is_left_out(job):
@@ -490,7 +490,7 @@ def _job_of(task: Any, request: TrackedRequest) -> Job[Any] | None:
 
 def _is_left_out(job: Job[Any]) -> bool:
     """Whether it was cancelled, skipped or superseded by itself, not with the task that it was a part of."""
-    return job.own_state in LEFT_OUT and not (job.special is not None and job.special.ended_with_outer)
+    return job._own_state in LEFT_OUT and not (job._special is not None and job._special.ended_with_outer)
 
 
 def _request_here() -> TrackedRequest | None:

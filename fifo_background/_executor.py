@@ -100,7 +100,7 @@ class Submitter:
         try:
             await anyio.lowlevel.cancel_shielded_checkpoint()
         except BaseException:  # cancelled natively, which no shield stops
-            if job.own_state is None:
+            if job._own_state is None:
                 job.cancel()
             raise
         return job
@@ -115,7 +115,7 @@ class Submitter:
         position = Position(runner.scheduler.lanes.of(self._key), None)
         position.context = copy_context()
         job = runner.make_job(make_task(name, BackgroundTask, func, args, kwargs), self._options)
-        job.position = position
+        job._position = position
         return job, position
 
 

@@ -63,7 +63,7 @@ def failed(
 
     In the context of the task's request.
     """
-    failure: Failure = job.outcome
+    failure: Failure = job._outcome
     after = _after(skipped, stopped)
 
     def in_context() -> None:
@@ -173,9 +173,9 @@ Facts = dict[Job[Any], tuple[object, Owner | None]]
 def facts_of(jobs: Iterable[Job[Any]]) -> Facts:
     """The lanes and requests of jobs that wait: a job that has ended does not know them anymore."""
     return {
-        job: (plain_key(job.position.lane.key), job.position.owner)
+        job: (plain_key(job._position.lane.key), job._position.owner)
         for job in list(jobs)
-        if job.position is not None
+        if job._position is not None
     }
 
 

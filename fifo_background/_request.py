@@ -148,10 +148,10 @@ class TrackedRequest:
         self.runner.scheduler.drain()  # positions that were just taken count
         while party is not None:
             if isinstance(party, Job):
-                position = party.position
+                position = party._position
                 if position is None:  # it has ended
                     return False
-                if party.runner is self.runner:
+                if party._runner is self.runner:
                     return True
                 owner = position.owner
                 party = owner if isinstance(owner, TrackedRequest) else None
@@ -263,15 +263,15 @@ class TrackedRequest:
         job = runner.make_job(task, options)
         self._accept(job, key, True)
         if joins:
-            job.attached = options.wait and self.waits
-            position: Position = job.position  # type: ignore[assignment]
+            job._attached = options.wait and self.waits
+            position: Position = job._position  # type: ignore[assignment]
             if position.context is None:
                 position.context = copy_context()
             if self.handed_over is not None:
                 self.handed_over.append(job)
             runner.look_at(job)
             runner.post(job)
-        elif (self.stage is ENDED or runner.scheduler.status is not OPEN) and job.claim():
+        elif (self.stage is ENDED or runner.scheduler.status is not OPEN) and job._claim():
             # the request has ended, or the executor was closed, just now: the loop did not see the job
             self._forget(job)
             raise self.too_late(task) if self.stage is ENDED else ExecutorClosed(name_of(task))
@@ -286,11 +286,11 @@ class TrackedRequest:
             position = self.positions.setdefault(key, position)  # one atomic act: other threads may be adding
         elif position.state is not IN_QUEUE and not position.lane.listed:
             position.lane = scheduler.lanes.of(key)  # that one was retired
-        job.position = position
+        job._position = position
         try:
             scheduler.accept(job, position.lane, refuse=refuse)
         except BaseException:
-            if job.claim():  # a KeyboardInterrupt: nobody knows the job
+            if job._claim():  # a KeyboardInterrupt: nobody knows the job
                 self._forget(job)
             self.runner.pump_soon()  # one that waits for capacity may have been counted out for a refused one
             raise
@@ -310,12 +310,12 @@ class TrackedRequest:
     def join(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
         """`add_task` on an object that was awaited before the response had ended."""
         job = self.add(task, entry, False)
-        job.attached = job.options.wait and self.waits
+        job._attached = job._options.wait and self.waits
         cast(list[Job[Any]], self.handed_over).append(job)
         return job
 
     def _forget(self, job: Job[Any]) -> None:
-        job.end(DROPPED)
+        job._end(DROPPED)
         self.runner.post(job)
 
     def too_late(self, task: BackgroundTask) -> RuntimeError:
@@ -335,31 +335,31 @@ class TrackedRequest:
         options = self.settings.options if entry is None else self.settings.options.replace(**entry.changes)
         made = self.runner.make_job(task, options)
         if job is not None:
-            job.runner, job.options, job.special = self.runner, options, made.special
+            job._runner, job._options, job._special = self.runner, options, made._special
             made = job
         self._accept(made, self.key() if entry is None or entry.key is ... else entry.key, False)
-        made.claims = self.runner.scheduler.waiting
+        made._claims = self.runner.scheduler.waiting
         return made
 
     def hand_over(self, jobs: list[Job[Any]]) -> bool:
         """These jobs were awaited. False if they run later: the response has not ended."""
         attached = self.settings.options.wait and self.waits
         for job in jobs:
-            job.attached = (
-                attached if job.options is self.settings.options else self.waits and job.options.wait
+            job._attached = (
+                attached if job._options is self.settings.options else self.waits and job._options.wait
             )
         if self.stage is HANDLING:
             again = set(jobs)  # one that was added since the last await stands where this one puts it
             self.handed_over = [job for job in self.handed_over or () if job not in again]
             self.handed_over += jobs
             for job in jobs:
-                if job.position is not None and job.position.context is None:
-                    job.position.context = copy_context()
+                if job._position is not None and job._position.context is None:
+                    job._position.context = copy_context()
             return False
         if self.settings.order == "arrived":
             self._arrived()
         if self.handed_over is not None:  # those that were awaited before run before these
-            self.runner.hand_over([job for job in self.handed_over if not (job.done() or job.queued)])
+            self.runner.hand_over([job for job in self.handed_over if not (job.done() or job._queued)])
         self.runner.hand_over(jobs)
         return True
 
@@ -384,16 +384,16 @@ class TrackedRequest:
     def _give_up_positions(self, error: BaseException | None, interrupted: bool) -> None:
         runner = self.runner
         self._arrived()
-        ready = [job for job in self.handed_over or () if not job.done() and not job.queued]
+        ready = [job for job in self.handed_over or () if not job.done() and not job._queued]
         added = [job for position in tuple(self.positions.values()) for job in position.pending]
         if self.scope["type"] == "websocket" and (error is None or self.ends_normally(error)):
             for job in added:  # only the middleware awaits its objects
-                take_in(job.task, job)
-            ready = self.handed_over = [job for job in added if job.position is not None]
+                take_in(job._task, job)
+            ready = self.handed_over = [job for job in added if job._position is not None]
             for job in ready:
-                job.attached = self.waits and job.options.wait
+                job._attached = self.waits and job._options.wait
         runs = set(ready)
-        dropped = [job for job in added if job.position is not None and job not in runs and job.claim()]
+        dropped = [job for job in added if job._position is not None and job not in runs and job._claim()]
         for job in dropped:
             self._forget(job)
         if ready:
@@ -442,20 +442,20 @@ def take_in(task: Any, outer: Job[Any]) -> None:
         claims = owner._fifo_become_part(outer) if hasattr(owner, "_fifo_become_part") else set()
         for one in owner.tasks:
             job: Job[Any] | None = getattr(one, "_fifo_job", None)
-            if job is not None and not job.queued and job.claim():
-                if job.runner is not None:
-                    job.runner.let_go(job)
-                job.runner, job.claims = outer.runner, claims
+            if job is not None and not job._queued and job._claim():
+                if job._runner is not None:
+                    job._runner.let_go(job)
+                job._runner, job._claims = outer._runner, claims
                 claims.add(job)  # where others can cancel it still
-                job.make_special().outer = outer
+                job._make_special().outer = outer
                 parts.append(job)
             deeper = object_in(one)
             if deeper is not None and id(deeper) not in seen:
                 seen.add(id(deeper))
                 look.append(deeper)
-    outer.make_special().parts = parts
+    outer._make_special().parts = parts
 
 
 def _runs(position: Position) -> bool:
     running = position.lane.running
-    return running is not None and running.position is position
+    return running is not None and running._position is position

@@ -30,8 +30,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a position runs its tasks backwards": (
         "_core/scheduler.py",
-        "        position.append(job)\n        job.queued = True",
-        "        position.prepend(job)\n        job.queued = True",
+        "        position.append(job)\n        job._queued = True",
+        "        position.prepend(job)\n        job._queued = True",
     ),
     "the rest is not skipped": (
         "_core/scheduler.py",
@@ -45,10 +45,10 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "stop does not stop": (
         "_core/scheduler.py",
-        'job.options.after_failure == "stop" and',
-        'job.options.after_failure == "never" and',
+        'job._options.after_failure == "stop" and',
+        'job._options.after_failure == "never" and',
     ),
-    "continue stops": ("_core/scheduler.py", 'job.options.after_failure == "stop" and', ""),
+    "continue stops": ("_core/scheduler.py", 'job._options.after_failure == "stop" and', ""),
     "a slot is not given back": (
         "_core/slots.py",
         "            self.free += 1\n",
@@ -122,12 +122,12 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a cancelled task runs": (
         "_core/job.py",
-        "        if self.claim():\n",
-        "        if self.own_state is None:\n",
+        "        if self._claim():\n",
+        "        if self._own_state is None:\n",
     ),
     "the loop does not hear of a cancel": (
         "_core/job.py",
-        "                self.runner.post(self)\n",
+        "                self._runner.post(self)\n",
         "                pass\n",
     ),
     "a running task is not cancelled": (
@@ -178,7 +178,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a skipped task lets hold_timeout begin anew": (
         "_core/scheduler.py",
-        "        elif position.added and job.own_state in (SUCCEEDED, FAILED) and position.held:",
+        "        elif position.added and job._own_state in (SUCCEEDED, FAILED) and position.held:",
         "        elif position.added and position.held:",
     ),
     "a held head is run past": (

@@ -146,5 +146,5 @@ class ClaimedMeanwhile(set[Job[Any]]):
 
     def remove(self, job: Job[Any]) -> None:
         super().remove(job)
-        job.end(JobState.CANCELLED)
+        job._end(JobState.CANCELLED)
         super().remove(job)  # KeyError

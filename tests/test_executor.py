@@ -356,7 +356,7 @@ async def test_cancelled_wait_leaves_the_job(events: list[Any]) -> None:
             group.start_soon(job.wait)
             await wait_all_tasks_blocked()
             group.cancel_scope.cancel()
-        assert (job.state, bool(job.waiters)) == (JobState.RUNNING, False)
+        assert (job.state, bool(job._waiters)) == (JobState.RUNNING, False)
         work.gate(0).set()
         assert await job == 0
 

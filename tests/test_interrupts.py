@@ -211,8 +211,8 @@ async def test_ctrl_c_in_the_first_step(when: str, events: list[Any]) -> None:
             runner.backend.start = start
             lane = runner.scheduler.lanes.default
             if when == "ended":
-                lane.job.end(JobState.CANCELLED)
-                lane.job.position = None
+                lane.job._end(JobState.CANCELLED)
+                lane.job._position = None
             elif when == "left":
                 runner.scheduler.end(lane, lane.job, JobState.CANCELLED, None, False)
             raise KeyboardInterrupt
@@ -435,7 +435,7 @@ async def test_ctrl_c_as_a_position_is_linked(events: list[Any], monkeypatch: py
     executor._runner.scheduler.drain()
     first = executor._runner.scheduler.lanes.by_key["a"].first
     assert first is not None
-    assert (first.next, first.number) == (None, 2), "the number of the first time is left out"
+    assert (first._next, first.number) == (None, 2), "the number of the first time is left out"
     await check_answers(executor, jobs, events)
 
 

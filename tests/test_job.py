@@ -38,10 +38,10 @@ from tests.conftest import Log
 def make_job(state: JobState = JobState.PENDING, outcome: object = None) -> Job[object]:
     job: Job[object] = Job(BackgroundTask(print), None, Options(), set())
     if state.ended:
-        job.end(state, outcome)
+        job._end(state, outcome)
     else:
-        job.queued = state is not JobState.PENDING
-        job.own_state = JobState.RUNNING if state is JobState.RUNNING else None
+        job._queued = state is not JobState.PENDING
+        job._own_state = JobState.RUNNING if state is JobState.RUNNING else None
     assert job.state is state
     return job
 
@@ -60,8 +60,8 @@ def test_table(before: JobState, after: JobState) -> None:
 def test_one_claim() -> None:
     """Of all who want to decide about a waiting job one does: `claim` is True once."""
     job = make_job()
-    job.claims.add(job)
-    assert [job.claim(), job.claim(), job.cancel()] == [True, False, False]
+    job._claims.add(job)
+    assert [job._claim(), job._claim(), job.cancel()] == [True, False, False]
 
 
 def test_ended_states() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fifo_background
+from fifo_background import BackgroundTask, BackgroundTasks, OrderedBackgroundMiddleware, SerialExecutor
 
 PACKAGE = Path(fifo_background.__file__).parent
 ROOT = Path(__file__).parent.parent
@@ -140,3 +141,27 @@ def test_mutations() -> None:
     for name, (file, text, _) in mutations.MUTATIONS.items():
         assert (PACKAGE / file).read_text(encoding="utf-8").count(text) == 1, name
         assert f"- {name}" in listed
+
+
+def public(shown: object) -> set[str]:
+    return {name for name in dir(shown) if not name.startswith("_")}
+
+
+async def test_public_names() -> None:
+    """Nothing internal is visible on a public object: these are all of its names."""
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(print)
+        assert public(job) == {
+            *("add_done_callback", "cancel", "done", "exception", "name", "result", "state", "wait"),
+        }
+        submits = {"options", "submit", "submit_nowait"}
+        assert public(executor) == submits | {"aclose", "is_open", "join", "lane", "statistics"}
+        assert public(executor.options()) == submits
+        operations = {"clear", "key", "pause", "peek", "resume", "retry_head", "skip_head"}
+        assert public(executor.lane("key")) == submits | operations
+        job.cancel()
+    tasks, task = BackgroundTasks(), BackgroundTask(print)
+    assert public(task) == {"args", "func", "is_async", "kwargs"}
+    assert public(tasks) == {"add_task", "func", "lane", "options", "tasks"}
+    assert public(tasks.lane("key")) == {"add_task", "lane", "options"}
+    assert public(OrderedBackgroundMiddleware(tasks)) == {"app", "executor", "settings"}  # type: ignore[arg-type]

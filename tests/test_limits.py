@@ -527,8 +527,8 @@ def test_submit_that_is_cancelled_as_its_task_starts(starts: str) -> None:
             else:
                 executor.lane(None).skip_head()
                 executor.statistics()  # admits the submit
-                assert wanted.job in wanted.job.claims
-                wanted.job.claims = StartedMeanwhile(wanted.job.claims)
+                assert wanted.job in wanted.job._claims
+                wanted.job._claims = StartedMeanwhile(wanted.job._claims)
                 submit.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await submit
@@ -537,8 +537,8 @@ def test_submit_that_is_cancelled_as_its_task_starts(starts: str) -> None:
                 await wanted.job.wait()
                 check_nothing_is_left(executor)
             else:
-                assert wanted.job.own_state is None, "who has claimed it decides"
-                wanted.job.own_state = JobState.RUNNING
+                assert wanted.job._own_state is None, "who has claimed it decides"
+                wanted.job._own_state = JobState.RUNNING
 
     asyncio.run(main())
     assert events == ([1, 2] if starts == "has run" else [])

@@ -342,7 +342,7 @@ class Moves:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("own_state", "queued"):
+            for name in ("_own_state", "_queued"):
                 patch.setattr(Job, name, self.watch(Job.__dict__[name]))
             yield
 

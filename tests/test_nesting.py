@@ -663,7 +663,7 @@ async def test_part_that_is_cancelled_as_it_comes(events: list[Any]) -> None:
     inner = BackgroundTasks()
     job = inner.add_task(events.append, "cancelled")
     inner.add_task(events.append, "runs")
-    job.claims = ClaimedMeanwhile(job.claims)
+    job._claims = ClaimedMeanwhile(job._claims)
     async with SerialExecutor() as executor:
         await executor.submit_nowait(inner.__call__)
     assert (events, job.state) == (["runs"], JobState.CANCELLED)

@@ -74,15 +74,15 @@ async def test_added_as_its_position_has_left(events: list[Any]) -> None:
 
         def append(self, job: Job[Any]) -> None:
             app.executor._runner.pump()
-            assert job.position is not None
-            assert job.position.state is GONE
+            assert job._position is not None
+            assert job._position.state is GONE
             super().append(job)
 
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
         if path == "/first":
             job = tasks.add_task(work.quick, "cancelled")
-            position: Any = job.position
+            position: Any = job._position
             assert job.cancel()
             position.added = Leaves(position.added)
             jobs.append(tasks.add_task(work.quick, "first"))
@@ -115,13 +115,13 @@ async def test_added_long_after_its_position_has_left(wait: bool, events: list[A
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
         cancelled = tasks.add_task(work.quick, 1)
-        position: Any = cancelled.position
+        position: Any = cancelled._position
         kept.extend([position, position.owner])
         assert cancelled.cancel()
         app.executor._runner.pump()
         assert position.state is GONE
         jobs.append(tasks.add_task(work.gated, 2))
-        assert jobs[0].position is position
+        assert jobs[0]._position is position
         await respond()
         await tasks()
 
@@ -266,7 +266,7 @@ async def test_part_that_is_added_as_its_job_ends(ended: bool, events: list[Any]
     if ended:
         assert "had ended, and would never run" in str(outcome[0])
     else:
-        assert (outcome[0].state, outcome[0].runner) == (S.PENDING, None)
+        assert (outcome[0].state, outcome[0]._runner) == (S.PENDING, None)
         assert outcome[0].cancel()
     assert exchange.error is None
     assert events == ["start 1", "end 1"]
@@ -434,8 +434,8 @@ async def test_statistics_let_waiters_go(events: list[Any]) -> None:
             group.start_soon(executor.submit, events.append, "let in")
             await wait_all_tasks_blocked()
             # as a thread does that has not come to ask the loop yet
-            assert first.claim()
-            first.end(S.CANCELLED)
+            assert first._claim()
+            first._end(S.CANCELLED)
             executor._runner.scheduler.inbox.append(first)
             assert executor.statistics().waiting == 1
             group.cancel_scope.deadline = anyio.current_time() + 5
@@ -529,14 +529,14 @@ async def test_cancelled_before_its_lane_is_another(events: list[Any]) -> None:
     old = scheduler.lanes.of("k")
     position = Position(old, None)
     job: Job[Any] = Job(BackgroundTask(print), None, Options(max_waiting=1), scheduler.waiting)
-    job.position = position
+    job._position = position
     scheduler.accept(job, old)
     position.submit(job, 0.0)
     del scheduler.lanes.by_key["k"]  # retired, as it was idle until now
     new = scheduler.lanes.of("k")
     scheduler.inbox.append(position)
-    assert job.claim()
-    job.end(S.CANCELLED)
+    assert job._claim()
+    job._end(S.CANCELLED)
     scheduler.inbox.append(job)
     scheduler.drain()
     assert (old.counted, new.counted, list(scheduler.waiting)) == ({}, {}, [])
@@ -590,7 +590,7 @@ async def test_function_that_lost_its_name() -> None:
     """A task whose function somebody has replaced since by an object without a name still ends."""
     async with SerialExecutor() as executor:
         job = executor.submit_nowait(print)
-        task: Any = job.task
+        task: Any = job._task
         task.func = Decorated(print)
         await job
     assert job.name == "print"
@@ -627,7 +627,7 @@ async def test_ended_requests_are_freed(path: str) -> None:
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
         first: Any = tasks.lane("a").add_task(work.quick, 1)
-        requests.append(weakref.ref(first.position.owner))
+        requests.append(weakref.ref(first._position.owner))
         if path == "/cancelled":
             first.cancel()
         tasks.add_task(work.gated, 2)

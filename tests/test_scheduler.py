@@ -54,9 +54,9 @@ class Model:
         options = {"task": BackgroundTask(print), **options}
         task = options.pop("task")
         job: Job[Any] = Job(task, None, self.settings.options.replace(**options), self.scheduler.waiting)
-        job.position = position
-        if job.options.keep == "latest":
-            job.make_special().function = "function"
+        job._position = position
+        if job._options.keep == "latest":
+            job._make_special().function = "function"
         self.scheduler.accept(job, position.lane)
         position.added.append(job)
         return job
@@ -93,8 +93,8 @@ class Model:
 
     def cancel(self, job: Job[Any]) -> None:
         """What `Job.cancel` and the inbox do."""
-        assert job.claim()
-        job.end(S.CANCELLED)
+        assert job._claim()
+        job._end(S.CANCELLED)
         self.scheduler.inbox.append(job)
         self.scheduler.drain()
 
@@ -185,11 +185,11 @@ def test_claimed_by_another() -> None:
     jobs = [model.add(position) for _ in range(2)]
     model.scheduler.inbox += jobs
     model.scheduler.drain()
-    assert jobs[0].claim()  # and is not further yet
-    assert not jobs[0].claim()
+    assert jobs[0]._claim()  # and is not further yet
+    assert not jobs[0]._claim()
     assert model.start().job is jobs[1]
     assert not model.scheduler.end_waiting(jobs[0], S.SKIPPED)
-    jobs[0].end(S.CANCELLED)
+    jobs[0]._end(S.CANCELLED)
     model.scheduler.inbox.append(jobs[0])
     assert model.end(model.scheduler.lanes.by_key["a"]) is None
     assert model.scheduler.lanes.by_key == {}
@@ -411,7 +411,7 @@ def test_held_head() -> None:
     model.now = 1
     ready = model.job("a")
     assert model.start_next() is None
-    lane, position = model.scheduler.lanes.by_key["a"], held.position
+    lane, position = model.scheduler.lanes.by_key["a"], held._position
     assert position is not None
     assert effects(model) == [("held", "a", 4)]
     model.now = 5
@@ -519,7 +519,7 @@ def test_failure_that_is_handed_over(waits: bool) -> None:
     model = Model()
     job = model.job("a")
     waiter = object()
-    job.wait_with(waiter, RAISES if waits else False)
+    job._wait_with(waiter, RAISES if waits else False)
     model.fail(model.start())
     assert effects(model) == [("failed", job, [], False, waits)]
     assert model.scheduler.woken == [waiter]
@@ -585,7 +585,7 @@ def test_ended_job_keeps_nothing() -> None:
     model.cancel(jobs[1])
     model.scheduler.end_waiting(jobs[2], S.SKIPPED)
     for job in jobs:
-        assert (job.task, job.position, job.next, job.previous) == ("print", None, None, None)
+        assert (job._task, job._position, job._next, job._previous) == ("print", None, None, None)
 
 
 def test_superseded() -> None:
@@ -691,14 +691,14 @@ def test_cancelled_while_it_stands_in_the_queue() -> None:
     jobs = [model.add(position) for _ in range(4)]
     model.scheduler.inbox += jobs
     model.scheduler.drain()
-    assert jobs[0].claim()
-    assert jobs[2].claim()
+    assert jobs[0]._claim()
+    assert jobs[2]._claim()
     lane = model.scheduler.start_next()
     assert lane is not None
     assert lane.job is jobs[1]
     assert model.scheduler.end(lane, jobs[1], S.SUCCEEDED, None, True) is jobs[3]
     for job in (jobs[0], jobs[2]):
-        job.end(S.CANCELLED)
+        job._end(S.CANCELLED)
     model.scheduler.inbox += [jobs[0], jobs[2]]
     assert model.end(lane) is None
     assert (model.start_next(), model.scheduler.lanes.by_key) == (None, {})
@@ -736,7 +736,7 @@ def test_skipped_as_it_starts() -> None:
     model = Model()
     jobs = [model.job("a") for _ in range(2)]
     model.scheduler.drain()
-    jobs[0].claims = ClaimedMeanwhile({jobs[0]})
+    jobs[0]._claims = ClaimedMeanwhile({jobs[0]})
     assert operations.skip_head(model.scheduler, model.scheduler.lanes.by_key["a"]) is jobs[1]
     assert jobs[1].state is S.SKIPPED
 
@@ -767,13 +767,13 @@ def test_ready_twice() -> None:
     """A job that is said to be ready again, or when it has been claimed, is queued once, or not at all."""
     model = Model()
     jobs = [model.job("a") for _ in range(2)]
-    assert jobs[1].claim()
-    jobs[1].end(S.CANCELLED)
+    assert jobs[1]._claim()
+    jobs[1]._end(S.CANCELLED)
     model.scheduler.drain()
     model.scheduler.ready(jobs[0])
     model.scheduler.ready(jobs[1])
     check(model.scheduler)
-    assert [job.queued for job in jobs] == [True, False]
+    assert [job._queued for job in jobs] == [True, False]
 
 
 def test_counted_in_while_another_is_counted_out() -> None:
@@ -806,13 +806,13 @@ def test_counted_in_a_lane_that_was_retired() -> None:
     assert model.scheduler.lanes.by_key == {}
     position = Position(gone, None, [])
     late = model.add(position, max_waiting=2)
-    assert model.job("a", max_waiting=2).position is not position
+    assert model.job("a", max_waiting=2)._position is not position
     model.scheduler.inbox.append(position)
     model.scheduler.drain()
     assert position.lane is model.scheduler.lanes.by_key["a"] is not gone
     with pytest.raises(QueueFull, match="2 tasks wait already"):
         model.job("a", max_waiting=2)
-    assert late.claim()
+    assert late._claim()
 
 
 # -- the rest ------------------------------------------------------------------------------------------------

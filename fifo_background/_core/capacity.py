@@ -39,7 +39,7 @@ class Capacity:
 
         Counts first, then looks: if two threads want the last capacity, both may be refused.
         """
-        limit = job.options.max_waiting
+        limit = job._options.max_waiting
         if limit is not None and not lane.counts:
             self._begin_counting(lane)
         for counted, most, wanted in (
@@ -59,14 +59,14 @@ class Capacity:
             return
         waiting = self._scheduler.waiting
         for job in list(waiting):
-            if job.position is not None and job.position.lane is lane:
+            if job._position is not None and job._position.lane is lane:
                 _add(lane.counted, job, lane)
                 if job not in waiting:
                     self.discard(job)
 
     def discard(self, job: Job[Any]) -> None:
         """Count a job out, where it was counted in: its lane may have been retired since."""
-        lane = job.counted_in
+        lane = job._counted_in
         if lane is None:
             return
         for counted in (lane.counted, self._counted):
@@ -103,7 +103,7 @@ class Capacity:
             self._let_into_lane(wanted)
 
     def _fits_lane(self, wanted: Wanted) -> bool:
-        limit, lane = wanted.job.options.max_waiting, wanted.position.lane
+        limit, lane = wanted.job._options.max_waiting, wanted.position.lane
         return limit is None or _fits(lane.counted, wanted, limit)
 
     def _let_into_lane(self, wanted: Wanted) -> None:
@@ -157,13 +157,13 @@ class Capacity:
 
 def _token(job: Job[Any], lane: Lane) -> object:
     """What is counted: the job, or with keep="latest" its function in its lane."""
-    function = None if job.special is None else job.special.function
+    function = None if job._special is None else job._special.function
     return job if function is None else (lane.key, function)
 
 
 def _add(counted: Counted, job: Job[Any], lane: Lane) -> bool:
     """Count a job in. Whether it is the only one that counts as this one."""
-    job.counted_in = lane
+    job._counted_in = lane
     token = _token(job, lane)
     counted.setdefault(token, set()).add(job)
     jobs = counted.setdefault(token, {job})  # the loop may have dropped the set before the job was in it

@@ -23,8 +23,8 @@ class Chain(Generic[N]):
         if last is None:
             self.first = node
         else:
-            last.next = node
-            node.previous = last
+            last._next = node
+            node._previous = last
         self.last = node
 
     def prepend(self, node: N) -> None:
@@ -32,26 +32,26 @@ class Chain(Generic[N]):
         if first is None:
             self.last = node
         else:
-            first.previous = node
-            node.next = first
+            first._previous = node
+            node._next = first
         self.first = node
 
     def remove(self, node: N) -> None:
-        before, after = node.previous, node.next
+        before, after = node._previous, node._next
         if before is None:
             self.first = after
         else:
-            before.next = after
-            node.previous = None
+            before._next = after
+            node._previous = None
         if after is None:
             self.last = before
         else:
-            after.previous = before
-            node.next = None
+            after._previous = before
+            node._next = None
 
     def __iter__(self) -> Iterator[N]:
         node = self.first
         while node is not None:
-            after = node.next
+            after = node._next
             yield node
             node = after

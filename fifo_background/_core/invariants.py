@@ -14,7 +14,7 @@ def check(scheduler: Scheduler) -> None:
     for lane in lanes:
         chained = [job for position in lane for job in position]
         assert lane.queued == len(chained), (lane.key, lane.queued, chained)
-        assert all(job.queued for job in chained)
+        assert all(job._queued for job in chained)
         assert all(position.state is IN_QUEUE and position.lane is lane for position in lane)
         assert lane.occupied == (lane in scheduler.occupied)
         assert lane.in_turn == (lane in scheduler.turns)
@@ -23,4 +23,4 @@ def check(scheduler: Scheduler) -> None:
     assert scheduler.queued == sum(lane.queued for lane in lanes)
     occupied = sum(not lane.lent for lane in scheduler.occupied)
     assert scheduler.slots.free <= scheduler.slots.most - occupied
-    assert all(job.own_state is None for job in scheduler.waiting)
+    assert all(job._own_state is None for job in scheduler.waiting)

@@ -150,80 +150,80 @@ class Job(Generic[T]):
 
     __slots__ = (
         "__weakref__",
-        "attached",
-        "claims",
-        "counted_in",
-        "direct",
-        "named",
-        "next",
-        "on_loop",
-        "options",
-        "outcome",
-        "own_state",
-        "position",
-        "previous",
-        "queued",
-        "runner",
-        "special",
-        "task",
-        "waiters",
+        "_attached",
+        "_claims",
+        "_counted_in",
+        "_direct",
+        "_named",
+        "_next",
+        "_on_loop",
+        "_options",
+        "_outcome",
+        "_own_state",
+        "_position",
+        "_previous",
+        "_queued",
+        "_runner",
+        "_special",
+        "_task",
+        "_waiters",
     )
 
     def __init__(
         self, task: BackgroundTask, runner: JobRunner | None, options: Options, claims: set[Job[Any]]
     ) -> None:
-        self.task: BackgroundTask | str = task  # its name once it has ended: arguments are not kept
+        self._task: BackgroundTask | str = task  # its name once it has ended: arguments are not kept
         # asked for now where it is not a plain function's: at the end nothing of a user's may run
-        self.named: str | None = None if _is_plain(getattr(task, "func", None)) else name_of(task)
-        self.runner: JobRunner | None = runner
-        self.options: Options = options
-        self.claims: set[Job[Any]] = claims
-        self.own_state: JobState | None = None  # since it was claimed
-        self.outcome: Any = None
-        self.position: Position | None = None
-        self.queued: bool = False  # in the chain of its position
-        self.on_loop: bool = True  # not in a thread
-        self.direct: bool = False  # nothing is around the function
-        self.attached: bool = False  # a request waits for it, and raises what it fails with
-        self.waiters: dict[Any, bool] | None = None  # with what each asks: TOLD or RAISES
-        self.special: Special | None = None
-        self.counted_in: Lane | None = None  # see `Capacity`
-        self.next: Job[Any] | None = None
-        self.previous: Job[Any] | None = None
+        self._named: str | None = None if _is_plain(getattr(task, "func", None)) else name_of(task)
+        self._runner: JobRunner | None = runner
+        self._options: Options = options
+        self._claims: set[Job[Any]] = claims
+        self._own_state: JobState | None = None  # since it was claimed
+        self._outcome: Any = None
+        self._position: Position | None = None
+        self._queued: bool = False  # in the chain of its position
+        self._on_loop: bool = True  # not in a thread
+        self._direct: bool = False  # nothing is around the function
+        self._attached: bool = False  # a request waits for it, and raises what it fails with
+        self._waiters: dict[Any, bool] | None = None  # with what each asks: TOLD or RAISES
+        self._special: Special | None = None
+        self._counted_in: Lane | None = None  # see `Capacity`
+        self._next: Job[Any] | None = None
+        self._previous: Job[Any] | None = None
 
     @property
     def name(self) -> str:
         """The qualified name of the task's function."""
-        task = self.task
-        return task if isinstance(task, str) else self.named or name_of(task)
+        task = self._task
+        return task if isinstance(task, str) else self._named or name_of(task)
 
     @property
     def state(self) -> JobState:
         """Where it is: a `JobState`."""
-        return self.own_state or (QUEUED if self.queued else PENDING)
+        return self._own_state or (QUEUED if self._queued else PENDING)
 
     def done(self) -> bool:
         """Whether the job has ended, in whatever way."""
-        state = self.own_state
+        state = self._own_state
         return state is not None and state is not RUNNING
 
-    def claim(self) -> bool:
+    def _claim(self) -> bool:
         """Take the job out of what waits. True for one caller only, who decides what becomes of it."""
         try:
-            self.claims.remove(self)  # one atomic act
+            self._claims.remove(self)  # one atomic act
         except KeyError:
             return False
         return True
 
-    def end(self, state: JobState, outcome: Any = None) -> object:
+    def _end(self, state: JobState, outcome: Any = None) -> object:
         """Move to a last state. Returns what the job does not keep: whoever drops it frees the arguments."""
-        task: Any = self.task
-        func: Any = None if self.named is not None else task.func
-        self.task = func.__qualname__ if _is_plain(func) else self.named or type(task).__qualname__
-        if state is FAILED and self.options.after_failure == "stop":
+        task: Any = self._task
+        func: Any = None if self._named is not None else task.func
+        self._task = func.__qualname__ if _is_plain(func) else self._named or type(task).__qualname__
+        if state is FAILED and self._options.after_failure == "stop":
             outcome.task = task
-        self.outcome = outcome  # before the state, which other threads look at first
-        self.own_state = state
+        self._outcome = outcome  # before the state, which other threads look at first
+        self._own_state = state
         return task
 
     def result(self) -> T:
@@ -232,12 +232,12 @@ class Job(Generic[T]):
         Raises the function's own error if it failed, `JobNotEnded` before its end, and `JobNoResult` if it
         was cancelled, skipped, superseded or dropped.
         """
-        state = self.own_state
+        state = self._own_state
         if state is SUCCEEDED:
-            result: T = self.outcome
+            result: T = self._outcome
             return result
         if state is FAILED:
-            self.outcome.throw()
+            self._outcome.throw()
         self._check_ended(state)
         raise JobNoResult(self.name, self.state.value)
 
@@ -247,9 +247,9 @@ class Job(Generic[T]):
         Raises `JobNotEnded` before the job's end, and `JobNoResult` if it was cancelled, skipped, superseded
         or dropped.
         """
-        state = self.own_state
+        state = self._own_state
         if state is FAILED:
-            error: BaseException = self.outcome.error
+            error: BaseException = self._outcome.error
             return error
         if state is not SUCCEEDED:
             self._check_ended(state)
@@ -280,12 +280,12 @@ class Job(Generic[T]):
         return self.state
 
     def _has_runner(self) -> JobRunner:
-        if self.runner is None:
+        if self._runner is None:
             raise RuntimeError(
                 f"{self.name} is in no queue yet: its object was made outside of a request, and was not "
                 "awaited. Write `await tasks()` first, or use `executor.submit_nowait(func, ...)`"
             )
-        return self.runner
+        return self._runner
 
     def cancel(self) -> bool:
         """Cancel the task, from any thread; waits for nothing.
@@ -294,14 +294,14 @@ class Job(Generic[T]):
         cancellation was requested, as with `asyncio.Task`: the task may still succeed. False for a task that
         has ended, runs in a thread, or runs inside another task.
         """
-        if self.claim():
+        if self._claim():
             # the arguments are freed here, in the caller
-            self.end(CANCELLED)
-            if self.runner is not None:
-                self.runner.count_out(self)
-                self.runner.post(self)
+            self._end(CANCELLED)
+            if self._runner is not None:
+                self._runner.count_out(self)
+                self._runner.post(self)
             return True
-        return self.own_state is RUNNING and self.runner is not None and self.runner.cancel_running(self)
+        return self._own_state is RUNNING and self._runner is not None and self._runner.cancel_running(self)
 
     def add_done_callback(self, callback: Callable[[Job[T]], object]) -> None:
         """Call `callback(job)` on the event loop once the job has ended; from any thread.
@@ -311,32 +311,32 @@ class Job(Generic[T]):
         """
         self._has_runner().post(Callback(self, callback, copy_context()))
 
-    def wait_with(self, waiter: object, raises: bool) -> None:
+    def _wait_with(self, waiter: object, raises: bool) -> None:
         """On the loop: `waiter` is woken at the job's end."""
-        if self.waiters is None:
-            self.waiters = {}
-        self.waiters[waiter] = raises
+        if self._waiters is None:
+            self._waiters = {}
+        self._waiters[waiter] = raises
 
-    def wait_no_more(self, waiter: object) -> None:
-        cast(dict[Any, bool], self.waiters).pop(waiter, None)
+    def _wait_no_more(self, waiter: object) -> None:
+        cast(dict[Any, bool], self._waiters).pop(waiter, None)
 
     @property
-    def handed_over(self) -> bool:
+    def _handed_over(self) -> bool:
         """Whether somebody waits who will raise its failure."""
-        return self.attached or (self.waiters is not None and RAISES in self.waiters.values())
+        return self._attached or (self._waiters is not None and RAISES in self._waiters.values())
 
     @property
-    def outermost(self) -> Job[Any]:
+    def _outermost(self) -> Job[Any]:
         """The job inside which it runs; itself if it stands in a queue by itself."""
         job: Job[Any] = self
-        while job.special is not None and job.special.outer is not None:
-            job = job.special.outer
+        while job._special is not None and job._special.outer is not None:
+            job = job._special.outer
         return job
 
-    def make_special(self) -> Special:
-        if self.special is None:
-            self.special = Special()
-        return self.special
+    def _make_special(self) -> Special:
+        if self._special is None:
+            self._special = Special()
+        return self._special
 
     def __copy__(self) -> Job[T]:
         return self  # a handle: copies are the same job

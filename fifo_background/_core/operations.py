@@ -60,10 +60,10 @@ def retry_head(scheduler: Scheduler, lane: Lane) -> Job[Any] | None:
         return None
     (failed,) = position.added
     position.added = []
-    failure = failed.outcome
-    job: Job[Any] = Job(failure.task, failed.runner, failed.options, scheduler.waiting)
+    failure = failed._outcome
+    job: Job[Any] = Job(failure.task, failed._runner, failed._options, scheduler.waiting)
     failure.task = None
-    job.special, job.on_loop, job.position = failed.special, failed.on_loop, position
+    job._special, job._on_loop, job._position = failed._special, failed._on_loop, position
     scheduler.accept(job, lane, refuse=False)
     lane.put_first(position)
     scheduler.ready(job)
@@ -82,7 +82,7 @@ def forget_failed(scheduler: Scheduler, lane: Lane) -> None:
     """A stopped lane goes on without its failed job."""
     stopped = go_on(scheduler, lane)
     if stopped is not None:
-        failure = stopped.added[0].outcome
+        failure = stopped.added[0]._outcome
         scheduler.gone.append(failure.task)
         failure.task = None
 
@@ -101,7 +101,7 @@ def close(scheduler: Scheduler) -> list[Job[Any]]:
         dropped += drop_closed_head(scheduler, lane)
         scheduler.woken += scheduler.capacity.refuse(lane)
         scheduler.wants_turn(lane)
-    dropped += _drop_unawaited(scheduler, [job for job in list(scheduler.waiting) if not job.queued])
+    dropped += _drop_unawaited(scheduler, [job for job in list(scheduler.waiting) if not job._queued])
     scheduler.woken += scheduler.capacity.refuse(None)
     return dropped
 
@@ -110,7 +110,7 @@ def _drop_unawaited(scheduler: Scheduler, jobs: list[Job[Any]]) -> list[Job[Any]
     awaited: dict[object, set[Job[Any]]] = {}
     dropped: list[Job[Any]] = []
     for job in jobs:
-        owner = None if job.position is None else job.position.owner
+        owner = None if job._position is None else job._position.owner
         if owner not in awaited:
             awaited[owner] = set() if owner is None else set(owner.handed_over or ())
         if job not in awaited[owner] and scheduler.end_waiting(job, DROPPED):
@@ -134,7 +134,7 @@ def drop_all(scheduler: Scheduler) -> list[Job[Any]]:
     """The end: drop everything that waits, in whatever lane or request; returns it."""
     scheduler.status = CLOSED
     left = [job for lane in scheduler.lanes.all() for job in list(lane.waiting)]
-    left += [job for job in list(scheduler.waiting) if not job.queued]
+    left += [job for job in list(scheduler.waiting) if not job._queued]
     for lane in scheduler.lanes.all():
         lane.paused = False
         forget_failed(scheduler, lane)

@@ -59,14 +59,14 @@ class Position(Chain[Job[Any]]):
     """
 
     __slots__ = (
+        "_next",
+        "_previous",
         "added",
         "arriving",
         "context",
         "lane",
-        "next",
         "number",
         "owner",
-        "previous",
         "state",
         "taken",
     )
@@ -84,13 +84,13 @@ class Position(Chain[Job[Any]]):
         # Added, but not ready: while one of them waits they hold the position. Jobs that are ready, or have
         # ended, leave it when the loop looks (`held`).
         self.added: list[Job[Any]] = NONE_ADDED if added is None else added
-        self.next: Position | None = None
-        self.previous: Position | None = None
+        self._next: Position | None = None
+        self._previous: Position | None = None
 
     def submit(self, job: Job[Any], now: float) -> None:
         """The one job of a position that no request owns; it is not published yet."""
         self.first = self.last = job
-        job.queued = True
+        job._queued = True
         self.taken = now
 
     @property
@@ -119,13 +119,13 @@ class Position(Chain[Job[Any]]):
         return [job for job in self.added if self._is_pending(job)]
 
     def _is_pending(self, job: Job[Any]) -> bool:
-        return not job.queued and job.own_state is None and job.position is self
+        return not job._queued and job._own_state is None and job._position is self
 
     @property
     def waiting(self) -> Iterator[Job[Any]]:
         """What has not been claimed, in order: first what is ready."""
         for job in self:
-            if job.own_state is None:
+            if job._own_state is None:
                 yield job
         yield from self.pending
 

@@ -4,7 +4,7 @@ Any thread, finalizer or signal handler may do these atomic acts, which wait for
 
 - `waiting.add(job)`, then `position.added.append(job)`: the job is accepted.
 - `inbox.append(position)`: fixes the order. The loop looks into the inbox before it looks at a lane.
-- `job.claim()`: decides a job's fate; then `inbox.append(job)` tells the loop.
+- `job._claim()`: decides a job's fate; then `inbox.append(job)` tells the loop.
 
 All else runs on the loop, in moves (`moving`): nothing of a user's runs in a move, and nothing of a user's is
 freed. What a move lets go is left in `gone`, who is to be woken in `woken`, what is to be said in `effects`.
@@ -82,7 +82,7 @@ class Scheduler:
         try:
             if self.status is not OPEN:
                 raise ExecutorClosed(job.name)
-            most = job.options.max_waiting
+            most = job._options.max_waiting
             if most is None:
                 lane.has_uncounted = True  # before the look at `counts`, which a thread may set
             if most or lane.counts or self.capacity.limit is not None:
@@ -126,17 +126,17 @@ class Scheduler:
                 if entry.job.done():
                     self.woken.append(entry)
                 else:
-                    entry.job.wait_with(entry, False)
-            elif entry.own_state is None:
+                    entry.job._wait_with(entry, False)
+            elif entry._own_state is None:
                 if joined is None:
                     self.ready(entry)
                 else:
                     joined.append(entry)
-            elif entry.position is not None:  # ended by others: cancelled, or in a thread
-                if entry.own_state is FAILED:
+            elif entry._position is not None:  # ended by others: cancelled, or in a thread
+                if entry._own_state is FAILED:
                     self._failed(entry)
                 self._over(entry)
-            elif entry.waiters is not None:  # a part of a job
+            elif entry._waiters is not None:  # a part of a job
                 self.tell_end(entry)
             inbox.popleft()  # last: a KeyboardInterrupt in between does no harm
 
@@ -166,8 +166,8 @@ class Scheduler:
 
     def ready(self, job: Job[Any]) -> None:
         """A job is ready to run, in its position; this takes the position if it is in no queue."""
-        position = job.position
-        if job.queued or job.own_state is not None or position is None:
+        position = job._position
+        if job._queued or job._own_state is not None or position is None:
             return
         if position.state is not IN_QUEUE:
             position.state = OUTSIDE
@@ -180,7 +180,7 @@ class Scheduler:
         if len(added) == 1 and added[0] is job:  # else it is left out when the loop looks
             del added[0]
         position.append(job)
-        job.queued = True
+        job._queued = True
         self._count_ready(position.lane, job)
 
     def _count_ready(self, lane: Lane, job: Job[Any]) -> None:
@@ -189,8 +189,8 @@ class Scheduler:
             self.turns.append(lane)
         lane.queued += 1
         self.queued += 1
-        if job.special is not None and job.options.keep == "latest":
-            self._keep_latest(lane, job, job.special.function)
+        if job._special is not None and job._options.keep == "latest":
+            self._keep_latest(lane, job, job._special.function)
         if lane.stopped is not None:
             self._tell_stop(job)
 
@@ -203,8 +203,8 @@ class Scheduler:
         if latest is None:
             latest = lane.latest = {}
         other = latest.get(function)
-        if other is not None and other.position is not None and job.position is not None:
-            if other.position.number > job.position.number:
+        if other is not None and other._position is not None and job._position is not None:
+            if other._position.number > job._position.number:
                 self.end_waiting(job, SUPERSEDED)
                 return
             latest[function] = job
@@ -234,7 +234,7 @@ class Scheduler:
                 if lane.occupied:
                     continue
                 while (job := self._first_ready(lane)) is not None:
-                    if not job.on_loop or self._start(lane, job):
+                    if not job._on_loop or self._start(lane, job):
                         if lane.timer is not None:
                             lane.timer.cancel()
                             lane.timer = None
@@ -256,9 +256,9 @@ class Scheduler:
             return
         lane.job = lane.trip = None
         if job is not None and not job.done():
-            job.own_state = None
+            job._own_state = None
             self.waiting.add(job)
-            if not job.queued:
+            if not job._queued:
                 self.inbox.appendleft(job)
         lane.occupied = False
         self.occupied.discard(lane)
@@ -270,7 +270,7 @@ class Scheduler:
         while lane.stopped is None and not lane.paused and (position := lane.first) is not None:
             job = position.first
             if job is not None:
-                if job.own_state is None:
+                if job._own_state is None:
                     return job
                 self._unchain(job, position)  # claimed by others
             elif not position.held:
@@ -296,25 +296,25 @@ class Scheduler:
             self.waiting.remove(job)
         except KeyError:
             lane.job = None
-            self._unchain(job, job.position)  # type: ignore[arg-type]
+            self._unchain(job, job._position)  # type: ignore[arg-type]
             return False
-        job.own_state = RUNNING
+        job._own_state = RUNNING
         lane.since = self.clock()
-        position: Position = job.position  # type: ignore[assignment]
-        after = position.first = job.next  # it is the first
+        position: Position = job._position  # type: ignore[assignment]
+        after = position.first = job._next  # it is the first
         if after is None:
             position.last = None
         else:
-            after.previous = job.next = None
-        job.queued = False
+            after._previous = job._next = None
+        job._queued = False
         lane.queued -= 1
         self.queued -= 1
-        if lane.latest is not None or job.counted_in is not None:
+        if lane.latest is not None or job._counted_in is not None:
             self._left_waiting(job, lane)
         return True
 
     def _unchain(self, job: Job[Any], position: Position) -> None:
-        job.queued = False
+        job._queued = False
         position.remove(job)
         lane = position.lane
         lane.queued -= 1
@@ -323,7 +323,7 @@ class Scheduler:
             lane.trip.last = None
 
     def _left_waiting(self, job: Job[Any], lane: Lane) -> None:
-        function = None if job.special is None else job.special.function
+        function = None if job._special is None else job._special.function
         if lane.latest is not None and lane.latest.get(function) is job:
             del lane.latest[function]
         self.capacity.discount(job, lane)
@@ -380,20 +380,20 @@ class Scheduler:
         self.moving = True
         try:
             lane.job = None
-            position: Position = job.position  # type: ignore[assignment]
-            job.end(state, outcome)  # the caller has the arguments in hand
+            position: Position = job._position  # type: ignore[assignment]
+            job._end(state, outcome)  # the caller has the arguments in hand
             if state is FAILED:
                 self._failed(job)
-            if job.waiters is not None or job.special is not None or position.added:
+            if job._waiters is not None or job._special is not None or position.added:
                 self._over(job)
             else:
-                job.position = None
+                job._position = None
                 if self.joiners:
                     self._wake_joiners()
             if self.inbox:
                 self._drain()
             if may_go_on and not (self.turns or lane.stopping or lane.lent or lane.paused or lane.stopped):
-                while (after := position.first) is not None and after.on_loop:
+                while (after := position.first) is not None and after._on_loop:
                     if self._start(lane, after):
                         return after
             self._leave(lane)
@@ -406,9 +406,9 @@ class Scheduler:
 
     def end_waiting(self, job: Job[Any], state: JobState) -> bool:
         """End a job that waits. False if somebody else has claimed it."""
-        if not job.claim():
+        if not job._claim():
             return False
-        self.gone.append(job.end(state))
+        self.gone.append(job._end(state))
         self._over(job)
         return True
 
@@ -425,36 +425,36 @@ class Scheduler:
 
     def _failed(self, job: Job[Any]) -> None:
         """The first failure skips what stands behind it in its position, or stops the lane."""
-        position: Position = job.position  # type: ignore[assignment]
+        position: Position = job._position  # type: ignore[assignment]
         lane, skipped = position.lane, []
         if position.owner is not None and position.owner.skips_rest:
             skipped = [other for other in list(position) if self.end_waiting(other, SKIPPED)]
-        stops = job.options.after_failure == "stop" and self.status is OPEN and lane.stopped is None
+        stops = job._options.after_failure == "stop" and self.status is OPEN and lane.stopped is None
         if stops:
             lane.stop_at(job, position)
             for waiting in lane.waiting:
                 self._tell_stop(waiting)
-        self.effects.append(Failed(job, position, skipped, stops, job.handed_over))
+        self.effects.append(Failed(job, position, skipped, stops, job._handed_over))
 
     def _over(self, job: Job[Any]) -> None:
         """A job has ended: it leaves its position, and who waits for it is woken."""
-        position: Position = job.position  # type: ignore[assignment]
+        position: Position = job._position  # type: ignore[assignment]
         lane = position.lane
-        if job.queued:
+        if job._queued:
             self._unchain(job, position)
-        if lane.latest is not None or job.counted_in is not None:
+        if lane.latest is not None or job._counted_in is not None:
             self._left_waiting(job, lane)
-        if job.waiters is not None:
+        if job._waiters is not None:
             self.tell_end(job)
-        if job.special is not None and job.special.parts:
-            self._end_parts(job, position, job.special.parts)
-        job.position = None  # a job that is kept keeps no other alive
+        if job._special is not None and job._special.parts:
+            self._end_parts(job, position, job._special.parts)
+        job._position = None  # a job that is kept keeps no other alive
         if position.first is None and position is not lane.first and not position.held:
             if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory
                 lane.drop(position, self.gone)
             else:
                 self.gone.append(position)
-        elif position.added and job.own_state in (SUCCEEDED, FAILED) and position.held:
+        elif position.added and job._own_state in (SUCCEEDED, FAILED) and position.held:
             position.taken = self.clock()  # it was not stalling: `hold_timeout` begins anew
         self.wants_turn(lane)
         if self.joiners:
@@ -462,7 +462,7 @@ class Scheduler:
 
     def tell_end(self, job: Job[Any]) -> None:
         """Whoever waits for the job's end is told. Callbacks are not kept: waits go away by themselves."""
-        waiters = job.waiters or {}
+        waiters = job._waiters or {}
         self.woken += waiters
         for waiter in list(waiters):
             if type(waiter) is Callback:
@@ -470,26 +470,26 @@ class Scheduler:
 
     def _tell_stop(self, job: Job[Any]) -> None:
         """The lane of a waiting job has stopped: a request does not wait for that."""
-        if job.attached:
-            self.woken += [waiter for waiter in job.waiters or () if type(waiter) is not Callback]
+        if job._attached:
+            self.woken += [waiter for waiter in job._waiters or () if type(waiter) is not Callback]
 
     def _end_parts(self, job: Job[Any], position: Position, parts: list[Job[Any]]) -> None:
         """What has not run inside the job does not run anymore: it is skipped if the job has failed."""
-        has_run = job.own_state in (SUCCEEDED, FAILED)
-        state = {SUCCEEDED: DROPPED, FAILED: SKIPPED}.get(job.own_state, job.own_state)  # type: ignore[arg-type]
-        left = [part for part in parts if part.claim()]
-        job.special.parts = None  # type: ignore[union-attr]
+        has_run = job._own_state in (SUCCEEDED, FAILED)
+        state = {SUCCEEDED: DROPPED, FAILED: SKIPPED}.get(job._own_state, job._own_state)  # type: ignore[arg-type]
+        left = [part for part in parts if part._claim()]
+        job._special.parts = None  # type: ignore[union-attr]
         for part in left:
-            part.make_special().ended_with_outer = True
-            self.gone.append(part.end(state))  # type: ignore[arg-type]
+            part._make_special().ended_with_outer = True
+            self.gone.append(part._end(state))  # type: ignore[arg-type]
             self.tell_end(part)
-        failed = self.effects[-1] if job.own_state is FAILED and self.effects else None
+        failed = self.effects[-1] if job._own_state is FAILED and self.effects else None
         if left and type(failed) is Failed and failed.job is job:
             failed.skipped.extend(left)  # it is said in one record
         elif left and has_run:
             self.effects.append(Unrun(job, position, left))
         elif left:
-            job.task = f"{job.name} ({', '.join(part.name for part in left)})"
+            job._task = f"{job.name} ({', '.join(part.name for part in left)})"
 
     # -- nothing being unfinished ----------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class Slots:
 
     def take_back(self, lane: Lane, job: Job[Any], waiter: object) -> bool:
         """The job goes on. False if it has to await `waiter` before, and then call `took_back`."""
-        if job.own_state is not RUNNING or not lane.lent:
+        if job._own_state is not RUNNING or not lane.lent:
             return True  # a child of the job outlives it
         if lane.lent > 1 or self.free > 0:
             lane.lent -= 1
@@ -55,7 +55,7 @@ class Slots:
         if not has_slot:
             self.returning.remove(waiter)
         needs_slot = False
-        if job.own_state is RUNNING and lane.lent:
+        if job._own_state is RUNNING and lane.lent:
             lane.lent -= 1
             needs_slot = not lane.lent
         if has_slot and not needs_slot:

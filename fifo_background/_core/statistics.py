@@ -75,8 +75,8 @@ NOTHING_YET = ExecutorStatistics(MappingProxyType({}), 0, 0, 0, "open")
 def snapshot(scheduler: Scheduler, waits: Mapping[Any, Any]) -> ExecutorStatistics:
     """The executor as it is. `waits` has the jobs that running jobs wait for."""
     now = scheduler.clock()
-    waiting = [job for job in list(scheduler.waiting) if job.own_state is None]
-    in_lanes = Counter(job.position.lane for job in waiting if job.position is not None)
+    waiting = [job for job in list(scheduler.waiting) if job._own_state is None]
+    in_lanes = Counter(job._position.lane for job in waiting if job._position is not None)
     lanes = [lane for lane in scheduler.lanes.all() if not lane.idle or in_lanes[lane]]
     pictures = {plain_key(lane.key): _of(scheduler, lane, now, in_lanes[lane], waits) for lane in lanes}
     running = sum(picture.running is not None for picture in pictures.values())
@@ -94,7 +94,7 @@ def _of(
 ) -> LaneStatistics:
     position = lane.stopped or lane.head()
     job, running = lane.peek(), lane.running
-    held = lane.stopped is None and position is not None and all(one.own_state for one in position)
+    held = lane.stopped is None and position is not None and all(one._own_state for one in position)
     owner = position.owner if held and position is not None else None
     since = lane.since if lane.trip is None else lane.trip.since
     return LaneStatistics(

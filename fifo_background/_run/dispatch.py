@@ -54,7 +54,7 @@ class Dispatch:
             callback()
         except BaseException as error:
             _log.callback_failed(callback.job, callback.function, error)
-            known = callback.job.outcome.error if callback.job.own_state is FAILED else None
+            known = callback.job._outcome.error if callback.job._own_state is FAILED else None
             if error is not known and issubclass(type(error), (KeyboardInterrupt, SystemExit)):
                 self._runner.backend.reraise(error)
 
@@ -80,10 +80,10 @@ class Dispatch:
         job, position = effect.job, effect.position
         # of these servers and task groups say nothing: they are always logged
         unseen: tuple[type[BaseException], ...] = (self._runner.backend.cancelled, GeneratorExit)
-        if job.on_loop:
+        if job._on_loop:
             unseen += (KeyboardInterrupt, SystemExit)
-        reported = job.outcome.reported or (
-            effect.handed_over and not issubclass(type(job.outcome.error), unseen)
+        reported = job._outcome.reported or (
+            effect.handed_over and not issubclass(type(job._outcome.error), unseen)
         )
         stopped = position.lane.key if effect.stopped else _log.NO_LANE
         _log.failed(job, position.owner, position.context, effect.skipped, stopped, with_error=not reported)

@@ -46,31 +46,31 @@ class ThreadRuns:
     def fill(self, lane: Lane, trip: Trip) -> None:
         """Give the thread the sync jobs that are next in the lane, as far as nothing is between them."""
         scheduler, jobs, last = self._runner.scheduler, trip.jobs, trip.last
-        position = lane.first if last is None else last.position
-        job = None if position is None else position.first if last is None else last.next
+        position = lane.first if last is None else last._position
+        job = None if position is None else position.first if last is None else last._next
         most = BATCH if not scheduler.turns or scheduler.slots.free > 0 else 1
         while position is not None and len(jobs) < most:
             if job is None:
                 if position.held:
                     return
-                position = position.next
+                position = position._next
                 job = None if position is None else position.first
                 continue
-            timed = job.options.timeout is not None
-            if job.on_loop or (timed and jobs):
+            timed = job._options.timeout is not None
+            if job._on_loop or (timed and jobs):
                 return
             trip.last, trip.reached = job, position.number
             jobs.append(job)
             if timed:
                 trip.alone = True
                 return
-            job = job.next
+            job = job._next
 
     async def run(self, lane: Lane, trip: Trip) -> None:
         """What the loop's task of an occupied lane does while a thread runs the lane's jobs."""
         runner = self._runner
         first = trip.jobs[0] if trip.jobs else None
-        timeout = None if first is None else first.options.timeout
+        timeout = None if first is None else first._options.timeout
         watch = None if first is None or timeout is None else self.watch(first, timeout)
         try:
             await self._threads.run(partial(self._work, trip, lane), runner.backend, trip)
@@ -85,9 +85,9 @@ class ThreadRuns:
 
     def fail(self, trip: Trip, error: BaseException) -> None:
         """The trip cannot be made: its first job fails."""
-        if trip.jobs and (job := trip.jobs.popleft()).claim():
+        if trip.jobs and (job := trip.jobs.popleft())._claim():
             scheduler = self._runner.scheduler
-            job.end(FAILED, scheduler.failure(error))
+            job._end(FAILED, scheduler.failure(error))
             scheduler.inbox.append(job)
 
     def _work(self, trip: Trip, lane: Lane) -> None:
@@ -101,7 +101,7 @@ class ThreadRuns:
         here: Position | None = None
         while jobs:
             job = jobs.popleft()
-            position = job.position
+            position = job._position
             if position is None:  # cancelled
                 continue
             if trip.stop or (
@@ -121,21 +121,21 @@ class ThreadRuns:
                 waiting.remove(job)
             except KeyError:
                 continue
-            job.own_state = RUNNING
-            if job.counted_in is not None:
+            job._own_state = RUNNING
+            if job._counted_in is not None:
                 scheduler.capacity.discard(job)
                 inbox.append(lane)  # there is capacity
             try:
                 outcome = position.context.copy().run(_call_sync, job)  # type: ignore[union-attr]
             except BaseException as error:
-                job.end(FAILED, scheduler.failure(error))
+                job._end(FAILED, scheduler.failure(error))
                 trip.stop = True  # the loop decides what a failure means for the jobs behind it
             else:
-                job.end(SUCCEEDED, outcome)
+                job._end(SUCCEEDED, outcome)
                 outcome = None
             trip.job = None
             inbox.append(job)
-            if trip.stop or job.waiters is not None or scheduler.capacity.sought:
+            if trip.stop or job._waiters is not None or scheduler.capacity.sought:
                 self._runner.pump_soon()
             if is_ending is not None and is_ending():
                 trip.stop = True
@@ -143,32 +143,32 @@ class ThreadRuns:
     def watch(self, job: Job[Any], timeout: float) -> Handle:
         """A sync task cannot be stopped: name it when its time is over."""
         runner, scheduler = self._runner, self._runner.scheduler
-        position = cast(Position, job.position)
+        position = cast(Position, job._position)
         owner, lane = position.owner, position.lane
 
         def ring() -> None:
             since = lane.since if lane.trip is None else lane.trip.since
             ran = scheduler.clock() - since
-            if job.own_state is RUNNING and ran >= timeout:
+            if job._own_state is RUNNING and ran >= timeout:
                 behind = sum(
-                    1 for one in list(scheduler.waiting) if one.position and one.position.lane is lane
+                    1 for one in list(scheduler.waiting) if one._position and one._position.lane is lane
                 )
                 _log.overdue(job, owner, ran, timeout, behind)
             elif not job.done():  # its thread was late
-                runner.backend.later(timeout - ran if job.own_state is RUNNING else timeout, ring)
+                runner.backend.later(timeout - ran if job._own_state is RUNNING else timeout, ring)
 
         return runner.backend.later(timeout, ring)
 
 
 def give(trip: Trip, job: Job[Any], position: Position) -> None:
     """Give the thread one more sync job, if it comes right after the last one that it was given."""
-    before, earlier = job.previous, position.previous
+    before, earlier = job._previous, position._previous
     while before is None and earlier is not None:
         if earlier.held:
             return
-        before, earlier = earlier.last, earlier.previous
+        before, earlier = earlier.last, earlier._previous
     is_open = not (trip.stop or trip.alone) and len(trip.jobs) < BATCH
-    if before is trip.last and is_open and job.options.timeout is None:
+    if before is trip.last and is_open and job._options.timeout is None:
         trip.last, trip.reached = job, position.number
         trip.jobs.append(job)
 
@@ -176,7 +176,7 @@ def give(trip: Trip, job: Job[Any], position: Position) -> None:
 def _call_sync(job: Job[Any]) -> Any:
     set_library(None)
     current.set(job)
-    task: Any = job.task
-    if job.special is None:
+    task: Any = job._task
+    if job._special is None:
         return task.func(*task.args, **task.kwargs)
-    return drive(call(task, run_here, job.special.around))
+    return drive(call(task, run_here, job._special.around))

@@ -101,15 +101,15 @@ class Runner:
         """A job of this executor, which is not accepted yet."""
         job: Job[Any] = Job(task, self, options, self.scheduler.waiting)
         if options.keep == "latest":
-            job.make_special().function = identity_of(task)
+            job._make_special().function = identity_of(task)
         return job
 
     def look_at(self, job: Job[Any]) -> None:
         """Decide how the task is called, when it is ready: somebody may replace `__call__` until then."""
-        task: Any = job.task
+        task: Any = job._task
         if is_direct(task):
-            job.on_loop = task.is_async
-            job.direct = True
+            job._on_loop = task.is_async
+            job._direct = True
 
     def submit(self, job: Job[Any], position: Position) -> None:
         """Put a job into the queue of its lane, in a position of its own: the named moment is here."""
@@ -122,16 +122,16 @@ class Runner:
             scheduler.accept(job, position.lane)
             self.post(position)
         except BaseException:
-            if job.claim():  # a KeyboardInterrupt: nobody waits for a job that nobody knows
-                job.end(CANCELLED)
+            if job._claim():  # a KeyboardInterrupt: nobody waits for a job that nobody knows
+                job._end(CANCELLED)
                 scheduler.inbox.extend((position, job))  # in this order; a position that is there is ignored
             self.pump_soon()  # one that waits for capacity may have been counted out for a refused one
             raise
-        if scheduler.status is CLOSED and job.claim():  # closed just now, which did not see the job
-            job.end(DROPPED)
+        if scheduler.status is CLOSED and job._claim():  # closed just now, which did not see the job
+            job._end(DROPPED)
             self.post(job)
             raise ExecutorClosed(job.name)
-        if not self._asked and self.backend.is_dead and job.claim():
+        if not self._asked and self.backend.is_dead and job._claim():
             raise RuntimeError(f"{_OTHER_LOOP}, which has ended. {_IN_EACH_LOOP}")
 
     def post(self, entry: Job[Any] | Callback | Position) -> None:
@@ -155,13 +155,13 @@ class Runner:
 
     def cancel_running(self, job: Job[Any]) -> bool:
         """Ask for a running async job to be cancelled. False if it runs in a thread, or inside a job."""
-        if job.position is None or not job.on_loop or not _is_stoppable(job):
+        if job._position is None or not job._on_loop or not _is_stoppable(job):
             return False
         # in the loop's next turn: then the run is suspended in the job, or past it
         return self.backend.soon(partial(self._cancel_running, job))
 
     def _cancel_running(self, job: Job[Any]) -> None:
-        lane = None if job.position is None else job.position.lane
+        lane = None if job._position is None else job._position.lane
         if lane is not None and lane.job is job and lane.handle is not None:
             lane.stopping = True
             lane.handle.cancel()
@@ -224,7 +224,7 @@ class Runner:
         """Run the jobs of a lane that `start_next` has just occupied."""
         job = lane.job
         if job is not None:
-            position: Position = job.position  # type: ignore[assignment]
+            position: Position = job._position  # type: ignore[assignment]
             run, context = self._run_async(lane, position, job), position.context
         else:
             lane.trip = Trip()
@@ -259,9 +259,9 @@ class Runner:
         self.tasks_alive -= 1
         if lane.handle is handle:
             job = lane.job
-            if job is not None and job.own_state is RUNNING:
-                task = job.task  # freed after the move  # noqa: F841
-                _log.was_cancelled(job, None if job.position is None else job.position.owner)
+            if job is not None and job._own_state is RUNNING:
+                task = job._task  # freed after the move  # noqa: F841
+                _log.was_cancelled(job, None if job._position is None else job._position.owner)
                 self.scheduler.end(lane, job, CANCELLED, None, False)
             else:
                 self.scheduler.leave(lane)
@@ -274,9 +274,9 @@ class Runner:
         scheduler = self.scheduler
         while job is not None:
             current.set(job)
-            task: Any = job.task
+            task: Any = job._task
             try:
-                if job.direct and job.special is None and job.options.timeout is None:
+                if job._direct and job._special is None and job._options.timeout is None:
                     outcome = await task.func(*task.args, **task.kwargs)
                 else:
                     outcome = await self._call(job)
@@ -305,7 +305,7 @@ class Runner:
         scheduler = self.scheduler
         cancelled = self._is_cancellation(error)
         if cancelled and (lane.stopping or self.backend.ends_by(error)):
-            _log.was_cancelled(job, None if job.position is None else job.position.owner)
+            _log.was_cancelled(job, None if job._position is None else job._position.owner)
             return scheduler.end(lane, job, CANCELLED, None, False)
         after = scheduler.end(lane, job, FAILED, scheduler.failure(error), not cancelled)
         if issubclass(type(error), (KeyboardInterrupt, SystemExit)):
@@ -318,8 +318,8 @@ class Runner:
 
     async def _call(self, job: Job[Any]) -> Any:
         """Call a task that something is around: a span, an instrumentation, its timeout."""
-        timeout, task = job.options.timeout, cast(Any, job.task)
-        around = None if job.special is None else job.special.around
+        timeout, task = job._options.timeout, cast(Any, job._task)
+        around = None if job._special is None else job._special.around
         if timeout is None:
             return await call(task, self.thread_runs.call, around)
         if not _is_stoppable(job):
@@ -334,29 +334,29 @@ class Runner:
     async def run_part(self, job: Job[Any]) -> None:
         """Run a claimed job inside the running one; raises its error, which the outer task reports."""
         self.let_go(job)
-        job.runner = self
-        job.own_state = RUNNING
+        job._runner = self
+        job._own_state = RUNNING
         try:
             outcome = await self._call(job)
         except BaseException as error:
             if self._is_cancellation(error):
-                job.end(CANCELLED)
+                job._end(CANCELLED)
             else:
                 failure = self.scheduler.failure(error)
                 failure.reported = True  # by the outer task, if it does not handle it
-                job.end(FAILED, failure)
+                job._end(FAILED, failure)
             raise
         else:
-            job.end(SUCCEEDED, outcome)
+            job._end(SUCCEEDED, outcome)
         finally:
             self.scheduler.tell_end(job)
             self.pump_soon()
 
     def let_go(self, job: Job[Any]) -> None:
         """A claimed job does not hold a position of its request anymore, nor wait in its lane."""
-        position, job.position = job.position, None
+        position, job._position = job._position, None
         if position is not None:
-            runner = cast(Runner, job.runner)
+            runner = cast(Runner, job._runner)
             runner.scheduler.let_go(job, position)
             runner.pump_soon()
 
@@ -368,7 +368,7 @@ class Runner:
         if scheduler.moving:  # a finalizer drives a coroutine inside a move
             for job in jobs:
                 self.look_at(job)
-            for taken in [job.position for job in jobs if job.position is not None]:
+            for taken in [job._position for job in jobs if job._position is not None]:
                 taken.context = taken.context or copy_context()
             scheduler.inbox.extend(jobs)
             return
@@ -378,7 +378,7 @@ class Runner:
             if scheduler.inbox:
                 scheduler._drain(joined)
             for job in (*jobs, *joined):
-                position = job.position
+                position = job._position
                 if position is None:  # cancelled a moment ago
                     continue
                 self.look_at(job)
@@ -388,7 +388,7 @@ class Runner:
                 ):
                     position.context = copy_context()  # one for each lane, as they run side by side
                 scheduler.ready(job)
-                if lane.trip is not None and not job.on_loop:
+                if lane.trip is not None and not job._on_loop:
                     give(lane.trip, job, position)
         finally:
             scheduler.moving = False
@@ -399,5 +399,5 @@ class Runner:
 
 def _is_stoppable(job: Job[Any]) -> bool:
     """Whether a cancel can end the running job: not what runs in a thread."""
-    task: Any = job.task
+    task: Any = job._task
     return isinstance(task, str) or overrides_call(task) or getattr(task, "is_async", True)

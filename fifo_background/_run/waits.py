@@ -37,11 +37,12 @@ class Waits:
     def party(self) -> Waiting | Job[Any] | None:
         """The running task or the request in which the caller is, if it is of this executor."""
         party = current_party()
-        if party is None or party.runner is not self._runner:
-            return None
         if isinstance(party, Job):
-            return party if party.own_state is RUNNING else None
-        return None if party.has_ended else party
+            return party if party._runner is self._runner and party._own_state is RUNNING else None
+        if party is None or party.runner is not self._runner or party.has_ended:
+            return None
+        found: Waiting = party
+        return found
 
     # -- the end of a job ------------------------------------------------------------------------------------
 
@@ -57,10 +58,10 @@ class Waits:
             _refuse_deadlock(party, job)
         else:  # perhaps a task of another executor: that one's slot is lent
             party = current_party()
-            if not isinstance(party, Job) or party.own_state is not RUNNING or not _is_of_this_loop(party):
+            if not isinstance(party, Job) or party._own_state is not RUNNING or not _is_of_this_loop(party):
                 await self._until_done(job, raises)
                 return
-            runner = cast("Runner", party.runner)
+            runner = cast("Runner", party._runner)
         async with _Noted(runner.waits, runner, party, job):
             await self._until_done(job, raises)
 
@@ -68,20 +69,20 @@ class Waits:
         backend = self._runner.backend
         while not job.done():
             waiter = backend.waiter()
-            job.wait_with(waiter, raises)
+            job._wait_with(waiter, raises)
             try:
                 if not job.done():  # a thread may have ended it since the look above
                     await waiter
             except BaseException:
-                job.wait_no_more(waiter)
+                job._wait_no_more(waiter)
                 if raises:
                     self._log_unraised(job)
                 raise
-            job.wait_no_more(waiter)
+            job._wait_no_more(waiter)
 
     def _log_unraised(self, job: Job[Any], owner: Any = None) -> None:
         """A wait that had the job's failure leaves without raising it: log it, unless another raises it."""
-        if job.own_state is FAILED and not job.outcome.reported and not job.handed_over:
+        if job._own_state is FAILED and not job._outcome.reported and not job._handed_over:
             _log.failed(job, owner, None)
 
     async def attached(self, jobs: Sequence[Job[Any]], owner: Waiting) -> None:
@@ -93,7 +94,7 @@ class Waits:
         try:
             while (job := _last_unfinished(jobs)) is not None:
                 waiter = backend.waiter()
-                job.wait_with(waiter, RAISES)
+                job._wait_with(waiter, RAISES)
                 owner.awaits = jobs
                 try:
                     _check_lane(job)
@@ -101,7 +102,7 @@ class Waits:
                         await waiter
                 finally:
                     owner.awaits = ()
-                    job.wait_no_more(waiter)
+                    job._wait_no_more(waiter)
         except BaseException as error:
             if isinstance(error, LaneStopped):
                 self._raise_first(jobs, owner)  # the request's own failure, if it has stopped the lane
@@ -112,20 +113,20 @@ class Waits:
     def leave(self, jobs: Sequence[Job[Any]], owner: Waiting) -> None:
         """The request does not wait for these jobs anymore: whatever they fail with is logged."""
         for job in jobs:
-            job.attached = False
+            job._attached = False
             self._log_unraised(job, owner)
 
     def _raise_first(self, jobs: Sequence[Job[Any]], owner: Waiting) -> None:
         """Raise the first failure in time, and log the others, each with its traceback."""
-        failed = [job for job in jobs if job.own_state is FAILED and job.attached]
+        failed = [job for job in jobs if job._own_state is FAILED and job._attached]
         if not failed:
             return
         first = min(failed, key=_number)
         for job in failed:
-            awaited = job.waiters is not None and RAISES in job.waiters.values()
-            if job is not first and not (job.outcome.reported or awaited):
+            awaited = job._waiters is not None and RAISES in job._waiters.values()
+            if job is not first and not (job._outcome.reported or awaited):
                 _log.failed(job, owner, None)
-        first.outcome.throw()
+        first._outcome.throw()
 
     # -- capacity --------------------------------------------------------------------------------------------
 
@@ -148,11 +149,11 @@ class Waits:
             if wanted.error is not None:
                 raise wanted.error
         except BaseException:
-            if job in job.claims:
-                if job.claim():
-                    job.end(CANCELLED)
+            if job in job._claims:
+                if job._claim():
+                    job._end(CANCELLED)
                     runner.post(job)
-            elif job.own_state is None:
+            elif job._own_state is None:
                 scheduler.capacity.withdraw(wanted)
                 runner.pump_soon()
             raise
@@ -229,7 +230,7 @@ class _Noted:
 
     def __init__(self, waits: Waits, runner: Runner, party: Any, job: Job[Any]) -> None:
         self._waits, self._runner, self._party, self._job = waits, runner, party, job
-        position = party.position if isinstance(party, Job) else None
+        position = party._position if isinstance(party, Job) else None
         self._lane: Lane | None = None if position is None else position.lane
 
     async def __aenter__(self) -> None:
@@ -260,26 +261,26 @@ class _Noted:
 
 
 def _is_of_this_loop(job: Job[Any]) -> bool:
-    runner: Any = job.runner
-    return runner is not None and job.position is not None and bool(runner.is_current())
+    runner: Any = job._runner
+    return runner is not None and job._position is not None and bool(runner.is_current())
 
 
 def _refuse_deadlock(party: Any, job: Job[Any]) -> None:
     """Raise WouldDeadlock where the job cannot end before the party: checks that take constant time."""
-    part, job = job, job.outermost
+    part, job = job, job._outermost
     if isinstance(party, Job):
         if part is party:
             raise WouldDeadlock(party.name, "it would wait for itself")
         if job is party:
             raise WouldDeadlock(party.name, f"{part.name} is a part of it")
-        same_lane = job.position is not None and job.position.lane is party.position.lane  # type: ignore[union-attr]
-        if same_lane and job.own_state is None:
+        same_lane = job._position is not None and job._position.lane is party._position.lane  # type: ignore[union-attr]
+        if same_lane and job._own_state is None:
             raise WouldDeadlock(party.name, f"{job.name} stands behind it in its lane")
         return
-    position = job.position
-    if position is None or job.own_state is not None:
+    position = job._position
+    if position is None or job._own_state is not None:
         return
-    if position.owner is party and not job.queued:
+    if position.owner is party and not job._queued:
         raise WouldDeadlock(str(party), f"{job.name} is its own task, and starts after its response")
     held = party.held_position(position.lane)
     if (
@@ -292,21 +293,21 @@ def _refuse_deadlock(party: Any, job: Job[Any]) -> None:
 
 
 def _check_lane(job: Job[Any]) -> None:
-    position = job.position
+    position = job._position
     stopped = None if position is None else position.lane.stopped
-    if stopped is not None and job.own_state is None and job.queued:
+    if stopped is not None and job._own_state is None and job._queued:
         raise LaneStopped(plain_key(stopped.lane.key), stopped.added[0].name)
 
 
 def _blockers(job: Job[Any]) -> Iterator[tuple[Any, str]]:
     """The running tasks and the requests before whose end, or response, the job cannot end."""
-    job = job.outermost
-    position = job.position
-    if job.own_state is RUNNING:
+    job = job._outermost
+    position = job._position
+    if job._own_state is RUNNING:
         yield job, ""
     elif position is not None:
         running, head = position.lane.running, position.lane.first
-        if position.owner is not None and not job.queued:
+        if position.owner is not None and not job._queued:
             yield position.owner, f", a task of {position.owner}, which has not responded"
         if running is not None and running is not job:
             yield running, f", which is behind {running.name}"
@@ -316,7 +317,7 @@ def _blockers(job: Job[Any]) -> Iterator[tuple[Any, str]]:
 
 def _last_unfinished(jobs: Sequence[Job[Any]]) -> Job[Any] | None:
     """Jobs of one position end in order: the wait for the last one is mostly the only one."""
-    return next((job for job in reversed(jobs) if job.attached and not job.done()), None)
+    return next((job for job in reversed(jobs) if job._attached and not job.done()), None)
 
 
 def _path(came: dict[Any, tuple[Any, Job[Any], str]], step: tuple[Any, Job[Any], str]) -> list[str]:
@@ -336,14 +337,14 @@ def _makers(party: Any) -> set[Any]:
     while party is not None:
         makers.add(party)
         if isinstance(party, Job):
-            party = None if party.position is None else party.position.owner
+            party = None if party._position is None else party._position.owner
         else:
             party = party.made_by
     return makers
 
 
 def _number(job: Job[Any]) -> int:
-    number: int = job.outcome.number
+    number: int = job._outcome.number
     return number
 
 

@@ -187,15 +187,16 @@ async def main(seconds: float, seed: int) -> list[str]:
 
         def produce(producer: Producer) -> None:
             while time.monotonic() < until:
-                producer.step()
-                if len(executor._runner.scheduler.waiting) > 500:
+                if is_behind():
                     time.sleep(0.002)
-
-        threads = [threading.Thread(target=produce, args=(producer,)) for producer in of_threads]
+                else:
+                    producer.step()
 
         def is_behind() -> bool:
             """On a busy machine more is submitted than runs: what waits must be done soon after the end."""
-            return len(executor._runner.scheduler.waiting) > 1000
+            return len(executor._runner.scheduler.waiting) > 500
+
+        threads = [threading.Thread(target=produce, args=(producer,)) for producer in of_threads]
 
         def on_signal(*_: Any) -> None:
             if not is_behind():
