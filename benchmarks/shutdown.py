@@ -35,12 +35,7 @@ OWN_WORKER = "-k worker.Worker"
 PLAIN_WORKER = "-k uvicorn_worker.UvicornWorker"
 HYPERCORN = "hypercorn end_app:app -b 127.0.0.1:{port}"
 GRANIAN = "granian end_app:app --interface asgi --port {port}"
-WORKER = f"""
-from uvicorn_worker import UvicornWorker
-
-class Worker(UvicornWorker):
-    CONFIG_KWARGS = {{**UvicornWorker.CONFIG_KWARGS, "lifespan": "on", "timeout_graceful_shutdown": {SERVER}}}
-"""
+WORKER = (ROOT / "examples" / "gunicorn_worker.py").read_text(encoding="utf-8")
 
 
 class Case(NamedTuple):
@@ -97,7 +92,7 @@ def measure(case: Case, folder: Path) -> dict[str, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    (folder / "worker.py").write_text(WORKER)
+    (folder / "worker.py").write_text(WORKER.replace("10", str(SERVER)))
     (folder / "config.py").write_text("shutdown_timeout = 2\n")
     path = os.pathsep.join([str(ROOT / "tests" / "servers"), str(ROOT), str(folder)])
     settings = json.dumps({"wait": case.wait, "drain_timeout": DRAIN})
