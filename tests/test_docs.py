@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,12 @@ def test_states() -> None:
     assert said == [
         (state.name, [after.name for after in JobState if after in TRANSITIONS[state]]) for state in JobState
     ]
+
+
+def test_figure_of_states() -> None:
+    """The figure of the states is the one that `scripts/draw_states.py` draws from `TRANSITIONS`."""
+    draw = runpy.run_path(str(ROOT / "scripts" / "draw_states.py"))["draw"]
+    assert (ROOT / "docs" / "states.svg").read_text(encoding="utf-8") == draw()
 
 
 def test_links() -> None:
