@@ -1,46 +1,143 @@
-"""The documentation says what is so: its code compiles, the tutorial runs, its defaults are the defaults."""
+"""The documentation says what is so: its code runs, and its tables are those of the code.
+
+A block of Python after a line that ends with the name of an example is that file; `test_examples.py` runs it.
+The tutorial's blocks are one program. Every other block runs in a handler, with the names of `NAMES`, and
+with `app`, `request`, `background_tasks` and `executor`. A block that makes an app, or adds to one, has an
+app of its own, whose routes are then called.
+"""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import fifo_background
-from fifo_background import JobState
+from fifo_background import JobState, OrderedBackgroundMiddleware, executor_of
 from fifo_background._core.state import TRANSITIONS
 from fifo_background._settings import Settings
+from tests.conftest import Log
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"(?:`(examples/\S+)`:\n\n)?```python\n(.*?)```", re.DOTALL)
 
 
-def blocks(page: Path) -> list[str]:
-    return BLOCK.findall(page.read_text(encoding="utf-8"))
+class Block(NamedTuple):
+    page: Path
+    line: int
+    file: str  # the example that the page shows here, or ""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_code_compiles(page: Path) -> None:
-    """Every block of Python in the docs is Python, and what it imports from us is there."""
-    for block in blocks(page):
-        tree = compile(
-            block,
-            page.name,
-            "exec",
-            flags=ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
-            dont_inherit=True,
-        )
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == "fifo_background":
-                assert [alias.name for alias in node.names if not hasattr(fifo_background, alias.name)] == []
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(page, text.count("\n", 0, found.start(2)) + 1, found[1] or "", found[2])
+        for found in BLOCK.finditer(text)
+    ]
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+FRAGMENTS = [block for block in BLOCKS if not block.file and block.page.name != "tutorial.md"]
+
+
+async def store(score: int) -> int:
+    return score
+
+
+def fail(amount: int) -> None:
+    raise ValueError(amount)
+
+
+NAMES: dict[str, Any] = {
+    **{name: getattr(fifo_background, name) for name in fifo_background.__all__},
+    "CORSMiddleware": CORSMiddleware,
+    "account": "ann",
+    "amount": 1,
+    "book": store,
+    "compute": store,
+    "player_id": "ann",
+    "process_request": store,
+    "score": 1,
+    "store": store,
+    "work": store,
+    "x": 1,
+}
+
+
+def app_to_change(block: Block) -> Any:
+    """An app that has not been started, for a block that adds a middleware or a route to it."""
+    app = pytest.importorskip("fastapi").FastAPI() if "@app." in block.text else Starlette()
+    if "app.add_middleware" not in block.text:
+        app.add_middleware(OrderedBackgroundMiddleware)
+    return app
+
+
+@pytest.mark.parametrize("block", FRAGMENTS, ids=str)
+def test_block_runs(block: Block, log: Log) -> None:
+    """A block of Python in the docs runs, the tasks that it adds run, and its routes answer."""
+    for module in re.findall(r"^(?:from|import) (\w+)", block.text, re.MULTILINE):
+        pytest.importorskip(module)
+    code = compile(
+        "\n" * (block.line - 1) + block.text,
+        str(block.page),
+        "exec",
+        flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+        dont_inherit=True,
+    )
+    changes_app = "@app." in block.text or "app.add_middleware" in block.text
+    names = dict(NAMES)
+
+    async def handler(request: Request) -> Response:
+        executor, background_tasks = executor_of(request), fifo_background.BackgroundTasks()
+        names.update(background_tasks=background_tasks, executor=executor, request=request)
+        if "retry_head" in block.text:  # it is about a lane that has stopped
+            with pytest.raises(ValueError, match="1"):
+                await executor.lane(NAMES["account"], after_failure="stop").submit_nowait(fail, 1)
+        running = eval(code, names)
+        if inspect.iscoroutine(running):
+            await running
+        return Response(background=background_tasks)
+
+    host = Starlette(routes=[Route("/", handler)], middleware=[Middleware(OrderedBackgroundMiddleware)])
+    names["app"] = app_to_change(block) if changes_app else host
+    with TestClient(host) as client:
+        assert client.get("/").status_code == 200
+    if names["app"] is not host:
+        with TestClient(names["app"]) as client:
+            for route in names["app"].routes:
+                if getattr(route, "include_in_schema", False):  # FastAPI's own pages are not
+                    (method,) = route.methods - {"HEAD"}
+                    answer = client.request(method, re.sub(r"{.*?}", "1", route.path))
+                    assert answer.status_code in (200, 202), answer.text
+    assert [record for record in log if record.startswith("ERROR")] == []
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.file], ids=str)
+def test_block_is_a_file(block: Block) -> None:
+    """A whole program in the docs is, letter for letter, the example that it names."""
+    assert block.text == (ROOT / block.file).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reference.md"])
@@ -58,6 +155,45 @@ def test_defaults(page: str) -> None:
     assert said == defaults
 
 
+def test_logging_config() -> None:
+    """The logging configuration of the page prints time, level and logger, also of INFO records."""
+    (config,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/production.md").read_text(), re.DOTALL)
+    program = (
+        "import json, logging.config, sys\n"
+        "logging.config.dictConfig(json.loads(sys.argv[1]))\n"
+        "logging.getLogger('fifo_background').info('shutdown: draining %s', '1 task')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, config], capture_output=True, text=True, check=True)
+    line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO fifo_background: shutdown: draining 1 task\n"
+    assert re.fullmatch(line, done.stderr)
+
+
+def test_records_to_watch() -> None:
+    """Each text in the table of log records to watch is a piece of one that the package logs."""
+    table = (ROOT / "docs" / "production.md").read_text(encoding="utf-8").split("## Records to watch")[1]
+    texts = re.findall(r"^\| (?:ERROR|WARNING|INFO) \| `(.*?)` \|", table, re.MULTILINE)
+    package = Path(fifo_background.__file__).parent
+    source = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    assert [text for text in texts if text not in source] == []
+    assert len(texts) == 9
+
+
+def test_cors_on_the_503() -> None:
+    """With `CORSMiddleware` outside of the middleware its 503 has CORS headers, else it has none."""
+
+    async def full(request: Request) -> Response:
+        raise fifo_background.QueueFull("a task", 1)
+
+    cors = Middleware(CORSMiddleware, allow_origins=["https://example.com"])
+    ordered = Middleware(OrderedBackgroundMiddleware)
+    for middleware, origin in (([cors, ordered], "https://example.com"), ([ordered, cors], None)):
+        app = Starlette(routes=[Route("/", full)], middleware=middleware)
+        with TestClient(app) as client:
+            answer = client.get("/", headers={"Origin": "https://example.com"})
+        assert answer.status_code == 503
+        assert answer.headers.get("access-control-allow-origin") == origin
+
+
 def test_states() -> None:
     """The table of states in the reference has every state, and what can follow each, from `TRANSITIONS`."""
     text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
@@ -69,6 +205,12 @@ def test_states() -> None:
     ]
 
 
+def test_figure_of_states() -> None:
+    """The figure of the states is the one that `scripts/draw_states.py` draws from `TRANSITIONS`."""
+    draw = runpy.run_path(str(ROOT / "scripts" / "draw_states.py"))["draw"]
+    assert (ROOT / "docs" / "states.svg").read_text(encoding="utf-8") == draw()
+
+
 def test_links() -> None:
     """Every link between the pages leads somewhere."""
     for page in (*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"):
@@ -76,10 +218,29 @@ def test_links() -> None:
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize(("number", "framework"), [(0, "fastapi"), (1, "starlette")])
+def test_readme_app(number: int, framework: str) -> None:
+    """The two apps of the README process requests in order."""
+    pytest.importorskip(framework)
+    block = blocks(ROOT / "README.md")[number]
+    assert f"from {framework}" in block.text
+    names: dict[str, Any] = {}
+    exec(compile(block.text, "README.md", "exec", dont_inherit=True), names)
+    processed: list[int] = []
+    names["process_request"] = processed.append
+    with TestClient(names["app"]) as client:
+        for uid in range(4):
+            assert client.post(f"/request/{uid}").status_code == 202
+    assert processed == [0, 1, 2, 3]
+
+
 def test_tutorial() -> None:
     """The tutorial's program, with each of its changes, does what the tutorial says."""
     pytest.importorskip("fastapi")
-    program, _starlette, handles, anywhere = blocks(ROOT / "docs" / "tutorial.md")
+    program, starlette, handles, anywhere = (block.text for block in blocks(ROOT / "docs" / "tutorial.md"))
+    given: dict[str, Any] = {"routes": [], "Starlette": Starlette, "Middleware": Middleware, **NAMES}
+    exec(compile(starlette, "tutorial", "exec", dont_inherit=True), given)
+    assert isinstance(given["app"].build_middleware_stack().app, OrderedBackgroundMiddleware)
     push = re.compile(r'@app\.post\("/scores/{score}".*?\n\n\n', re.DOTALL)
     for text in (program, push.sub(lambda _: f"{handles}\n\n", program, count=1) + anywhere):
         names: dict[str, Any] = {}

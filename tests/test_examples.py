@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 from starlette.testclient import TestClient
+
+from fifo_background import QueueFull, SerialExecutor
+from tests.conftest import Log
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -25,7 +32,7 @@ def run(*args: str, says: str = "") -> list[str]:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, says)
@@ -96,6 +103,133 @@ def test_lanes() -> None:
 def test_retries() -> None:
     """A retry holds the lane: `0 0 1 2 3`."""
     assert run("examples/retries.py", says="stamina.retry_scheduled\n") == ["0 0 1 2 3"]
+
+
+def load(name: str) -> dict[str, Any]:
+    """The names of an example, which its functions see as their globals."""
+    names: dict[str, Any] = {"__name__": name}
+    source = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+    exec(compile(source.replace("=1000", "=2"), name, "exec", dont_inherit=True), names)
+    return names
+
+
+class StoresAtShutdown:
+    """An example whose `store` waits until the app is told to shut down."""
+
+    def __init__(self, name: str) -> None:
+        names = load(name)
+        names["store"] = self.store
+        self.app = names["app"]
+        self.stored: list[int] = []
+
+    async def store(self, score: int) -> None:
+        await self.gate.wait()
+        self.stored.append(score)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def receive_and_open() -> Any:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                self.gate.set()
+            return message
+
+        if scope["type"] == "lifespan":
+            self.gate = anyio.Event()
+        await self.app(scope, receive_and_open, send)
+
+
+@pytest.mark.parametrize("name", ["asyncio_queue", "with_executor"])
+def test_queue_in_order(name: str) -> None:
+    """Both apps of `docs/from-asyncio-queue.md` store scores in order."""
+    names = load(name)
+    with TestClient(names["app"]) as client:
+        for path in ("/scores/1", "/scores/2/wait", "/scores/3"):
+            assert client.post(path).status_code == 202
+        assert client.get("/scores").json() == [1, 2, 3]
+        assert client.get("/waiting").json() == 0
+
+
+def test_an_exception_ends_the_worker() -> None:
+    """With a queue and a worker, nothing is stored after an exception."""
+    names = load("asyncio_queue")
+    with TestClient(names["app"]) as client:
+        for score in (1, -1, 2):
+            assert client.post(f"/scores/{score}").status_code == 202
+        assert client.get("/waiting").json() == 1
+    assert names["stored"] == [1]
+
+
+def test_an_exception_ends_one_task(log: Log) -> None:
+    """With an executor, a failure is logged, its state can be asked for, and the next task runs."""
+    with TestClient(load("with_executor")["app"]) as client:
+        for score in (1, -1, 2):
+            assert client.post(f"/scores/{score}").status_code == 202
+        assert client.get("/scores").json() == [1, 2]
+        assert [client.get(f"/scores/{score}/state").json() for score in (-1, 2)] == ["failed", "succeeded"]
+    assert log == ["ERROR store failed"]
+
+
+@pytest.mark.parametrize(("name", "stored"), [("asyncio_queue", []), ("with_executor", [0, 1, 2])])
+def test_shutdown_with_a_full_queue(name: str, stored: list[int]) -> None:
+    """A full queue means 503 with both. At shutdown a queue loses its items, and an executor runs them."""
+    app = StoresAtShutdown(name)
+    with TestClient(app) as client:
+        answers = [client.post(f"/scores/{score}") for score in range(4)]
+    assert [answer.status_code for answer in answers] == [202, 202, 202, 503]
+    assert answers[-1].headers["Retry-After"] == "1"
+    assert app.stored == stored
+
+
+def test_put_nowait_overtakes() -> None:
+    """A bounded `asyncio.Queue` lets `put_nowait` overtake a `put` that waits."""
+
+    async def overtake() -> list[str]:
+        queue: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
+        await queue.put("first")
+        waiting = asyncio.create_task(queue.put("waiting"))
+        await asyncio.sleep(0)
+        seen = [queue.get_nowait()]
+        queue.put_nowait("late")
+        while not waiting.done() or not queue.empty():
+            seen.append(await queue.get())
+        return seen
+
+    assert asyncio.run(overtake()) == ["first", "late", "waiting"]
+
+
+async def test_submit_nowait_does_not_overtake(events: list[Any]) -> None:
+    """While a `submit` waits for capacity, `submit_nowait` does not overtake it."""
+    async with SerialExecutor(max_waiting=1) as executor, anyio.create_task_group() as group:
+        gate = anyio.Event()
+        executor.submit_nowait(gate.wait)
+        await anyio.wait_all_tasks_blocked()
+        first = executor.submit_nowait(events.append, "first")
+        group.start_soon(executor.submit, events.append, "waiting")
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+        await first.wait()
+        with pytest.raises(QueueFull):
+            executor.submit_nowait(events.append, "late")
+    assert events == ["first", "waiting"]
+
+
+def test_gunicorn_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the worker class for gunicorn sets, uvicorn takes."""
+    import uvicorn
+
+    plain = SimpleNamespace(UvicornWorker=type("UvicornWorker", (), {"CONFIG_KWARGS": {"loop": "auto"}}))
+    monkeypatch.setitem(sys.modules, "uvicorn_worker", plain)
+    config = uvicorn.Config("main:app", **load("gunicorn_worker")["Worker"].CONFIG_KWARGS)
+    assert (config.lifespan, config.timeout_graceful_shutdown) == ("on", 10)
+
+
+def test_tests_of_an_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test files of `docs/test-an-app.md` pass, with anyio's own pytest plugin."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # it takes seconds to import others
+    folder = "examples/testing"
+    plugins = ["-p", "anyio", "-p", "no:cacheprovider"]
+    *_, last = run("-m", "pytest", "-q", *plugins, "-c", os.devnull, "--rootdir", folder, folder)
+    assert last.startswith("16 passed")
 
 
 def test_demo() -> None:
