@@ -2,7 +2,8 @@
 
 from importlib.util import find_spec as _find_spec
 
-from fifo_background._background import OrderedBackgroundTask, OrderedBackgroundTasks, TaskAdder
+from fifo_background._adder import TaskAdder
+from fifo_background._background import OrderedBackgroundTask, OrderedBackgroundTasks
 from fifo_background._core.job import Job
 from fifo_background._core.state import JobState
 from fifo_background._core.statistics import BlockedBy, ExecutorStatistics, LaneStatistics

@@ -9,31 +9,23 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Scope
 
-from fifo_background._arguments import only_a_key
+from fifo_background._adder import TaskAdder
 from fifo_background._core.job import Job, name_of
-from fifo_background._core.lane import key_of
-from fifo_background._core.state import DROPPED, RUNNING, SUCCEEDED
+from fifo_background._core.state import DROPPED, RUNNING
+from fifo_background._entries import Entry, attach, has_arguments, is_left_out, set_on, take_job
 from fifo_background._fastapi.spans import around_here
-from fifo_background._request import ENDED, HANDLING, LEFT_OUT, SCOPE_KEY, Entry, TrackedRequest, take_in
+from fifo_background._request import ENDED, SCOPE_KEY, TrackedRequest
 from fifo_background._run.backends.api import in_a_loop
 from fifo_background._run.call import Around, is_starlettes, make_task, not_callable, own_class
 from fifo_background._run.current import current_party
 from fifo_background._run.per_loop import default_runner
-from fifo_background._settings import (
-    NOT_GIVEN,
-    AfterFailure,
-    Keep,
-    NotGiven,
-    Options,
-    Settings,
-    check_key,
-)
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Settings
 from fifo_background.exceptions import ExecutorClosed
 
 if TYPE_CHECKING:
     from typing_extensions import Never
 
-__all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks", "TaskAdder")
+__all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,9 +35,6 @@ _WITHOUT_MIDDLEWARE = Settings(order="responded")
 
 # Users subclass the classes below: their private names begin with "_fifo_". These two are a copy's, too.
 _COPIED = frozenset({"_fifo_entry", "_fifo_function"})
-
-# The options of a task that no executor knows yet.
-PLAIN = Options()
 
 
 class OrderedBackgroundTask(BackgroundTask):
@@ -234,7 +223,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         super().add_task(func, *args, **kwargs)
         added = [task for task in self.tasks if id(task) not in before]
         # other threads may be adding, too
-        added = [task for task in added if _has_arguments(task, args)] or added
+        added = [task for task in added if has_arguments(task, args)] or added
         job: Job[Any] | None = None
         for task in added:
             job = getattr(task, "_fifo_job", None) or self._fifo_attach_job(task, func, entry)
@@ -245,14 +234,14 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
     def _fifo_attach_job(self, task: BackgroundTask, func: Any, entry: Entry | None) -> Job[Any]:
         """The job of an entry that somebody else has made of `func`, perhaps with a function around it."""
-        _set(task, "_fifo_function", func)
+        set_on(task, "_fifo_function", func)
         try:
             job = self._fifo_make_job(task, entry)
         except BaseException:  # refused: it must not run
             self.tasks[:] = [other for other in self.tasks if other is not task]
             raise
         job._named = name_of(func)
-        _attach(task, job, entry)
+        attach(task, job, entry)
         return job
 
     def _fifo_make_job(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
@@ -261,11 +250,8 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if self._fifo_state is PART or self._fifo_state is INLINE:
             return self._fifo_make_part(task, cast(Job[Any], self._fifo_outer))
         if self._fifo_state is AWAITED and awaited_by is not None:
-            if awaited_by.stage is HANDLING:
-                return awaited_by.join(task, entry)
-            if any(not job.done() for job in reversed(self._fifo_jobs)):
-                job = awaited_by.add(task, entry, True)
-                self._fifo_jobs.append(job)
+            job = awaited_by.add_awaited(task, entry, self._fifo_jobs)
+            if job is not None:
                 return job
         request = self._fifo_request
         if request is None:
@@ -329,30 +315,13 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             party = None
         request = party or self._fifo_request
         # a test client carries contexts into its loop
-        if request is None or self._fifo_is_outside or not request.runner.is_current():
+        if request is None or self._fifo_is_outside or not request.is_in_loop:
             request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE, party)
-        try:
-            jobs, listed = self._fifo_jobs_of(request, around, self.tasks), len(self.tasks)
-            self._fifo_state = AWAITED  # from any state
-            self._fifo_awaited_by, self._fifo_jobs = request, jobs
-            waits = bool(jobs) and request.hand_over(jobs)
-        except BaseException as error:  # such as the `__eq__` of a key
-            if not request.named:  # nobody else ends it
-                request.end(error)
-            raise
-        if waits:
-            for job in jobs:
-                if job._own_state is not SUCCEEDED:
-                    await request.runner.waits.attached(jobs, request)
-                    break
-            # a task may append to the list itself: Starlette runs that, too
-            while len(self.tasks) > listed:
-                entries = [task for task in self.tasks[listed:] if getattr(task, "_fifo_job", None) is None]
-                listed = len(self.tasks)
-                appended = self._fifo_jobs_of(request, around, entries)
-                jobs += appended
-                request.hand_over(appended)
-                await request.runner.waits.attached(jobs, request)
+        await request.run(self, around)
+
+    def _fifo_was_awaited(self, request: TrackedRequest, jobs: list[Job[Any]]) -> None:
+        self._fifo_state = AWAITED  # from any state
+        self._fifo_awaited_by, self._fifo_jobs = request, jobs
 
     # -- handing over ----------------------------------------------------------------------------------------
 
@@ -370,33 +339,6 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             self._fifo_unclaimed = set()
         return self._fifo_unclaimed
 
-    def _fifo_jobs_of(
-        self, request: TrackedRequest, around: Around, entries: Sequence[Any]
-    ) -> list[Job[Any]]:
-        """The jobs of the entries, in order: those that `add_task` made, and new ones for the others."""
-        jobs: list[Job[Any]] = []
-        for task in entries:
-            plain = type(task) is OrderedBackgroundTask
-            job = task._fifo_job if plain else None
-            position = None if job is None else job._position
-            if (
-                position is None
-                or position.owner is not request
-                or job._own_state is not None  # type: ignore[union-attr]
-                or request.handed_over is not None
-            ):
-                job = _job_of(task, request)
-                if job is None:
-                    continue
-            else:
-                del task._fifo_job
-            if around is not None:
-                job._make_special().around = around  # type: ignore[union-attr]
-            if not plain or isinstance(task.func, BackgroundTasks):
-                take_in(task, job)  # type: ignore[arg-type]
-            jobs.append(job)  # type: ignore[arg-type]
-        return jobs
-
     # -- inside a task ---------------------------------------------------------------------------------------
 
     async def _fifo_run_inline(self, outer: Job[Any], around: Around) -> None:
@@ -408,11 +350,11 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         runner: Any = outer._runner
         try:
             for task in self.tasks:
-                job = _take_job(task)
+                job = take_job(task)
                 if job is None:
                     job = self._fifo_orphan(task)
-                elif _is_left_out(job):
-                    _attach(task, job, None)
+                elif is_left_out(job):
+                    attach(task, job, None)
                     continue
                 elif job._own_state is not None or job._queued:
                     job = self._fifo_orphan(task)
@@ -440,65 +382,13 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         special.parts = list(dict.fromkeys([*(special.parts or ()), *parts]))
 
 
-def _attach(task: Any, job: Job[Any], entry: Entry | None) -> None:
-    """An entry of the list keeps its job until it is handed over."""
-    _set(task, "_fifo_job", job)
-    if entry is not None:
-        _set(task, "_fifo_entry", entry)
-
-
-def _has_arguments(task: Any, args: tuple[Any, ...]) -> bool:
-    given = getattr(task, "args", None)
-    if not isinstance(given, tuple) or len(given) != len(args):
-        return False
-    return all(one is other for one, other in zip(given, args, strict=True))
-
-
-def _set(task: Any, name: str, value: object) -> None:
-    try:
-        setattr(task, name, value)
-    except AttributeError:  # a task with slots cannot keep it
-        pass
-
-
-def _take_job(task: Any) -> Job[Any] | None:
-    """The job that `add_task` made for an entry, once."""
-    job: Job[Any] | None = getattr(task, "_fifo_job", None)
-    if job is not None:
-        del task._fifo_job
-    return job
-
-
-def _job_of(task: Any, request: TrackedRequest) -> Job[Any] | None:
-    """The job that `add_task` made for this entry, or a new one. None if it was cancelled or superseded."""
-    job: Job[Any] | None = getattr(task, "_fifo_job", None)
-    entry: Entry | None = getattr(task, "_fifo_entry", None)
-    if job is None:
-        return request.adopt(task, None, entry)
-    if job._own_state is None:
-        position = job._position
-        if position is not None and position.owner is request:
-            del task._fifo_job
-            return None if job._queued else job
-        if job._runner is None and job._claim():
-            del task._fifo_job
-            return request.adopt(task, job, entry)
-    elif _is_left_out(job):
-        return None
-    return request.adopt(task, None, entry)
-
-
-def _is_left_out(job: Job[Any]) -> bool:
-    """Whether it was cancelled, skipped or superseded by itself, not with the task that it was a part of."""
-    return job._own_state in LEFT_OUT and not (job._special is not None and job._special.ended_with_outer)
-
-
 def _request_here() -> TrackedRequest | None:
     """The request in whose context the caller runs, if any: in its event loop, or in a thread without one."""
     party = current_party()
-    if not isinstance(party, TrackedRequest) or party.stage is ENDED:
+    if party is None or isinstance(party, Job) or party.has_ended:
         return None
-    return party if party.runner.is_current() or not in_a_loop() else None
+    request: TrackedRequest = party
+    return request if request.is_in_loop or not in_a_loop() else None
 
 
 class _Runs(BackgroundTask):
@@ -516,58 +406,3 @@ class _Single(OrderedBackgroundTasks):
     """What awaiting an `OrderedBackgroundTask` runs."""
 
     _fifo_spans = False
-
-
-class TaskAdder:
-    """Adds tasks to an object, in one lane and with options: `tasks.lane(key)`, `tasks.options(...)`."""
-
-    __slots__ = ("_entry", "_tasks")
-
-    def __init__(self, tasks: OrderedBackgroundTasks, entry: Entry) -> None:
-        self._tasks = tasks
-        self._entry = entry
-
-    def lane(
-        self,
-        key: Hashable,
-        *arguments: Never,
-        keep: Keep | NotGiven = NOT_GIVEN,
-        max_waiting: int | NotGiven | None = NOT_GIVEN,
-        after_failure: AfterFailure | NotGiven = NOT_GIVEN,
-    ) -> TaskAdder:
-        """As `OrderedBackgroundTasks.lane`."""
-        if arguments:
-            raise only_a_key("tasks.lane(key).add_task(func, ...)")
-        check_key(key)
-        return self._with(
-            key_of(key), {"keep": keep, "max_waiting": max_waiting, "after_failure": after_failure}
-        )
-
-    def options(
-        self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
-    ) -> TaskAdder:
-        """As `OrderedBackgroundTasks.options`."""
-        return self._with(self._entry.key, {"timeout": timeout, "wait": wait})
-
-    if not TYPE_CHECKING:
-
-        def __call__(self, *args: object, **kwargs: object) -> None:
-            raise TypeError(
-                "`tasks.lane(key)` and `tasks.options(...)` add no task: write "
-                "`tasks.lane(key).add_task(func, ...)`"
-            )
-
-    def _with(self, key: Hashable, changes: dict[str, Any]) -> TaskAdder:
-        PLAIN.replace(**changes)  # raises for an invalid one
-        given = {name: value for name, value in changes.items() if value is not NOT_GIVEN}
-        return TaskAdder(self._tasks, Entry(key, {**self._entry.changes, **given}))
-
-    @overload
-    def add_task(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
-
-    @overload
-    def add_task(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
-
-    def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
-        """As `OrderedBackgroundTasks.add_task`."""
-        return self._tasks._fifo_add(func, args, kwargs, self._entry)

@@ -6,43 +6,36 @@ thread of the handler may call `add`; all else is the event loop's.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Hashable, Sequence
+from collections.abc import Awaitable, Coroutine, Hashable, Sequence
 from contextvars import copy_context
 from enum import Enum
 from sys import exc_info
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from starlette.background import BackgroundTask, BackgroundTasks
+from starlette.background import BackgroundTask
 from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
+from fifo_background._awaited import Collected, run, take_in
 from fifo_background._core.job import Job, name_of, safe_repr
 from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
-from fifo_background._core.state import CANCELLED, DROPPED, OPEN, SKIPPED, SUPERSEDED
+from fifo_background._core.state import DROPPED, OPEN
+from fifo_background._entries import Entry
+from fifo_background._run.call import Around
 from fifo_background._run.current import Party, current
 from fifo_background._run.runner import Runner
 from fifo_background._settings import Settings, check_key
 from fifo_background.exceptions import ExecutorClosed
 
-__all__ = ("ENDED", "HANDLING", "RESPONDED", "SCOPE_KEY", "Entry", "TrackedRequest")
+__all__ = ("ENDED", "HANDLING", "RESPONDED", "SCOPE_KEY", "TrackedRequest")
 
 # Where the scope of a request has its `TrackedRequest`.
 SCOPE_KEY = "fifo_background"
 
 # The ASGI type of what is no request.
 NO_REQUEST = "no request"
-
-# A job that ended like this before its object was awaited is left out.
-LEFT_OUT = frozenset({CANCELLED, SKIPPED, SUPERSEDED})
-
-
-class Entry(NamedTuple):
-    """What `tasks.lane(...)` and `tasks.options(...)` asked for a task."""
-
-    key: Any  # `...` for the request's lane
-    changes: dict[str, Any]  # of `Options`
 
 
 class Stage(Enum):
@@ -118,6 +111,11 @@ class TrackedRequest:
     @property
     def has_ended(self) -> bool:
         return self.stage is ENDED
+
+    @property
+    def is_in_loop(self) -> bool:
+        """Whether the caller runs in its event loop."""
+        return self.runner.is_current()
 
     @property
     def has_unfinished(self) -> bool:
@@ -239,7 +237,7 @@ class TrackedRequest:
             position.taken = scheduler.clock()
             scheduler.inbox.append(position)
 
-    def _arrived(self) -> None:
+    def arrived(self) -> None:
         """From here on the request holds positions by its tasks alone."""
         for position in tuple(self.positions.values()):
             if position.arriving:
@@ -261,7 +259,7 @@ class TrackedRequest:
             if not joins:
                 raise self.too_late(task)
         job = runner.make_job(task, options)
-        self._accept(job, key, True)
+        self.accept(job, key, True)
         if joins:
             job._attached = options.wait and self.waits
             position: Position = job._position  # type: ignore[assignment]
@@ -277,7 +275,7 @@ class TrackedRequest:
             raise self.too_late(task) if self.stage is ENDED else ExecutorClosed(name_of(task))
         return job
 
-    def _accept(self, job: Job[Any], key: Hashable, refuse: bool) -> None:
+    def accept(self, job: Job[Any], key: Hashable, refuse: bool) -> None:
         """Give a job its position, which the request has, or takes now or later."""
         scheduler = self.runner.scheduler
         position = self.positions.get(key)
@@ -314,6 +312,32 @@ class TrackedRequest:
         cast(list[Job[Any]], self.handed_over).append(job)
         return job
 
+    def add_awaited(self, task: BackgroundTask, entry: Entry | None, jobs: list[Job[Any]]) -> Job[Any] | None:
+        """`add_task` on an object that was awaited here, with these jobs. None if all of them have ended."""
+        if self.stage is HANDLING:
+            return self.join(task, entry)
+        if all(job.done() for job in jobs):
+            return None
+        job = self.add(task, entry, True)
+        jobs.append(job)
+        return job
+
+    def holds_back(self, jobs: list[Job[Any]]) -> bool:
+        """Keep jobs that were awaited before the response has ended. False if it has ended."""
+        if self.stage is not HANDLING:
+            return False
+        again = set(jobs)  # one that was added since the last await stands where this one puts it
+        self.handed_over = [job for job in self.handed_over or () if job not in again]
+        self.handed_over += jobs
+        for job in jobs:
+            if job._position is not None and job._position.context is None:
+                job._position.context = copy_context()
+        return True
+
+    def run(self, collected: Collected, around: Around) -> Coroutine[Any, Any, None]:
+        """`await tasks()`: run them after the response, and wait for those that are attached."""
+        return run(self, collected, around)
+
     def _forget(self, job: Job[Any]) -> None:
         job._end(DROPPED)
         self.runner.post(job)
@@ -324,44 +348,6 @@ class TrackedRequest:
             f"{name_of(task)} was added after the tasks of {self} had ended, and would never run: "
             "use `executor_of(request).submit_nowait(func, ...)` for it"
         )
-
-    # -- awaiting --------------------------------------------------------------------------------------------
-
-    def adopt(self, task: BackgroundTask, job: Job[Any] | None, entry: Entry | None) -> Job[Any]:
-        """The job of a list entry that did not come through `add` of this request; it is always accepted.
-
-        `job` is the handle that `add_task` returned outside of any request.
-        """
-        options = self.settings.options if entry is None else self.settings.options.replace(**entry.changes)
-        made = self.runner.make_job(task, options)
-        if job is not None:
-            job._runner, job._options, job._special = self.runner, options, made._special
-            made = job
-        self._accept(made, self.key() if entry is None or entry.key is ... else entry.key, False)
-        made._claims = self.runner.scheduler.waiting
-        return made
-
-    def hand_over(self, jobs: list[Job[Any]]) -> bool:
-        """These jobs were awaited. False if they run later: the response has not ended."""
-        attached = self.settings.options.wait and self.waits
-        for job in jobs:
-            job._attached = (
-                attached if job._options is self.settings.options else self.waits and job._options.wait
-            )
-        if self.stage is HANDLING:
-            again = set(jobs)  # one that was added since the last await stands where this one puts it
-            self.handed_over = [job for job in self.handed_over or () if job not in again]
-            self.handed_over += jobs
-            for job in jobs:
-                if job._position is not None and job._position.context is None:
-                    job._position.context = copy_context()
-            return False
-        if self.settings.order == "arrived":
-            self._arrived()
-        if self.handed_over is not None:  # those that were awaited before run before these
-            self.runner.hand_over([job for job in self.handed_over if not (job.done() or job._queued)])
-        self.runner.hand_over(jobs)
-        return True
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -383,7 +369,7 @@ class TrackedRequest:
 
     def _give_up_positions(self, error: BaseException | None, interrupted: bool) -> None:
         runner = self.runner
-        self._arrived()
+        self.arrived()
         ready = [job for job in self.handed_over or () if not job.done() and not job._queued]
         added = [job for position in tuple(self.positions.values()) for job in position.pending]
         if self.scope["type"] == "websocket" and (error is None or self.ends_normally(error)):
@@ -422,38 +408,6 @@ class TrackedRequest:
             "its response did not carry them. The response had a background of its own, or was not given "
             "`background=tasks`, or an exception (HTTPException) became the response"
         )
-
-
-def object_in(task: Any) -> BackgroundTasks | None:
-    """The object that a task runs, if it is one: an entry of a list, or what `add_task` was given."""
-    inner = task if isinstance(task, BackgroundTasks) else getattr(task, "func", None)
-    return inner if isinstance(inner, BackgroundTasks) else None
-
-
-def take_in(task: Any, outer: Job[Any]) -> None:
-    """What was added to an object that is a task itself runs inside that: it leaves the scheduler."""
-    inner = object_in(task)
-    if inner is None:
-        return
-    parts: list[Job[Any]] = []
-    look, seen = [inner], {id(inner)}
-    while look:
-        owner: Any = look.pop()
-        claims = owner._fifo_become_part(outer) if hasattr(owner, "_fifo_become_part") else set()
-        for one in owner.tasks:
-            job: Job[Any] | None = getattr(one, "_fifo_job", None)
-            if job is not None and not job._queued and job._claim():
-                if job._runner is not None:
-                    job._runner.let_go(job)
-                job._runner, job._claims = outer._runner, claims
-                claims.add(job)  # where others can cancel it still
-                job._make_special().outer = outer
-                parts.append(job)
-            deeper = object_in(one)
-            if deeper is not None and id(deeper) not in seen:
-                seen.add(id(deeper))
-                look.append(deeper)
-    outer._make_special().parts = parts
 
 
 def _runs(position: Position) -> bool:

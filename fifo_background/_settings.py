@@ -13,6 +13,7 @@ from starlette.types import Scope
 
 __all__ = (
     "NOT_GIVEN",
+    "PLAIN",
     "AfterFailure",
     "Keep",
     "NotGiven",
@@ -123,6 +124,10 @@ class Options:
         """With those changes that are given. Raises ValueError or TypeError for an invalid one."""
         given = {name: value for name, value in changes.items() if value is not NOT_GIVEN}
         return replace(self, **given) if given else self
+
+
+# The options of a task that no executor knows yet.
+PLAIN = Options()
 
 
 @dataclass(frozen=True, slots=True)

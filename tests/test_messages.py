@@ -309,7 +309,7 @@ def test_lane_as_a_task() -> None:
     """`tasks.lane(key)` given to `add_task` is not a task: the error says how a function is given."""
     tasks = BackgroundTasks()
     assert refused(lambda: tasks.add_task(tasks.lane(1), 2)).startswith(
-        "add_task takes a function and then its arguments, got <fifo_background._background.TaskAdder"
+        "add_task takes a function and then its arguments, got <fifo_background._adder.TaskAdder"
     )
     assert tasks.tasks == []
 

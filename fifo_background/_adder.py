@@ -1,0 +1,81 @@
+"""`tasks.lane(key)` and `tasks.options(...)`: adds tasks to an object, in one lane and with options."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+
+from fifo_background._arguments import only_a_key
+from fifo_background._core.job import Job
+from fifo_background._core.lane import key_of
+from fifo_background._entries import Entry
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, check_key
+
+if TYPE_CHECKING:
+    from typing_extensions import Never
+
+__all__ = ("TaskAdder",)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Adds(Protocol):
+    """The object to which the tasks are added."""
+
+    def _fifo_add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]: ...
+
+
+class TaskAdder:
+    """Adds tasks to an object, in one lane and with options: `tasks.lane(key)`, `tasks.options(...)`."""
+
+    __slots__ = ("_entry", "_tasks")
+
+    def __init__(self, tasks: Adds, entry: Entry) -> None:
+        self._tasks = tasks
+        self._entry = entry
+
+    def lane(
+        self,
+        key: Hashable,
+        *arguments: Never,
+        keep: Keep | NotGiven = NOT_GIVEN,
+        max_waiting: int | NotGiven | None = NOT_GIVEN,
+        after_failure: AfterFailure | NotGiven = NOT_GIVEN,
+    ) -> TaskAdder:
+        """As `OrderedBackgroundTasks.lane`."""
+        if arguments:
+            raise only_a_key("tasks.lane(key).add_task(func, ...)")
+        check_key(key)
+        return self._with(
+            key_of(key), {"keep": keep, "max_waiting": max_waiting, "after_failure": after_failure}
+        )
+
+    def options(
+        self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
+    ) -> TaskAdder:
+        """As `OrderedBackgroundTasks.options`."""
+        return self._with(self._entry.key, {"timeout": timeout, "wait": wait})
+
+    if not TYPE_CHECKING:
+
+        def __call__(self, *args: object, **kwargs: object) -> None:
+            raise TypeError(
+                "`tasks.lane(key)` and `tasks.options(...)` add no task: write "
+                "`tasks.lane(key).add_task(func, ...)`"
+            )
+
+    def _with(self, key: Hashable, changes: dict[str, Any]) -> TaskAdder:
+        PLAIN.replace(**changes)  # raises for an invalid one
+        given = {name: value for name, value in changes.items() if value is not NOT_GIVEN}
+        return TaskAdder(self._tasks, Entry(key, {**self._entry.changes, **given}))
+
+    @overload
+    def add_task(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    @overload
+    def add_task(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+
+    def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """As `OrderedBackgroundTasks.add_task`."""
+        return self._tasks._fifo_add(func, args, kwargs, self._entry)

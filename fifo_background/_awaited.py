@@ -1,0 +1,162 @@
+"""An object is awaited in a request: its entries become jobs, are handed over, and the request waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from starlette.background import BackgroundTask, BackgroundTasks
+
+from fifo_background._core.job import Job
+from fifo_background._core.state import SUCCEEDED
+from fifo_background._entries import Entry, is_left_out, object_in
+from fifo_background._run.call import Around, own_class
+
+if TYPE_CHECKING:
+    from fifo_background._request import TrackedRequest
+
+__all__ = ("Collected", "run", "take_in")
+
+
+class Collected(Protocol):
+    """What a request needs of an object that is awaited in it."""
+
+    tasks: list[BackgroundTask]
+
+    def _fifo_was_awaited(self, request: Any, jobs: list[Job[Any]]) -> None:
+        """These jobs run with it from here on."""
+        ...
+
+
+async def run(request: TrackedRequest, collected: Collected, around: Around) -> None:
+    """Run the tasks of an object, after the response; wait for those that are attached.
+
+    `around`: the class in whose `__call__` FastAPI opens a span around each task.
+    """
+    try:
+        jobs, listed = _jobs_of(request, around, collected.tasks), len(collected.tasks)
+        collected._fifo_was_awaited(request, jobs)
+        waits = bool(jobs) and _hand_over(request, jobs)
+    except BaseException as error:  # such as the `__eq__` of a key
+        if not request.named:  # nobody else ends it
+            request.end(error)
+        raise
+    if waits:
+        for job in jobs:
+            if job._own_state is not SUCCEEDED:
+                await request.runner.waits.attached(jobs, request)
+                break
+        # a task may append to the list itself: Starlette runs that, too
+        while len(collected.tasks) > listed:
+            entries = [task for task in collected.tasks[listed:] if getattr(task, "_fifo_job", None) is None]
+            listed = len(collected.tasks)
+            appended = _jobs_of(request, around, entries)
+            jobs += appended
+            _hand_over(request, appended)
+            await request.runner.waits.attached(jobs, request)
+
+
+def _jobs_of(request: TrackedRequest, around: Around, entries: Sequence[Any]) -> list[Job[Any]]:
+    """The jobs of the entries, in order: those that `add_task` made, and new ones for the others."""
+    jobs: list[Job[Any]] = []
+    for task in entries:
+        plain = type(task) is own_class.task
+        job: Job[Any] | None = getattr(task, "_fifo_job", None) if plain else None
+        position = None if job is None else job._position
+        if (
+            job is not None
+            and position is not None
+            and position.owner is request
+            and job._own_state is None
+            and request.handed_over is None
+        ):
+            del task._fifo_job
+        else:
+            job = _job_of(request, task)
+            if job is None:
+                continue
+        if around is not None:
+            job._make_special().around = around
+        if not plain or isinstance(task.func, BackgroundTasks):
+            take_in(task, job)
+        jobs.append(job)
+    return jobs
+
+
+def _job_of(request: TrackedRequest, task: Any) -> Job[Any] | None:
+    """The job that `add_task` made for this entry, or a new one. None if it was cancelled or superseded."""
+    job: Job[Any] | None = getattr(task, "_fifo_job", None)
+    entry: Entry | None = getattr(task, "_fifo_entry", None)
+    if job is None:
+        return _adopt(request, task, None, entry)
+    if job._own_state is None:
+        position = job._position
+        if position is not None and position.owner is request:
+            del task._fifo_job
+            return None if job._queued else job
+        if job._runner is None and job._claim():
+            del task._fifo_job
+            return _adopt(request, task, job, entry)
+    elif is_left_out(job):
+        return None
+    return _adopt(request, task, None, entry)
+
+
+def _adopt(
+    request: TrackedRequest, task: BackgroundTask, job: Job[Any] | None, entry: Entry | None
+) -> Job[Any]:
+    """The job of a list entry that did not come through `add` of this request; it is always accepted.
+
+    `job` is the handle that `add_task` returned outside of any request.
+    """
+    options = request.settings.options if entry is None else request.settings.options.replace(**entry.changes)
+    made = request.runner.make_job(task, options)
+    if job is not None:
+        job._runner, job._options, job._special = request.runner, options, made._special
+        made = job
+    request.accept(made, request.key() if entry is None or entry.key is ... else entry.key, False)
+    made._claims = request.runner.scheduler.waiting
+    return made
+
+
+def _hand_over(request: TrackedRequest, jobs: list[Job[Any]]) -> bool:
+    """These jobs were awaited. False if they run later: the response has not ended."""
+    attached = request.settings.options.wait and request.waits
+    for job in jobs:
+        job._attached = (
+            attached if job._options is request.settings.options else request.waits and job._options.wait
+        )
+    if request.holds_back(jobs):
+        return False
+    if request.settings.order == "arrived":
+        request.arrived()
+    if request.handed_over is not None:  # those that were awaited before run before these
+        request.runner.hand_over([job for job in request.handed_over if not (job.done() or job._queued)])
+    request.runner.hand_over(jobs)
+    return True
+
+
+def take_in(task: Any, outer: Job[Any]) -> None:
+    """What was added to an object that is a task itself runs inside that: it leaves the scheduler."""
+    inner = object_in(task)
+    if inner is None:
+        return
+    parts: list[Job[Any]] = []
+    look, seen = [inner], {id(inner)}
+    while look:
+        owner: Any = look.pop()
+        claims = owner._fifo_become_part(outer) if hasattr(owner, "_fifo_become_part") else set()
+        for one in owner.tasks:
+            job: Job[Any] | None = getattr(one, "_fifo_job", None)
+            if job is not None and not job._queued and job._claim():
+                if job._runner is not None:
+                    job._runner.let_go(job)
+                job._runner, job._claims = outer._runner, claims
+                claims.add(job)  # where others can cancel it still
+                job._make_special().outer = outer
+                parts.append(job)
+            deeper = object_in(one)
+            if deeper is not None and id(deeper) not in seen:
+                seen.add(id(deeper))
+                look.append(deeper)
+    outer._make_special().parts = parts

@@ -1,0 +1,62 @@
+"""The entries of `.tasks`: each keeps the job that `add_task` made of it, and what was asked for it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from starlette.background import BackgroundTasks
+
+from fifo_background._core.job import Job
+from fifo_background._core.state import CANCELLED, SKIPPED, SUPERSEDED
+
+__all__ = ("Entry", "attach", "has_arguments", "is_left_out", "object_in", "set_on", "take_job")
+
+# A job that ended like this before its object was awaited is left out.
+LEFT_OUT = frozenset({CANCELLED, SKIPPED, SUPERSEDED})
+
+
+class Entry(NamedTuple):
+    """What `tasks.lane(...)` and `tasks.options(...)` asked for a task."""
+
+    key: Any  # `...` for the request's lane
+    changes: dict[str, Any]  # of `Options`
+
+
+def attach(task: Any, job: Job[Any], entry: Entry | None) -> None:
+    """An entry of the list keeps its job until it is handed over."""
+    set_on(task, "_fifo_job", job)
+    if entry is not None:
+        set_on(task, "_fifo_entry", entry)
+
+
+def has_arguments(task: Any, args: tuple[Any, ...]) -> bool:
+    given = getattr(task, "args", None)
+    if not isinstance(given, tuple) or len(given) != len(args):
+        return False
+    return all(one is other for one, other in zip(given, args, strict=True))
+
+
+def set_on(task: Any, name: str, value: object) -> None:
+    try:
+        setattr(task, name, value)
+    except AttributeError:  # a task with slots cannot keep it
+        pass
+
+
+def take_job(task: Any) -> Job[Any] | None:
+    """The job that `add_task` made for an entry, once."""
+    job: Job[Any] | None = getattr(task, "_fifo_job", None)
+    if job is not None:
+        del task._fifo_job
+    return job
+
+
+def is_left_out(job: Job[Any]) -> bool:
+    """Whether it was cancelled, skipped or superseded by itself, not with the task that it was a part of."""
+    return job._own_state in LEFT_OUT and not (job._special is not None and job._special.ended_with_outer)
+
+
+def object_in(task: Any) -> BackgroundTasks | None:
+    """The object that a task runs, if it is one: an entry of a list, or what `add_task` was given."""
+    inner = task if isinstance(task, BackgroundTasks) else getattr(task, "func", None)
+    return inner if isinstance(inner, BackgroundTasks) else None
