@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from fifo_background._arguments import only_a_key
@@ -14,14 +15,26 @@ from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotG
 if TYPE_CHECKING:
     from typing_extensions import Never
 
-__all__ = ("TaskAdder",)
+__all__ = ("TaskAdder", "asked_for")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+# What the task that is added now was asked for, where an `add_task` of somebody else's is called in between.
+asked_for: ContextVar[tuple[object, Entry] | None] = ContextVar("fifo_background_asked_for", default=None)
+
+
 class Adds(Protocol):
     """The object to which the tasks are added."""
+
+    @property
+    def _fifo_adds_itself(self) -> bool:
+        """Whether nobody has replaced or overridden its `add_task`."""
+        ...
+
+    @property
+    def add_task(self) -> Callable[..., Any]: ...
 
     def _fifo_add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]: ...
 
@@ -78,4 +91,11 @@ class TaskAdder:
 
     def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """As `OrderedBackgroundTasks.add_task`."""
-        return self._tasks._fifo_add(func, args, kwargs, self._entry)
+        if self._tasks._fifo_adds_itself:
+            return self._tasks._fifo_add(func, args, kwargs, self._entry)
+        token = asked_for.set((self._tasks, self._entry))
+        try:
+            job: Job[Any] = self._tasks.add_task(func, *args, **kwargs)
+            return job
+        finally:
+            asked_for.reset(token)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.background import BackgroundTask, BackgroundTasks
 
-from fifo_background._core.job import Job
-from fifo_background._core.state import SUCCEEDED
-from fifo_background._entries import Entry, is_left_out, object_in
+from fifo_background import _log
+from fifo_background._core.job import Job, safe_repr
+from fifo_background._core.state import DROPPED, SUCCEEDED
+from fifo_background._entries import Entry, is_left_out, job_of_entry, object_in, options_of_entry
 from fifo_background._run.call import Around, own_class
+from fifo_background._run.waits import AwaitedJobs
 
 if TYPE_CHECKING:
     from fifo_background._request import TrackedRequest
@@ -23,7 +25,7 @@ class Collected(Protocol):
 
     tasks: list[BackgroundTask]
 
-    def _fifo_was_awaited(self, request: Any, jobs: list[Job[Any]]) -> None:
+    def _fifo_was_awaited(self, request: Any, jobs: AwaitedJobs) -> None:
         """These jobs run with it from here on."""
         ...
 
@@ -34,26 +36,35 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
     `around`: the class in whose `__call__` FastAPI opens a span around each task.
     """
     try:
-        jobs, listed = _jobs_of(request, around, collected.tasks), len(collected.tasks)
+        jobs, listed = AwaitedJobs(_jobs_of(request, around, collected.tasks)), list(collected.tasks)
         collected._fifo_was_awaited(request, jobs)
-        waits = bool(jobs) and _hand_over(request, jobs)
+        waits = bool(jobs) and _hand_over(request, jobs, jobs)
     except BaseException as error:  # such as the `__eq__` of a key
         if not request.named:  # nobody else ends it
             request.end(error)
         raise
     if waits:
+        jobs.waited = False  # before the look: see `TrackedRequest._attach`
         for job in jobs:
             if job._own_state is not SUCCEEDED:
                 await request.runner.waits.attached(jobs, request)
                 break
-        # a task may append to the list itself: Starlette runs that, too
-        while len(collected.tasks) > listed:
-            entries = [task for task in collected.tasks[listed:] if getattr(task, "_fifo_job", None) is None]
-            listed = len(collected.tasks)
-            appended = _jobs_of(request, around, entries)
-            jobs += appended
-            _hand_over(request, appended)
+        while len(collected.tasks) > len(listed):
+            listed, entries = list(collected.tasks), _put_in(collected.tasks, listed)
+            added = _jobs_of(request, around, entries)
+            jobs += added
+            _hand_over(request, jobs, added)
             await request.runner.waits.attached(jobs, request)
+
+
+def _put_in(tasks: list[BackgroundTask], listed: list[BackgroundTask]) -> list[BackgroundTask]:
+    """What a task has put into the list by hand: Starlette runs that, too."""
+    if all(before is now for before, now in zip(listed, tasks, strict=False)):
+        new = tasks[len(listed) :]
+    else:
+        known = set(map(id, listed))
+        new = [task for task in tasks if id(task) not in known]
+    return [task for task in new if job_of_entry(task) is None]
 
 
 def _jobs_of(request: TrackedRequest, around: Around, entries: Sequence[Any]) -> list[Job[Any]]:
@@ -61,7 +72,7 @@ def _jobs_of(request: TrackedRequest, around: Around, entries: Sequence[Any]) ->
     jobs: list[Job[Any]] = []
     for task in entries:
         plain = type(task) is own_class.task
-        job: Job[Any] | None = getattr(task, "_fifo_job", None) if plain else None
+        job = job_of_entry(task) if plain else None
         position = None if job is None else job._position
         if (
             job is not None
@@ -85,8 +96,7 @@ def _jobs_of(request: TrackedRequest, around: Around, entries: Sequence[Any]) ->
 
 def _job_of(request: TrackedRequest, task: Any) -> Job[Any] | None:
     """The job that `add_task` made for this entry, or a new one. None if it was cancelled or superseded."""
-    job: Job[Any] | None = getattr(task, "_fifo_job", None)
-    entry: Entry | None = getattr(task, "_fifo_entry", None)
+    job, entry = job_of_entry(task), options_of_entry(task)
     if job is None:
         return _adopt(request, task, None, entry)
     if job._own_state is None:
@@ -114,25 +124,30 @@ def _adopt(
     if job is not None:
         job._runner, job._options, job._special = request.runner, options, made._special
         made = job
-    request.accept(made, request.key() if entry is None or entry.key is ... else entry.key, False)
     made._claims = request.runner.scheduler.waiting
+    try:
+        request.accept(made, request.key() if entry is None or entry.key is ... else entry.key, False)
+    except BaseException as error:
+        if not made.done():
+            made._end(DROPPED)
+        if job is not None:  # somebody has the handle
+            _log.dropped(request, [made], f"it raised {safe_repr(error)}")
+        raise
     return made
 
 
-def _hand_over(request: TrackedRequest, jobs: list[Job[Any]]) -> bool:
-    """These jobs were awaited. False if they run later: the response has not ended."""
-    attached = request.settings.options.wait and request.waits
-    for job in jobs:
-        job._attached = (
-            attached if job._options is request.settings.options else request.waits and job._options.wait
-        )
+def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) -> bool:
+    """The new ones of these jobs were awaited. False if they run later: the response has not ended."""
+    jobs.waited = request.waits
+    for job in new:
+        job._attached = jobs.waited and job._options.wait
     if request.holds_back(jobs):
         return False
     if request.settings.order == "arrived":
         request.arrived()
     if request.handed_over is not None:  # those that were awaited before run before these
         request.runner.hand_over([job for job in request.handed_over if not (job.done() or job._queued)])
-    request.runner.hand_over(jobs)
+    request.runner.hand_over(new)
     return True
 
 
@@ -146,8 +161,8 @@ def take_in(task: Any, outer: Job[Any]) -> None:
     while look:
         owner: Any = look.pop()
         claims = owner._fifo_become_part(outer) if hasattr(owner, "_fifo_become_part") else set()
-        for one in owner.tasks:
-            job: Job[Any] | None = getattr(one, "_fifo_job", None)
+        for one in getattr(owner, "tasks", ()):
+            job = job_of_entry(one)
             if job is not None and not job._queued and job._claim():
                 if job._runner is not None:
                     job._runner.let_go(job)

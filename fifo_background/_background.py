@@ -9,16 +9,26 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Scope
 
-from fifo_background._adder import TaskAdder
+from fifo_background._adder import TaskAdder, asked_for
 from fifo_background._core.job import Job, name_of
 from fifo_background._core.state import DROPPED, RUNNING
-from fifo_background._entries import Entry, attach, has_arguments, is_left_out, set_on, take_job
+from fifo_background._entries import (
+    Entry,
+    attach,
+    has_arguments,
+    is_left_out,
+    job_of_entry,
+    options_of_entry,
+    set_on,
+    take_job,
+)
 from fifo_background._fastapi.spans import around_here
 from fifo_background._request import ENDED, SCOPE_KEY, TrackedRequest
 from fifo_background._run.backends.api import in_a_loop
 from fifo_background._run.call import Around, is_starlettes, make_task, not_callable, own_class
 from fifo_background._run.current import current_party
 from fifo_background._run.per_loop import default_runner
+from fifo_background._run.waits import AwaitedJobs
 from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Settings
 from fifo_background.exceptions import ExecutorClosed
 
@@ -135,7 +145,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     _fifo_class_below: type[BackgroundTasks] = BackgroundTasks
     _fifo_spans = True  # FastAPI opens a span around each task of a list, and none around a single one
     _fifo_state: State = COLLECTING
-    _fifo_jobs: list[Job[Any]] = []  # noqa: RUF012 that were handed over the last time: replaced, never changed
+    _fifo_jobs = AwaitedJobs()  # that were handed over the last time: replaced, never changed
     _fifo_awaited_by: TrackedRequest | None = None  # by this request
     _fifo_outer: Job[Any] | None = None  # the job that this object is a part of
     _fifo_unclaimed: set[Job[Any]] | None = None  # jobs that no executor knows
@@ -169,7 +179,15 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         tasks have ended, `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after
         `lifespan.shutdown`.
         """
-        return self._fifo_add(func, args, kwargs, None)
+        if type(self).add_task is _OWN_ADD:
+            return self._fifo_add(func, args, kwargs, None)
+        asked = asked_for.get()  # by `tasks.lane(key).add_task`, through an `add_task` that is not this one
+        entry = asked[1] if asked is not None and asked[0] is self else None
+        return self._fifo_add(func, args, kwargs, entry)
+
+    @property
+    def _fifo_adds_itself(self) -> bool:
+        return getattr(self.add_task, "__func__", None) is _OWN_ADD
 
     def lane(
         self,
@@ -208,7 +226,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         task = make_task("add_task", OrderedBackgroundTask, func, args, kwargs)
         request = self._fifo_request
         if request is not None and self._fifo_state is COLLECTING and request.stage is not ENDED:
-            job = request.add(task, entry, False)
+            job = request.add(task, entry)
         else:
             job = self._fifo_make_job(task, entry)
         task._fifo_job = job
@@ -226,7 +244,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         added = [task for task in added if has_arguments(task, args)] or added
         job: Job[Any] | None = None
         for task in added:
-            job = getattr(task, "_fifo_job", None) or self._fifo_attach_job(task, func, entry)
+            job = job_of_entry(task) or self._fifo_attach_job(task, func, entry)
         if job is None:  # a mock: nothing was added
             job = Job(BackgroundTask(func), None, PLAIN, set())
             job._end(DROPPED)
@@ -262,7 +280,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 self._fifo_become(COLLECTING)
         if self._fifo_state is AWAITED:
             raise request.too_late(task)
-        return request.add(task, entry, False)
+        return request.add(task, entry)
 
     def _fifo_make_part(self, task: BackgroundTask, outer: Job[Any]) -> Job[Any]:
         """The job of a new entry of an object that runs inside `outer`."""
@@ -277,9 +295,10 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         job._runner = runner
         job._make_special().outer = outer
         special = outer._make_special()
-        if special.parts is None:
-            special.parts = []
-        special.parts.append(job)
+        parts = special.parts  # the end of the outer job takes it away
+        if parts is None:
+            parts = special.parts = []
+        parts.append(job)
         if outer.done() and job._claim():  # it has ended just now, without this part
             return self._fifo_make_part(task, outer)
         return job
@@ -319,7 +338,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE, party)
         await request.run(self, around)
 
-    def _fifo_was_awaited(self, request: TrackedRequest, jobs: list[Job[Any]]) -> None:
+    def _fifo_was_awaited(self, request: TrackedRequest, jobs: AwaitedJobs) -> None:
         self._fifo_state = AWAITED  # from any state
         self._fifo_awaited_by, self._fifo_jobs = request, jobs
 
@@ -360,7 +379,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                     job = self._fifo_orphan(task)
                 if not job._claim():
                     continue  # cancelled just now
-                entry: Entry | None = getattr(task, "_fifo_entry", None)
+                entry = options_of_entry(task)
                 job._options = PLAIN if entry is None else PLAIN.replace(**entry.changes)
                 job._make_special().outer = outer
                 job._make_special().around = around
@@ -374,12 +393,15 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
     def _fifo_join_parts(self, outer: Job[Any]) -> None:
         """The jobs of the list are parts of `outer`: those that do not run inside it end with it."""
-        parts = [job for task in self.tasks if (job := getattr(task, "_fifo_job", None)) is not None]
+        parts = [job for task in self.tasks if (job := job_of_entry(task)) is not None]
         for job in parts:
             job._make_special().outer = outer
             job._runner = job._runner or outer._runner
         special = outer._make_special()
         special.parts = list(dict.fromkeys([*(special.parts or ()), *parts]))
+
+
+_OWN_ADD: Any = OrderedBackgroundTasks.add_task
 
 
 def _request_here() -> TrackedRequest | None:

@@ -9,7 +9,17 @@ from starlette.background import BackgroundTasks
 from fifo_background._core.job import Job
 from fifo_background._core.state import CANCELLED, SKIPPED, SUPERSEDED
 
-__all__ = ("Entry", "attach", "has_arguments", "is_left_out", "object_in", "set_on", "take_job")
+__all__ = (
+    "Entry",
+    "attach",
+    "has_arguments",
+    "is_left_out",
+    "job_of_entry",
+    "object_in",
+    "options_of_entry",
+    "set_on",
+    "take_job",
+)
 
 # A job that ended like this before its object was awaited is left out.
 LEFT_OUT = frozenset({CANCELLED, SKIPPED, SUPERSEDED})
@@ -43,9 +53,21 @@ def set_on(task: Any, name: str, value: object) -> None:
         pass
 
 
+def job_of_entry(task: Any) -> Job[Any] | None:
+    """The job that `add_task` made for an entry. A mock answers any name: only a job is one."""
+    job = getattr(task, "_fifo_job", None)
+    return job if type(job) is Job else None
+
+
+def options_of_entry(task: Any) -> Entry | None:
+    """What `tasks.lane(...)` and `tasks.options(...)` asked for an entry."""
+    entry = getattr(task, "_fifo_entry", None)
+    return entry if type(entry) is Entry else None
+
+
 def take_job(task: Any) -> Job[Any] | None:
     """The job that `add_task` made for an entry, once."""
-    job: Job[Any] | None = getattr(task, "_fifo_job", None)
+    job = job_of_entry(task)
     if job is not None:
         del task._fifo_job
     return job

@@ -158,21 +158,23 @@ class OrderedBackgroundMiddleware:
         request = scope[SCOPE_KEY] = TrackedRequest(life.runner, self.settings, scope, send, made_by)
         if self._may_add is not None and kind == "http" and self._may_add(scope):
             request.arrive()
+        refusal: QueueFull | None = None
         token = current.set(request)
         try:
             await self.app(scope, receive, request.send)
         except BaseException as error:
             request.end(error)
             refusal = _refusal(error)
-            if refusal is not None and request.unanswered:
-                await _refuse(refusal, scope, receive, send)
-                return
-            if request.ends_normally(error):
-                await self._finish(request)
-            raise
+            if refusal is None or not request.unanswered:
+                if request.ends_normally(error):
+                    await self._finish(request)
+                raise
         finally:
             current.reset(token)
             scope[SCOPE_KEY] = life  # for what goes on after the request
+        if refusal is not None:
+            await _refuse(refusal, scope, receive, send)  # outside of the request's context
+            return
         held_back = request.handed_over is not None and request.stage is RESPONDED
         request.end(None)
         if held_back:

@@ -24,8 +24,9 @@ from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
 from fifo_background._entries import Entry
 from fifo_background._run.call import Around
-from fifo_background._run.current import Party, current
+from fifo_background._run.current import Party, alive, current
 from fifo_background._run.runner import Runner
+from fifo_background._run.waits import AwaitedJobs
 from fifo_background._settings import Settings, check_key
 from fifo_background.exceptions import ExecutorClosed
 
@@ -77,9 +78,9 @@ class TrackedRequest:
         self.stage: Stage = HANDLING
         self.positions: dict[Hashable, Position] = {}
         # jobs that were awaited before the response had ended: the middleware waits for them
-        self.handed_over: list[Job[Any]] | None = None
+        self.handed_over: AwaitedJobs | None = None
         self.awaits: Sequence[Job[Any]] = ()  # its own jobs that it waits for
-        self.made_by: Party = made_by  # the task or request that made this one, in this process
+        self.made_by: Party = made_by and alive(made_by)  # made this one, in this process
         self._send: Send = send
         self._started: bool = False  # the response, or the try to send it
         self._became_response: str = ""  # the class of the exception for which it was sent
@@ -143,7 +144,8 @@ class TrackedRequest:
         Then it must not wait for its tasks: they stand behind what waits for it.
         """
         party = self.made_by
-        self.runner.scheduler.drain()  # positions that were just taken count
+        if self.is_in_loop:
+            self.runner.scheduler.drain()  # positions that were just taken count
         while party is not None:
             if isinstance(party, Job):
                 position = party._position
@@ -243,10 +245,10 @@ class TrackedRequest:
             if position.arriving:
                 self.runner.scheduler.give_up(position)
 
-    def add(self, task: BackgroundTask, entry: Entry | None, joins: bool) -> Job[Any]:
+    def add(self, task: BackgroundTask, entry: Entry | None, joins: AwaitedJobs | None = None) -> Job[Any]:
         """`add_task`, from any thread: the request takes its position here, or its settings say later.
 
-        `joins`: the object was awaited, and its tasks have not ended: the new one is ready at once.
+        `joins`: jobs of an object that was awaited, which have not ended: the new one is ready at once.
         """
         runner = self.runner
         options, key = self.settings.options, self._key
@@ -254,19 +256,16 @@ class TrackedRequest:
             options, key = options.replace(**entry.changes), entry.key
         if key is ...:
             key = self.key()
-        if self.stage is ENDED and not joins:
-            joins = self._runs_its_websocket_tasks()
-            if not joins:
+        if self.stage is ENDED and joins is None:
+            if not self._runs_its_websocket_tasks():
                 raise self.too_late(task)
+            joins = self.handed_over
         job = runner.make_job(task, options)
-        self.accept(job, key, True)
-        if joins:
-            job._attached = options.wait and self.waits
-            position: Position = job._position  # type: ignore[assignment]
+        position = self.accept(job, key, True)
+        if joins is not None:
             if position.context is None:
                 position.context = copy_context()
-            if self.handed_over is not None:
-                self.handed_over.append(job)
+            self._attach(job, joins)
             runner.look_at(job)
             runner.post(job)
         elif (self.stage is ENDED or runner.scheduler.status is not OPEN) and job._claim():
@@ -275,7 +274,21 @@ class TrackedRequest:
             raise self.too_late(task) if self.stage is ENDED else ExecutorClosed(name_of(task))
         return job
 
-    def accept(self, job: Job[Any], key: Hashable, refuse: bool) -> None:
+    def _attach(self, job: Job[Any], awaited: AwaitedJobs) -> None:
+        """One more job of those that were awaited: from any thread, before the loop hears of the job.
+
+        Whoever waits for them clears `waited` before its last look at the list. So either that look finds the
+        job, or this one finds that nobody waits.
+        """
+        job._attached = job._options.wait
+        awaited.append(job)
+        handed_over = self.handed_over
+        if handed_over is not None and handed_over is not awaited:
+            handed_over.append(job)
+        if not (awaited.waited or (handed_over is not None and handed_over.waited)):
+            job._attached = False
+
+    def accept(self, job: Job[Any], key: Hashable, refuse: bool) -> Position:
         """Give a job its position, which the request has, or takes now or later."""
         scheduler = self.runner.scheduler
         position = self.positions.get(key)
@@ -293,13 +306,18 @@ class TrackedRequest:
             self.runner.pump_soon()  # one that waits for capacity may have been counted out for a refused one
             raise
         position.added.append(job)
-        position.owner = self  # a position that has left the queue forgets it, once the request has ended
         state = position.state  # after the append: the loop looks for added jobs after it has set GONE
         # one that was lost is taken again when the response has ended
         takes = (self._joins_at_add and not position.number) or self.stage is not HANDLING
         if state is GONE or (state is OUTSIDE and takes):
             position.taken = scheduler.clock()
             scheduler.inbox.append(position)  # the named moment
+        return position
+
+    def forget(self, position: Position) -> None:
+        """A position has left its queue for good after the request had ended: they part."""
+        if self.positions.get(position.lane.key) is position:
+            self.positions.pop(position.lane.key, None)
 
     def _runs_its_websocket_tasks(self) -> bool:
         """Whether the tasks of a websocket, which only the middleware awaits, run now."""
@@ -307,28 +325,26 @@ class TrackedRequest:
 
     def join(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
         """`add_task` on an object that was awaited before the response had ended."""
-        job = self.add(task, entry, False)
-        job._attached = job._options.wait and self.waits
-        cast(list[Job[Any]], self.handed_over).append(job)
+        job = self.add(task, entry)
+        self._attach(job, cast(AwaitedJobs, self.handed_over))
         return job
 
-    def add_awaited(self, task: BackgroundTask, entry: Entry | None, jobs: list[Job[Any]]) -> Job[Any] | None:
+    def add_awaited(self, task: BackgroundTask, entry: Entry | None, jobs: AwaitedJobs) -> Job[Any] | None:
         """`add_task` on an object that was awaited here, with these jobs. None if all of them have ended."""
         if self.stage is HANDLING:
             return self.join(task, entry)
         if all(job.done() for job in jobs):
             return None
-        job = self.add(task, entry, True)
-        jobs.append(job)
-        return job
+        return self.add(task, entry, jobs)
 
-    def holds_back(self, jobs: list[Job[Any]]) -> bool:
+    def holds_back(self, jobs: AwaitedJobs) -> bool:
         """Keep jobs that were awaited before the response has ended. False if it has ended."""
         if self.stage is not HANDLING:
             return False
         again = set(jobs)  # one that was added since the last await stands where this one puts it
-        self.handed_over = [job for job in self.handed_over or () if job not in again]
+        self.handed_over = AwaitedJobs(job for job in self.handed_over or () if job not in again)
         self.handed_over += jobs
+        self.handed_over.waited, jobs.waited = jobs.waited, False
         for job in jobs:
             if job._position is not None and job._position.context is None:
                 job._position.context = copy_context()
@@ -358,8 +374,10 @@ class TrackedRequest:
         """
         interrupted = error is not None and self._started and self.stage is HANDLING
         self.stage = ENDED  # before the look at what was added: see `add`
-        if error is not None and not self.ends_normally(error):
-            self.runner.waits.leave(self.handed_over or (), self)
+        if self.made_by is not None:
+            self.made_by = alive(self.made_by)
+        if error is not None and self.handed_over is not None and not self.ends_normally(error):
+            self.runner.waits.leave(self.handed_over, self)
         for position in tuple(self.positions.values()):
             if position.added or position.arriving:
                 self._give_up_positions(error, interrupted)
@@ -375,9 +393,11 @@ class TrackedRequest:
         if self.scope["type"] == "websocket" and (error is None or self.ends_normally(error)):
             for job in added:  # only the middleware awaits its objects
                 take_in(job._task, job)
-            ready = self.handed_over = [job for job in added if job._position is not None]
+            self.handed_over = AwaitedJobs(job for job in added if job._position is not None)
+            self.handed_over.waited = self.waits
+            ready = list(self.handed_over)
             for job in ready:
-                job._attached = self.waits and job._options.wait
+                job._attached = self.handed_over.waited and job._options.wait
         runs = set(ready)
         dropped = [job for job in added if job._position is not None and job not in runs and job._claim()]
         for job in dropped:

@@ -35,7 +35,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "the rest is not skipped": (
         "_core/scheduler.py",
-        "for other in list(position) if self.end_waiting(other, SKIPPED)]",
+        "for other in rest if self.end_waiting(other, SKIPPED)]",
         "for other in ()]",
     ),
     "run skips": (
@@ -218,7 +218,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "what is superseded is counted twice": (
         "_core/capacity.py",
-        "    return job if function is None else (lane.key, function)",
+        "    return job if function is None else (lane, function)",
         "    return job",
     ),
     "what a failed request added stays": (
@@ -243,7 +243,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "closing does not cancel": (
         "_run/closing.py",
-        "                    cast(Handle, lane.handle).cancel()\n",
+        "                    lane.handle.cancel()\n",
         "                    pass\n",
     ),
     "an idle lane stays": (

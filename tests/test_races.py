@@ -107,7 +107,7 @@ async def test_added_as_its_position_has_left(events: list[Any]) -> None:
 
 @pytest.mark.parametrize("wait", [True, False])
 async def test_added_long_after_its_position_has_left(wait: bool, events: list[Any]) -> None:
-    """A position belongs to its request until that has ended, also in no queue; then they part."""
+    """A position belongs to its request until that has ended, also in no queue; then the request forgets it."""
     work = Work(events)
     jobs: list[Job[Any]] = []
     kept: list[Any] = []
@@ -134,9 +134,7 @@ async def test_added_long_after_its_position_has_left(wait: bool, events: list[A
     assert await jobs[0] == 2, "its own job, not one that stands for it"
     await app.executor.join()
     position, request = kept
-    assert (position.owner, position.context, request.positions) == (
-        (request, position.context, {}) if wait else (None, None, request.positions)
-    )
+    assert (position.owner, request.positions) == (request, {})
 
 
 def test_position_that_is_taken_again() -> None:

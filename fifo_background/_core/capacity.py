@@ -156,9 +156,12 @@ class Capacity:
 
 
 def _token(job: Job[Any], lane: Lane) -> object:
-    """What is counted: the job, or with keep="latest" its function in its lane."""
+    """What is counted: the job, or with keep="latest" its function in its lane.
+
+    The lane itself, not its key, whose `__eq__` is the user's.
+    """
     function = None if job._special is None else job._special.function
-    return job if function is None else (lane.key, function)
+    return job if function is None else (lane, function)
 
 
 def _add(counted: Counted, job: Job[Any], lane: Lane) -> bool:

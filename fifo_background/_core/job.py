@@ -40,6 +40,10 @@ T = TypeVar("T")
 TOLD, RAISES = False, True
 
 
+# The claims of a job that has ended. It stays empty.
+NOT_WAITING: set[Job[Any]] = set()
+
+
 class JobRunner(Protocol):
     """What a job needs of the executor that it belongs to."""
 
@@ -222,6 +226,9 @@ class Job(Generic[T]):
         self._task = func.__qualname__ if _is_plain(func) else self._named or type(task).__qualname__
         if state is FAILED and self._options.after_failure == "stop":
             outcome.task = task
+        if self._special is not None:
+            self._special.outer = None  # it keeps no other job alive
+        self._claims = NOT_WAITING
         self._outcome = outcome  # before the state, which other threads look at first
         self._own_state = state
         return task

@@ -140,4 +140,6 @@ def drop_all(scheduler: Scheduler) -> list[Job[Any]]:
         forget_failed(scheduler, lane)
         if lane.trip is not None:
             lane.trip.stop = True
+        scheduler.woken += scheduler.capacity.refuse(lane)
+    scheduler.woken += scheduler.capacity.refuse(None)
     return [job for job in left if scheduler.end_waiting(job, DROPPED)]

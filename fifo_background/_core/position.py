@@ -39,6 +39,10 @@ class Owner(Protocol):
         """Whether it is a request that a log record can name."""
         ...
 
+    def forget(self, position: Position) -> None:
+        """A position has left its queue for good, after the request had ended."""
+        ...
+
 
 class PositionState(Enum):
     """Where a position is. One that was lost, or not taken yet, is OUTSIDE."""

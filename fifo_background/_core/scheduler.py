@@ -68,6 +68,8 @@ class Scheduler:
         self.woken: list[Any] = []  # waiters, and callbacks that are to be called
         self.effects: list[Effect] = []
         self.gone: list[object] = []
+        # within a hand-over: jobs that were added to positions which get others now, that come before them
+        self.joined: deque[Job[Any]] = deque()
         self._hold = settings.hold_timeout
         self._failures = itertools.count()
 
@@ -111,7 +113,7 @@ class Scheduler:
         if self.inbox and not self.moving:
             self.in_move(self._drain)
 
-    def _drain(self, joined: list[Job[Any]] | None = None) -> None:
+    def _drain(self, joined: deque[Job[Any]] | None = None) -> None:
         """`joined`: where jobs are left that have become ready."""
         inbox = self.inbox
         while inbox:
@@ -383,11 +385,12 @@ class Scheduler:
             position: Position = job._position  # type: ignore[assignment]
             job._end(state, outcome)  # the caller has the arguments in hand
             if state is FAILED:
+                self._drain()  # what it has added is skipped, too
                 self._failed(job)
             if job._waiters is not None or job._special is not None or position.added:
                 self._over(job)
             else:
-                job._position = None
+                job._position = job._counted_in = None
                 if self.joiners:
                     self._wake_joiners()
             if self.inbox:
@@ -428,7 +431,8 @@ class Scheduler:
         position: Position = job._position  # type: ignore[assignment]
         lane, skipped = position.lane, []
         if position.owner is not None and position.owner.skips_rest:
-            skipped = [other for other in list(position) if self.end_waiting(other, SKIPPED)]
+            rest = [*position, *(other for other in self.joined if other._position is position)]
+            skipped = [other for other in rest if self.end_waiting(other, SKIPPED)]
         stops = job._options.after_failure == "stop" and self.status is OPEN and lane.stopped is None
         if stops:
             lane.stop_at(job, position)
@@ -448,7 +452,7 @@ class Scheduler:
             self.tell_end(job)
         if job._special is not None and job._special.parts:
             self._end_parts(job, position, job._special.parts)
-        job._position = None  # a job that is kept keeps no other alive
+        job._position = job._counted_in = None  # a job that is kept keeps no other alive
         if position.first is None and position is not lane.first and not position.held:
             if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory
                 lane.drop(position, self.gone)

@@ -27,10 +27,12 @@ class Slots:
         self.most: int = most
         self.free: int = most  # how many more lanes may run
         self.returning: deque[Any] = deque()  # waiters for a slot that they had lent
+        self._on_their_way: int = 0  # slots that were given to such waiters, which have not taken them yet
 
     def count(self) -> None:
         """Count anew: a KeyboardInterrupt may have come between a lane and its slot."""
-        self.free = self.most - sum(not lane.lent for lane in self._scheduler.occupied)
+        occupied = sum(not lane.lent for lane in self._scheduler.occupied)
+        self.free = self.most - occupied - self._on_their_way
 
     def lend(self, lane: Lane) -> None:
         """The job of the lane waits for another lane: that may run in its slot."""
@@ -52,7 +54,9 @@ class Slots:
     def took_back(self, lane: Lane, job: Job[Any], waiter: object) -> None:
         """`waiter` was woken with a slot, or its task was cancelled, which goes on in a slot too many."""
         has_slot = waiter not in self.returning
-        if not has_slot:
+        if has_slot:
+            self._on_their_way -= 1
+        else:
             self.returning.remove(waiter)
         needs_slot = False
         if job._own_state is RUNNING and lane.lent:
@@ -66,5 +70,6 @@ class Slots:
     def give_back(self) -> None:
         if self.returning and self.free >= 0:
             self._scheduler.woken.append(self.returning.popleft())
+            self._on_their_way += 1
         else:
             self.free += 1

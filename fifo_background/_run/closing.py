@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -13,7 +13,6 @@ from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.operations import close, drop_all, drop_closed_heads
 from fifo_background._core.state import CLOSED, CLOSING
-from fifo_background._run.backends.api import Handle
 from fifo_background.exceptions import WouldDeadlock
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ class Closing:
             if lane.trip is None:
                 lane.stopping = True
                 cancelled.append(lane)
-                if not runner.backend.ending:
-                    cast(Handle, lane.handle).cancel()
+                if not runner.backend.ending and lane.handle is not None:
+                    lane.handle.cancel()
             elif job is not None:
                 _log.runs_on(job)
         runner.pump()

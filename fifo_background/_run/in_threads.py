@@ -125,6 +125,8 @@ class ThreadRuns:
             if job._counted_in is not None:
                 scheduler.capacity.discard(job)
                 inbox.append(lane)  # there is capacity
+                if scheduler.capacity.sought:
+                    self._runner.pump_soon()
             try:
                 outcome = position.context.copy().run(_call_sync, job)  # type: ignore[union-attr]
             except BaseException as error:
@@ -135,7 +137,7 @@ class ThreadRuns:
                 outcome = None
             trip.job = None
             inbox.append(job)
-            if trip.stop or job._waiters is not None or scheduler.capacity.sought:
+            if trip.stop or job._waiters is not None:
                 self._runner.pump_soon()
             if is_ending is not None and is_ending():
                 trip.stop = True

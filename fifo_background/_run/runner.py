@@ -23,7 +23,7 @@ import anyio
 from fifo_background import _log
 from fifo_background._core.job import Callback, Job
 from fifo_background._core.lane import Lane, Trip
-from fifo_background._core.position import GONE, Position
+from fifo_background._core.position import Position
 from fifo_background._core.scheduler import Scheduler
 from fifo_background._core.state import CANCELLED, CLOSED, DROPPED, FAILED, RUNNING, SUCCEEDED
 from fifo_background._run.backends.api import Backend, Handle, NoBackend, backend_of, running_loop
@@ -211,10 +211,8 @@ class Runner:
         if scheduler.gone:
             gone, scheduler.gone = scheduler.gone, []  # frees the users' objects, outside of moves
             for one in gone:
-                if type(one) is not Position or one.state is not GONE or one.added:
-                    continue
-                if one.owner is None or one.owner.has_ended:
-                    one.owner = one.context = None  # leaves the collector no cycle of it and its request
+                if type(one) is Position and one.owner is not None and one.owner.has_ended:
+                    one.owner.forget(one)  # leaves the collector no cycle of it and its request
         if scheduler.queued or self.parking.waiter is not None:
             self.parking.look()
 
@@ -283,10 +281,7 @@ class Runner:
             except BaseException as error:
                 job = self._ended_badly(lane, job, error)
             else:
-                # a job may have cancelled, as its last act, the task in which it runs: the next needs another
-                more = position.first or position.added or scheduler.inbox
-                goes_on = self._started < BURST and not (more and self.backend.is_cancelling())
-                job = scheduler.end(lane, job, SUCCEEDED, outcome, goes_on)
+                job = scheduler.end(lane, job, SUCCEEDED, outcome, self._may_go_on(position))
             self._started += 1
             task = outcome = None
             if scheduler.woken or scheduler.effects:
@@ -300,6 +295,14 @@ class Runner:
         else:
             self.pump()
 
+    def _may_go_on(self, position: Position) -> bool:
+        """Whether this task may run the next job of the position.
+
+        A job may have cancelled, as its last act, the task in which it runs: the next needs another.
+        """
+        more = position.first or position.added or self.scheduler.inbox
+        return self._started < BURST and not (more and self.backend.is_cancelling())
+
     def _ended_badly(self, lane: Lane, job: Job[Any], error: BaseException) -> Job[Any] | None:
         """Record how a job ended. Returns the next one, unless this task must await nothing more."""
         scheduler = self.scheduler
@@ -307,7 +310,8 @@ class Runner:
         if cancelled and (lane.stopping or self.backend.ends_by(error)):
             _log.was_cancelled(job, None if job._position is None else job._position.owner)
             return scheduler.end(lane, job, CANCELLED, None, False)
-        after = scheduler.end(lane, job, FAILED, scheduler.failure(error), not cancelled)
+        goes_on = not cancelled and self._may_go_on(cast(Position, job._position))
+        after = scheduler.end(lane, job, FAILED, scheduler.failure(error), goes_on)
         if issubclass(type(error), (KeyboardInterrupt, SystemExit)):
             self.backend.reraise(error)
         return after
@@ -362,6 +366,12 @@ class Runner:
 
     # -- handing over ----------------------------------------------------------------------------------------
 
+    def _ready(self, job: Job[Any], position: Position) -> None:
+        self.scheduler.ready(job)
+        trip = position.lane.trip
+        if trip is not None and not job._on_loop:
+            give(trip, job, position)
+
     def hand_over(self, jobs: Sequence[Job[Any]]) -> None:
         """A move, and what follows: these jobs of a request are ready."""
         scheduler = self.scheduler
@@ -373,25 +383,31 @@ class Runner:
             scheduler.inbox.extend(jobs)
             return
         scheduler.moving = True
+        joined = scheduler.joined
         try:
-            joined: list[Job[Any]] = []  # added while these were handed over: they come after them
             if scheduler.inbox:
                 scheduler._drain(joined)
-            for job in (*jobs, *joined):
+            for job in jobs:
                 position = job._position
                 if position is None:  # cancelled a moment ago
                     continue
-                self.look_at(job)
                 lane = position.lane
                 if position.context is None or (
                     position.first is None and not (lane.occupied and lane.first is position)
                 ):
                     position.context = copy_context()  # one for each lane, as they run side by side
-                scheduler.ready(job)
-                if lane.trip is not None and not job._on_loop:
-                    give(lane.trip, job, position)
+                self.look_at(job)
+                self._ready(job, position)
+            while joined:
+                job = joined[0]
+                if job._position is not None:
+                    self._ready(job, job._position)
+                joined.popleft()  # last: a KeyboardInterrupt in between does no harm
         finally:
             scheduler.moving = False
+            if joined:
+                scheduler.inbox.extendleft(reversed(joined))
+                joined.clear()
         if not self._pumping:
             self._started = 0  # a turn of its own
         self.pump()

@@ -7,12 +7,12 @@ it ends. Nothing is awaited while a cancelled wait leaves.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from fifo_background import _log
-from fifo_background._core.job import RAISES, Job
+from fifo_background._core.job import RAISES, TOLD, Job
 from fifo_background._core.lane import Lane, Wanted, plain_key
 from fifo_background._core.position import Position
 from fifo_background._core.state import CANCELLED, FAILED, RUNNING
@@ -22,7 +22,20 @@ from fifo_background.exceptions import LaneStopped, QueueFull, WouldDeadlock
 if TYPE_CHECKING:
     from fifo_background._run.runner import Runner
 
-__all__ = ("Waits",)
+__all__ = ("AwaitedJobs", "Waits")
+
+
+class AwaitedJobs(list[Job[Any]]):
+    """The jobs of an object that was awaited in a request, in order. Any thread appends."""
+
+    __slots__ = ("waited",)
+
+    waited: bool
+    """Whether the request waits for those that are attached, and raises their failures."""
+
+    def __init__(self, jobs: Iterable[Job[Any]] = ()) -> None:
+        super().__init__(jobs)
+        self.waited = False
 
 
 class Waits:
@@ -85,7 +98,7 @@ class Waits:
         if job._own_state is FAILED and not job._outcome.reported and not job._handed_over:
             _log.failed(job, owner, None)
 
-    async def attached(self, jobs: Sequence[Job[Any]], owner: Waiting) -> None:
+    async def attached(self, jobs: AwaitedJobs, owner: Waiting) -> None:
         """A request waits for its own tasks, and for those added to them meanwhile.
 
         Raises the first failure in time, and logs the others.
@@ -93,8 +106,9 @@ class Waits:
         backend = self._runner.backend
         try:
             while (job := _last_unfinished(jobs)) is not None:
+                jobs.waited = True
                 waiter = backend.waiter()
-                job._wait_with(waiter, RAISES)
+                job._wait_with(waiter, TOLD)  # what is attached is raised here, while it is
                 owner.awaits = jobs
                 try:
                     _check_lane(job)
@@ -110,8 +124,9 @@ class Waits:
             raise
         self._raise_first(jobs, owner)
 
-    def leave(self, jobs: Sequence[Job[Any]], owner: Waiting) -> None:
+    def leave(self, jobs: AwaitedJobs, owner: Waiting) -> None:
         """The request does not wait for these jobs anymore: whatever they fail with is logged."""
+        jobs.waited = False
         for job in jobs:
             job._attached = False
             self._log_unraised(job, owner)
@@ -315,8 +330,9 @@ def _blockers(job: Job[Any]) -> Iterator[tuple[Any, str]]:
             yield head.owner, f", which is behind {head.owner}"
 
 
-def _last_unfinished(jobs: Sequence[Job[Any]]) -> Job[Any] | None:
+def _last_unfinished(jobs: AwaitedJobs) -> Job[Any] | None:
     """Jobs of one position end in order: the wait for the last one is mostly the only one."""
+    jobs.waited = False  # before the look: see `TrackedRequest._attach`
     return next((job for job in reversed(jobs) if job._attached and not job.done()), None)
 
 
