@@ -132,6 +132,16 @@ def test_cycles(types: bool, cycles: list[set[str]]) -> None:
     assert found == {frozenset(cycle) for cycle in cycles}
 
 
+def test_contributing_names_every_module() -> None:
+    """The tree in CONTRIBUTING has each file of the package."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    listed = {line.split()[0] for line in tree.splitlines()[1:] if not line.split()[0].endswith("/")}
+    found = {
+        path.name for path in PACKAGE.rglob("*.py") if path.parent == PACKAGE or path.name != "__init__.py"
+    }
+    assert listed == found
+
+
 def test_mutations() -> None:
     """Every text that `scripts/mutations.py` breaks is in the package once, and docs/testing.md lists it."""
     spec = importlib.util.spec_from_file_location("mutations", ROOT / "scripts" / "mutations.py")

@@ -107,7 +107,7 @@ async def test_added_as_its_position_has_left(events: list[Any]) -> None:
 
 @pytest.mark.parametrize("wait", [True, False])
 async def test_added_long_after_its_position_has_left(wait: bool, events: list[Any]) -> None:
-    """A position belongs to its request until that has ended, also in no queue; then the request forgets it."""
+    """A position belongs to its request until that has ended, also in no queue; then they part."""
     work = Work(events)
     jobs: list[Job[Any]] = []
     kept: list[Any] = []
