@@ -71,8 +71,9 @@ def _jobs_of(request: TrackedRequest, around: Around, entries: Sequence[Any]) ->
     """The jobs of the entries, in order: those that `add_task` made, and new ones for the others."""
     jobs: list[Job[Any]] = []
     for task in entries:
-        plain = type(task) is own_class.task
-        job = job_of_entry(task) if plain else None
+        kind: type[Any] = type(task)
+        plain = kind is own_class.task
+        job: Job[Any] | None = task._fifo_job if plain else None
         position = None if job is None else job._position
         if (
             job is not None

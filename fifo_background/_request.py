@@ -333,7 +333,7 @@ class TrackedRequest:
         """`add_task` on an object that was awaited here, with these jobs. None if all of them have ended."""
         if self.stage is HANDLING:
             return self.join(task, entry)
-        if all(job.done() for job in jobs):
+        if all(job.done() for job in reversed(jobs)):  # the last one is mostly not
             return None
         return self.add(task, entry, jobs)
 

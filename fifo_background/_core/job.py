@@ -178,7 +178,9 @@ class Job(Generic[T]):
     ) -> None:
         self._task: BackgroundTask | str = task  # its name once it has ended: arguments are not kept
         # asked for now where it is not a plain function's: at the end nothing of a user's may run
-        self._named: str | None = None if _is_plain(getattr(task, "func", None)) else name_of(task)
+        func = getattr(task, "func", None)
+        plain = type(func) is FunctionType or _is_plain(func)
+        self._named: str | None = None if plain else name_of(task)
         self._runner: JobRunner | None = runner
         self._options: Options = options
         self._claims: set[Job[Any]] = claims

@@ -281,7 +281,8 @@ class Runner:
             except BaseException as error:
                 job = self._ended_badly(lane, job, error)
             else:
-                job = scheduler.end(lane, job, SUCCEEDED, outcome, self._may_go_on(position))
+                has_more = bool(position.first or position.added or scheduler.inbox)
+                job = scheduler.end(lane, job, SUCCEEDED, outcome, has_more and self._may_go_on())
             self._started += 1
             task = outcome = None
             if scheduler.woken or scheduler.effects:
@@ -295,13 +296,12 @@ class Runner:
         else:
             self.pump()
 
-    def _may_go_on(self, position: Position) -> bool:
-        """Whether this task may run the next job of the position.
+    def _may_go_on(self) -> bool:
+        """Whether the running task may run the next job of its position.
 
         A job may have cancelled, as its last act, the task in which it runs: the next needs another.
         """
-        more = position.first or position.added or self.scheduler.inbox
-        return self._started < BURST and not (more and self.backend.is_cancelling())
+        return self._started < BURST and not self.backend.is_cancelling()
 
     def _ended_badly(self, lane: Lane, job: Job[Any], error: BaseException) -> Job[Any] | None:
         """Record how a job ended. Returns the next one, unless this task must await nothing more."""
@@ -310,7 +310,7 @@ class Runner:
         if cancelled and (lane.stopping or self.backend.ends_by(error)):
             _log.was_cancelled(job, None if job._position is None else job._position.owner)
             return scheduler.end(lane, job, CANCELLED, None, False)
-        goes_on = not cancelled and self._may_go_on(cast(Position, job._position))
+        goes_on = not cancelled and self._may_go_on()
         after = scheduler.end(lane, job, FAILED, scheduler.failure(error), goes_on)
         if issubclass(type(error), (KeyboardInterrupt, SystemExit)):
             self.backend.reraise(error)
