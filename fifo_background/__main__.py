@@ -40,7 +40,9 @@ def main() -> int:
         return 2
     from fifo_background import BackgroundTasks
 
-    print(f"{REQUESTS} requests, each with a def task and an async task, one thread token, order of results:")
+    print(
+        f"{REQUESTS} requests, each with a def task and an async task; a thread limit of 1. Order of results:"
+    )
     kept = list(range(REQUESTS))
     paths = [f"/request/{n}" for n in range(REQUESTS)]
     order: list[int] = []
