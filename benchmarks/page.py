@@ -31,20 +31,20 @@ COLOURS = {
 
 PAGE = """# Benchmarks
 
-**What these numbers do not show: your tasks.** A task that does nothing makes the cost of its management visible; one
-that takes a millisecond hides it. They were taken on a small, noisy machine, so only ratios count: the sides ran
+**These numbers do not show your tasks.** A task that does nothing makes the cost of its management visible; a task that
+takes a millisecond hides it. The numbers come from a small, noisy machine, so only ratios count. The compared sides ran
 interleaved in one process (or, with wrk, in turn), and each ratio is the median over the repetitions. wrk shares the
-machine with the servers. "Faster" is Starlette's time divided by the side's, or the side's requests per second divided
-by plain FastAPI's.
+machine with the servers. "Faster" is Starlette's time divided by the side's time, or the side's requests per second
+divided by plain FastAPI's.
 
 "Ours" has every guarantee on: contexts, `Job`s, attached waiting and the middleware. **The floor**
 ([benchmarks/floor.py](../benchmarks/floor.py)) shows what Python allows: it is the barest code that runs this one case
-in order, without lanes, limits, cancels, failures, logs, or a shutdown. No code that keeps the order is faster. Where a
-table says otherwise, that is noise: from run to run ratios differ by up to a sixth. Until November 2026 a second floor
-had every check that the guarantees of that time need, written without calls: it reached 3.27 (sync, asyncio), 3.73
-(sync, uvloop), 0.48 (async, asyncio) and 0.42 (async, uvloop) times Starlette, and 1.56 (sync) and 0.84 (async) times
-FastAPI in whole requests. **Empty**, with whole requests, is plain FastAPI
-behind a middleware that does nothing.
+in order, without lanes, limits, cancels, failures, logs, or a shutdown. No code that keeps the order is faster. If a
+table says otherwise, that is noise: from run to run ratios differ by up to a sixth. Until November 2026 there was a
+second floor, with every check that the guarantees of that time needed, written without function calls. It reached 3.27
+(sync, asyncio), 3.73 (sync, uvloop), 0.48 (async, asyncio) and 0.42 (async, uvloop) times Starlette's speed, and 1.56
+(sync) and 0.84 (async) times FastAPI's in whole requests. **Empty**, with whole requests, is plain FastAPI behind a
+middleware that does nothing.
 
 {machine}.
 
@@ -67,15 +67,15 @@ An ASGI app with Starlette's `Response`, called in process, {per_task_note}
 
 {per_task}
 
-With a sync task ours is ahead of everything else that keeps an order, and of plain `BackgroundTasks`. With an async
-task a request costs {price[0]:.0f} microseconds more than Starlette's, of which the floor needs {price[1]:.0f}.
+With a sync task ours is faster than everything else that keeps an order, and than plain `BackgroundTasks`. With an
+async task a request costs {price[0]:.0f} microseconds more than Starlette's, of which the floor needs {price[1]:.0f}.
 
 A request that comes alone pays for the queue and gains nothing. When requests come together, one trip to a worker
-thread runs the sync tasks of all of them, where Starlette sends each through a thread of its own.
+thread runs the sync tasks of all of them. Starlette makes one trip for each task.
 
 ### On other versions of Python
 
-Reported without an aim: "faster" with 100 requests in flight. Before Python 3.12 there are no eager tasks.
+"Faster" with 100 requests in flight; there is no aim for these. Before Python 3.12 there are no eager tasks.
 
 {pythons}
 
@@ -89,8 +89,8 @@ uvicorn with httptools on uvloop, FastAPI, wrk. "without" is an endpoint without
 
 ## `def` endpoints while sync tasks run
 
-100 requests have each added a sync task of one second. Plain `BackgroundTasks` runs them in the 40 threads that `def`
-endpoints need as well: nothing is answered. Ours has threads of its own.
+100 requests have each added a sync task of one second. Plain `BackgroundTasks` runs these tasks in the 40 threads that
+`def` endpoints also need, so no request is answered. Ours has threads of its own.
 
 {endpoints}
 
@@ -101,21 +101,21 @@ endpoints need as well: nothing is answered. Ours has threads of its own.
 ## Waiting for a job
 
 Microseconds to submit a task to another lane and wait for its result, while other requests that hold a position are in
-flight: the cost does not grow with them.
+flight. The cost does not grow with the number of those requests.
 
 {waits}
 
 ## Memory
 
-Bytes per waiting task. "Requests" are whole: the response, the request's asyncio task and its waiting included.
+Bytes per waiting task. A request includes the response, the request's asyncio task and its wait.
 
 {memory}
 
 ## Growth
 
-Time per task, and what is left per task in the end, as the queue and the number of lanes grow. The ratios change by a
-tenth from run to run. What grows is the work of Python's garbage collector, which looks at what waits again and again
-while more is added: "uncollected" is the ratio while it is off.
+Time per task, and bytes left per task in the end, as the queue and the number of lanes grow. The ratios change by a
+tenth from run to run. The growth is the work of Python's garbage collector, which scans the waiting tasks again and
+again while more tasks are added. The column "uncollected" has the ratio while the collector is off.
 
 ![Growth](benchmarks/growth.svg)
 
@@ -123,14 +123,15 @@ while more is added: "uncollected" is the ratio while it is off.
 
 ## From the end of the response to the start of the task
 
-When nothing else happens. An async task has a task of its own here, which a cancelled request cannot take along.
+Measured while nothing else happens. With ours, an async task runs in an event loop task of its own, so a cancelled
+request does not cancel it.
 
 {latency}
 
 ## Bytecodes
 
-Counted by `sys.monitoring`, 100 requests in flight, asyncio. `benchmarks/instructions.py` counts the processor's
-instructions, too, where valgrind is installed.
+Counted by `sys.monitoring`, 100 requests in flight, asyncio. `benchmarks/instructions.py` also counts the
+processor's instructions if valgrind is installed.
 
 {instructions}
 """
