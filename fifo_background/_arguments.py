@@ -34,7 +34,7 @@ def check_arguments(where: str, func: Any, args: tuple[Any, ...], kwargs: dict[s
         unknown = ((option, value) for option, value in kwargs.items() if option not in signature.parameters)
         call = next(filter(None, (_call(where, option, value) for option, value in unknown)), None)
         if call is not None:
-            text += f". An option of the task stands before it: write `{call}.{where}({name}, ...)`"
+            text += f". Give an option before the task: write `{call}.{where}({name}, ...)`"
         raise TypeError(text) from None
 
 

@@ -174,7 +174,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     ) -> Job[Any]:
         """Add `func(*args, **kwargs)` and return the `Job` that tells its state and result.
 
-        May be called from any thread, and waits for nothing. Raises TypeError if `func` cannot be called, or
+        May be called from any thread, and never blocks. Raises TypeError if `func` cannot be called, or
         if it is a plain function that does not take these arguments. Raises RuntimeError if the request's
         tasks have ended, `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after
         `lifespan.shutdown`.
@@ -197,10 +197,10 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         max_waiting: int | NotGiven | None = NOT_GIVEN,
         after_failure: AfterFailure | NotGiven = NOT_GIVEN,
     ) -> TaskAdder:
-        """`tasks.lane(key).add_task(func, ...)`: in the queue of that key, side by side with other keys.
+        """`tasks.lane(key).add_task(func, ...)` uses the queue of that key; other keys run at the same time.
 
-        `key` is hashable; None is the app's default lane. `keep="latest"`: the task replaces a waiting older
-        one of the same function. `max_waiting`: how many tasks may wait in the lane. `after_failure="stop"`:
+        `key` is hashable; None is the app's default lane. `keep="latest"`: the task replaces an older waiting
+        task of the same function. `max_waiting`: how many tasks may wait in the lane. `after_failure="stop"`:
         the lane stops if the task fails. Raises TypeError for a key that is not hashable, ValueError for an
         invalid option.
         """
@@ -211,7 +211,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     def options(
         self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
     ) -> TaskAdder:
-        """`tasks.options(timeout=2.0).add_task(func, ...)`: options of single tasks.
+        """`tasks.options(timeout=2.0).add_task(func, ...)` sets options of single tasks.
 
         `timeout` (seconds, None for no limit; default: the app's). `wait`: whether the request waits for the
         task (default: the app's).

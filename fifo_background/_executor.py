@@ -53,7 +53,7 @@ class Submitter:
     def options(self, *, timeout: float | NotGiven | None = NOT_GIVEN) -> Submitter:
         """For tasks with a `timeout` (seconds, None for no limit) other than the executor's.
 
-        Raises ValueError or TypeError for an invalid one.
+        Raises ValueError or TypeError for an invalid `timeout`.
         """
         return Submitter(self._runner, self._key, self._options.replace(timeout=timeout))
 
@@ -68,7 +68,7 @@ class Submitter:
     def submit_nowait(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """Queue `func(*args, **kwargs)` and return its `Job`. It does not start before this returns.
 
-        May be called from any thread, once the executor has its event loop, and waits for nothing. The task
+        May be called from any thread, once the executor has its event loop, and never blocks. The task
         sees a copy of the caller's context. Raises TypeError if `func` cannot be called, or if it is a plain
         function that does not take these arguments. Raises RuntimeError before the executor has a loop,
         `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after the end.
@@ -86,12 +86,12 @@ class Submitter:
     async def submit(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
 
     async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
-        """As `submit_nowait`, but waits for capacity where that raises `QueueFull`: first come, first served.
+        """Like `submit_nowait`, but wait for capacity instead of raising `QueueFull`.
 
-        Write `job = await executor.submit(func, ...)`: without `await` nothing is queued. It lets other tasks
-        run before it returns. If it is cancelled, the task does not run, unless it has begun. Inside a task,
-        and in a request whose own tasks have not ended, it never waits, and raises `QueueFull`. In the
-        executor's event loop only.
+        First come, first served. Write `job = await executor.submit(func, ...)`: without `await` nothing is
+        queued. `submit` lets other tasks run before it returns. If `submit` is cancelled, the task does not
+        run, unless it has begun. Inside a task, and in a request whose own tasks have not ended, `submit`
+        never waits: it raises `QueueFull`. In the executor's event loop only.
         """
         self._runner.check_in_loop()
         job, position = self._prepare("submit", func, args, kwargs)
@@ -126,8 +126,8 @@ Submitter.submit.__qualname__ = "executor.submit (write `job = await executor.su
 class ExecutorLane(Submitter):
     """One lane of an executor: `executor.lane(key)`. Nothing is kept for it while it is idle.
 
-    Its tasks may be submitted from any thread. All else is the event loop's: in an anyio worker thread of it
-    `pause`, `resume`, `peek`, `skip_head`, `retry_head` and `clear` wait for it, in other threads they raise
+    You can submit its tasks from any thread. `pause`, `resume`, `peek`, `skip_head`, `retry_head` and `clear`
+    run on the event loop: in an anyio worker thread of the loop they wait for it, in other threads they raise
     RuntimeError.
     """
 
@@ -187,8 +187,8 @@ class ExecutorLane(Submitter):
     def retry_head(self) -> Job[Any]:
         """Run the failed task of a stopped lane again, before all others; returns its new `Job`.
 
-        With `keep="latest"` it is superseded if a newer one waits. Raises RuntimeError if the lane has not
-        stopped.
+        With `keep="latest"` the new job is superseded if a newer task waits. Raises RuntimeError if the lane
+        has not stopped.
         """
 
         def retry() -> Job[Any] | None:
@@ -198,8 +198,8 @@ class ExecutorLane(Submitter):
         job = self._on_loop("retry_head", retry)
         if job is None:
             raise RuntimeError(
-                f"{lane_name(self.key)} has not stopped, nothing is to be retried: `retry_head` is for lanes "
-                'with after_failure="stop"'
+                f"{lane_name(self.key)} has not stopped, so there is nothing to retry: `retry_head` is for "
+                'lanes with after_failure="stop"'
             )
         return job
 
@@ -224,15 +224,15 @@ class SerialExecutor(Submitter):
 
     `async with SerialExecutor() as executor:` drains it at the end of the block.
 
-    `max_lanes_running` (default 16): how many lanes have a running task at once, at most; they take turns.
+    `max_lanes_running` (default 16): how many lanes may run a task at the same time. They take turns.
     `max_waiting` (default None, no limit): how many tasks may wait, in all lanes together.
-    `timeout` (seconds, default None): after it an async task is cancelled and fails with TimeoutError, and
-    a sync one, which cannot be stopped, is named in the log.
+    `timeout` (seconds, default None): after this time an async task is cancelled and fails with TimeoutError;
+    a sync task cannot be stopped, and the log names it.
     `lane_after_failure` (default "continue"): with "stop" a lane stops when a task of it fails.
-    `drain_timeout` (seconds, default 30.0): how long the end of the block waits for what is queued.
+    `drain_timeout` (seconds, default 30.0): how long the end of the block waits for queued tasks.
 
-    It belongs to the event loop in which it is used first. `submit_nowait` and `Job.cancel` may then be
-    called from any thread. Raises ValueError or TypeError for an invalid setting.
+    The executor belongs to the event loop that uses it first. After that, `submit_nowait` and `Job.cancel`
+    may be called from any thread. Raises ValueError or TypeError for an invalid setting.
     """
 
     __slots__ = ("__weakref__",)
@@ -269,7 +269,7 @@ class SerialExecutor(Submitter):
         max_waiting: int | NotGiven | None = NOT_GIVEN,
         after_failure: AfterFailure | NotGiven = NOT_GIVEN,
     ) -> ExecutorLane:
-        """The lane of a hashable key; None is the default one. The options are those of what is added by it.
+        """The lane of a hashable key; None is the default lane. The options are for the tasks added by it.
 
         `keep="latest"`: a task replaces a waiting older one of the same function, which ends as
         `SUPERSEDED`. `max_waiting`: how many tasks may wait in the lane. `after_failure="stop"`: the lane
@@ -297,14 +297,15 @@ class SerialExecutor(Submitter):
     async def aclose(self) -> None:
         """Refuse new work, give up held positions, run what is queued for at most `drain_timeout` seconds.
 
-        What stands behind a paused or stopped head is dropped. What is left after that time is dropped, or
-        cancelled and given one second to clean up. All of this is logged by name. Raises `WouldDeadlock`
-        inside a task of this executor. If it is being closed already, this waits for that.
+        Tasks behind a paused or stopped head are dropped. After that time the tasks that still wait are
+        dropped, and running async tasks are cancelled, with one second to clean up. The log names all of
+        these tasks. Raises `WouldDeadlock` inside a task of this executor. If another `aclose` has begun,
+        this one waits for it.
         """
         await self._runner.closing.aclose()
 
     async def join(self) -> None:
-        """Wait until, at one moment, every task that was added or submitted has ended.
+        """Wait for a moment at which every task that was added or submitted has ended.
 
         Tasks that requests have added count from `add_task` on. Raises `WouldDeadlock` inside a task, and in
         a request whose own tasks have not ended. In the executor's event loop only: in a worker thread of it,
@@ -313,17 +314,17 @@ class SerialExecutor(Submitter):
         await self._runner.waits.join()
 
     def statistics(self) -> ExecutorStatistics:
-        """A frozen picture of the lanes at this moment.
+        """A frozen snapshot of the lanes at this moment.
 
-        It is the event loop's: in an anyio worker thread of it this waits for it, in other threads it raises
-        RuntimeError. A signal handler or finalizer that has interrupted the executor gets the last picture
-        that was taken.
+        It runs on the event loop: in an anyio worker thread of the loop it waits for the loop, in other
+        threads it raises RuntimeError. A signal handler or finalizer that has interrupted the executor gets
+        the last snapshot that was taken.
         """
         return self._runner.loop_calls.statistics()
 
     @property
     def is_open(self) -> bool:
-        """Whether new work is taken: True until `aclose`, or the end of the `async with` block."""
+        """Whether the executor takes new work: True until `aclose`, or the end of the `async with` block."""
         return self._runner.scheduler.is_open
 
     def __repr__(self) -> str:

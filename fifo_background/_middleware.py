@@ -43,41 +43,41 @@ class OrderedBackgroundMiddleware:
 
     `order`: when a request takes its position in the queue. "added" (default): at its first `add_task`.
     "arrived": when it reaches this middleware, so that handlers that run in threads, or wait for something,
-    cannot reorder it. "responded": when its response has ended. Use "responded" for streaming and other long
-    handlers.
+    cannot change the order. "responded": when its response has ended. Use "responded" for streaming and other
+    long handlers.
 
     `may_add_tasks` (a function of the ASGI scope, for "arrived"): whether a request may add tasks, and so
-    takes a position. Default: whether its FastAPI endpoint, or a dependency, asks for this package's class.
+    takes a position. Default: whether its FastAPI endpoint, or a dependency, has a parameter of this
+    package's class.
 
-    `lane_key` (a function of the ASGI scope; its result is hashable): the lane for the tasks of a request
-    that name none. It is called when the first of them is added, when `scope["path_params"]` is there; with
-    "arrived" before routing. Default: one lane for all.
+    `lane_key` (a function of the ASGI scope; its result is hashable): the lane for those tasks of a request
+    that name no lane. It is called when the first of them is added: `scope["path_params"]` is there then.
+    With "arrived" it is called before routing. Default: one lane for all.
 
-    `hold_timeout` (seconds, default 5.0): how long a request that has its position but does not respond may
-    keep ready tasks behind it waiting. Then it loses the position, and takes a new one after its response.
+    `hold_timeout` (seconds, default 5.0): how long ready tasks wait for a request ahead that has not
+    responded. Then the request loses its position, and takes a new one after its response.
 
     `wait` (default True): whether a request waits for its own tasks, as in Starlette. With False it ends as
     soon as they are queued, which frees its database session; dependencies with `yield` may then close before
     the tasks run.
 
-    `rest_after_failure`: what a failed task means for the tasks after it, of the same request. "skip"
-    (default, Starlette's rule) or "run". Tasks of other requests always run.
+    `rest_after_failure`: "skip" (default, as in Starlette): a failed task skips the later tasks of its
+    request in the same lane. "run": they run. It does not affect other requests.
 
     `lane_after_failure`: "continue" (default), or "stop": a lane stops when a task of it fails, until you
     call `retry_head()`, `skip_head()` or `clear()` on `executor.lane(key)`. Requests that wait for tasks in
     it get `LaneStopped`.
 
-    `max_lanes_running` (default 16): how many lanes have a running task at once, at most; they take turns.
+    `max_lanes_running` (default 16): how many lanes may run a task at the same time. They take turns.
 
     `max_waiting` (default None, no limit): how many tasks may wait; one more `add_task` raises `QueueFull`.
     If nobody handles it, the client gets 503 with `Retry-After`.
 
-    `timeout` (seconds, default None): after it an async task is cancelled and fails with TimeoutError; a sync
-    task cannot be stopped, and is named in the log.
+    `timeout` (seconds, default None): after this time an async task is cancelled and fails with TimeoutError;
+    a sync task cannot be stopped, and the log names it.
 
-    `drain_timeout` (seconds, default 30.0): how long `lifespan.shutdown` waits for what is queued. uvicorn
-    waits for attached requests before that, as long as its own `--timeout-graceful-shutdown` says (by default
-    without a limit).
+    `drain_timeout` (seconds, default 30.0): how long `lifespan.shutdown` waits for queued tasks. uvicorn
+    first waits for attached requests under its own `--timeout-graceful-shutdown` (no limit by default).
 
     Raises ValueError or TypeError for an invalid setting.
     """
@@ -347,7 +347,7 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
         + (
             ""
             if isinstance(asked, HTTPConnection)
-            else ". Of a mounted app, ask for the outer app's, or use `executor_of(request)`"
+            else ". For a mounted app, pass the outer app, or use `executor_of(request)`"
         )
     )
 

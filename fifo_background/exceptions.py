@@ -25,11 +25,11 @@ class OrderedBackgroundError(Exception):
 
 
 class ExecutorClosed(OrderedBackgroundError, RuntimeError):
-    """The executor is closed, because its app shuts down, and takes no new work."""
+    """The executor is closed, or its app is shutting down: it takes no new work."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what} was refused: the executor is closed, its app is shutting down. "
+            f"{what} was refused: the executor is closed, or its app is shutting down. "
             "Add tasks before lifespan.shutdown, or call the function directly."
         )
 
@@ -53,7 +53,7 @@ class JobNoResult(OrderedBackgroundError, RuntimeError):
 
 
 class QueueFull(OrderedBackgroundError, asyncio.QueueFull):
-    """`max_waiting` tasks wait already. `retry_after` (seconds) is what a 503 tells the client."""
+    """`max_waiting` tasks wait already. `retry_after` (seconds) is the `Retry-After` header of the 503."""
 
     retry_after: int = 1
 
@@ -67,7 +67,7 @@ class QueueFull(OrderedBackgroundError, asyncio.QueueFull):
 class LaneStopped(OrderedBackgroundError, RuntimeError):
     """A request waited for its tasks in a lane that a failed task has stopped.
 
-    That is what `lane_after_failure="stop"` asks for. The tasks stay in the queue.
+    This happens only with `lane_after_failure="stop"` or `after_failure="stop"`. The tasks stay in the queue.
     """
 
     def __init__(self, key: object, failed: str) -> None:

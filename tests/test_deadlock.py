@@ -1,4 +1,4 @@
-"""No wait for oneself: `WouldDeadlock` at once; rings are told; a task that waits lends its slot."""
+"""No self-deadlock: `WouldDeadlock` at once; rings are told; a task that waits lends its slot."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ async def test_skip_rest(sync: bool, events: list[Any], log: Log) -> None:
 
 
 async def test_run_all(events: list[Any], log: Log) -> None:
-    """`rest_after_failure="run"`: all run, the first failure in time is raised, each other is logged."""
+    """`rest_after_failure="run"`: all run, the failure that came first is raised, each other is logged."""
 
     async def fail(error: Exception) -> None:
         raise error

@@ -219,7 +219,7 @@ async def test_stopped_head(events: list[Any], log: Log) -> None:
         assert lane.clear() == [others[1]]
         await wait_all_tasks_blocked()
         assert executor._runner.scheduler.lanes.by_key == {}
-        with pytest.raises(RuntimeError, match="lane 'a' has not stopped, nothing is to be retried"):
+        with pytest.raises(RuntimeError, match="lane 'a' has not stopped, so there is nothing to retry"):
             lane.retry_head()
         with pytest.raises(RuntimeError, match="the default lane has not stopped"):
             executor.lane(None).retry_head()
@@ -554,7 +554,7 @@ async def test_keep_latest_unhashable(events: list[Any]) -> None:
 
 
 async def test_statistics(events: list[Any]) -> None:
-    """`statistics()` is a frozen picture: what runs, how many wait, what the head waits for, how long."""
+    """`statistics()` is a frozen snapshot: what runs, how many wait, what the head waits for, how long."""
     work = Work(events)
     respond = anyio.Event()
 

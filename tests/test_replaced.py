@@ -171,7 +171,7 @@ async def test_threads_that_are_mocked(
         return Response(background=tasks)
 
     exchange = await get(make_app(handler), "/handler")
-    assert "returned without doing it" in str(exchange.error)
+    assert "did not run the function that it was given" in str(exchange.error)
     assert events == ["mock"]
 
 

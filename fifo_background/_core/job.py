@@ -209,7 +209,7 @@ class Job(Generic[T]):
         return self._own_state or (QUEUED if self._queued else PENDING)
 
     def done(self) -> bool:
-        """Whether the job has ended, in whatever way."""
+        """Whether the job has ended, in any way."""
         state = self._own_state
         return state is not None and state is not RUNNING
 
@@ -236,7 +236,7 @@ class Job(Generic[T]):
         return task
 
     def result(self) -> T:
-        """What the function returned.
+        """The function's return value.
 
         Raises the function's own error if it failed, `JobNotEnded` before its end, and `JobNoResult` if it
         was cancelled, skipped, superseded or dropped.
@@ -281,8 +281,8 @@ class Job(Generic[T]):
     async def wait(self) -> JobState:
         """Wait for the job's end, and return its state; the result and the error stay in the job.
 
-        A cancelled wait leaves the job as it is. Raises `WouldDeadlock` where the job cannot end before the
-        task or request that waits.
+        A cancelled wait does not cancel the job. Raises `WouldDeadlock` if the job cannot end before the task
+        or request that waits.
         """
         if not self.done():
             await self._has_runner().wait_for(self, TOLD)
@@ -297,11 +297,11 @@ class Job(Generic[T]):
         return self._runner
 
     def cancel(self) -> bool:
-        """Cancel the task, from any thread; waits for nothing.
+        """Cancel the task, from any thread; never blocks.
 
-        A task that has not started never runs: True. For a running `async def` task True means that the
-        cancellation was requested, as with `asyncio.Task`: the task may still succeed. False for a task that
-        has ended, runs in a thread, or runs inside another task.
+        True for a task that has not started: it then never runs. True for a running `async def` task means
+        that the cancellation was requested, as with `asyncio.Task`: the task may still succeed. False for a
+        task that has ended, runs in a thread, or runs inside another task.
         """
         if self._claim():
             # the arguments are freed here, in the caller
@@ -315,8 +315,8 @@ class Job(Generic[T]):
     def add_done_callback(self, callback: Callable[[Job[T]], object]) -> None:
         """Call `callback(job)` on the event loop once the job has ended; from any thread.
 
-        It runs in a copy of the caller's context. What it raises is logged. Raises RuntimeError for a job
-        that is in no queue yet.
+        It runs in a copy of the caller's context. If it raises an exception, that is logged. Raises
+        RuntimeError for a job that is in no queue yet.
         """
         self._has_runner().post(Callback(self, callback, copy_context()))
 

@@ -1,4 +1,4 @@
-"""Frozen pictures of an executor at one moment."""
+"""Frozen snapshots of an executor at one moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ("NOTHING_YET", "BlockedBy", "ExecutorStatistics", "LaneStatistics", "
 
 
 class BlockedBy(Enum):
-    """What keeps the head of a lane from starting."""
+    """Why the head of a lane does not start."""
 
     NOTHING = "nothing"
     """There is no head, or it starts in the loop's next turn."""
@@ -27,7 +27,7 @@ class BlockedBy(Enum):
     HELD = "held"
     """The request at the head has its position and has not responded; `LaneStatistics.held_by` names it."""
     SLOT = "slot"
-    """As many lanes run as may (`max_lanes_running`)."""
+    """`max_lanes_running` lanes run."""
     PAUSED = "paused"
     FAILED_HEAD = "failed head"
     """The lane has stopped (`lane_after_failure="stop"`)."""

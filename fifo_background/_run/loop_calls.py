@@ -47,7 +47,7 @@ class LoopCalls:
         return move() if runner.is_current() else in_loop_of_caller(move, what)
 
     def statistics(self) -> ExecutorStatistics:
-        """A frozen picture of the lanes at this moment; the last one if the caller has interrupted a move."""
+        """A frozen snapshot of the lanes now; the last one if the caller has interrupted a move."""
         runner, scheduler = self._runner, self._runner.scheduler
         if runner.is_current() and scheduler.moving:
             return self._picture

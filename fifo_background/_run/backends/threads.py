@@ -65,7 +65,9 @@ class Threads:
             else:  # an agent carries its state into threads there; this takes a token of anyio's
                 result = await in_threadpool(stay.run)
             if stay.is_outside:
-                raise RuntimeError("the call that runs functions in a thread returned without doing it")
+                raise RuntimeError(
+                    "a replaced `run_in_threadpool` or `run_sync` did not run the function that it was given"
+                )
             return result
         except BaseException:
             trip.stop = True
