@@ -7,6 +7,7 @@ thread of the handler may call `add`; all else is the event loop's.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Hashable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from enum import Enum
 from sys import exc_info
@@ -316,8 +317,9 @@ class TrackedRequest:
 
     def forget(self, position: Position) -> None:
         """A position has left its queue for good after the request had ended: they part."""
-        if self.positions.get(position.lane.key) is position:
-            self.positions.pop(position.lane.key, None)
+        with suppress(Exception):  # the `__eq__` of a key: then they stay together
+            if self.positions.get(position.lane.key) is position:
+                self.positions.pop(position.lane.key, None)
 
     def _runs_its_websocket_tasks(self) -> bool:
         """Whether the tasks of a websocket, which only the middleware awaits, run now."""
@@ -382,8 +384,9 @@ class TrackedRequest:
             if position.added or position.arriving:
                 self._give_up_positions(error, interrupted)
                 break
-        # leaves the collector no cycle of it and positions that are gone: others forget their owner in time
-        self.positions = {key: one for key, one in self.positions.items() if one.state is not GONE}
+        # leaves the collector no cycle of it and positions that are gone; for the others see `forget`
+        with suppress(Exception):  # the `__eq__` of a key
+            self.positions = {key: one for key, one in self.positions.items() if one.state is not GONE}
 
     def _give_up_positions(self, error: BaseException | None, interrupted: bool) -> None:
         runner = self.runner

@@ -118,9 +118,11 @@ class Waits:
                     owner.awaits = ()
                     job._wait_no_more(waiter)
         except BaseException as error:
-            if isinstance(error, LaneStopped):
-                self._raise_first(jobs, owner)  # the request's own failure, if it has stopped the lane
-            self.leave(jobs, owner)
+            try:
+                if isinstance(error, LaneStopped):
+                    self._raise_first(jobs, owner)  # the request's own failure, if it has stopped the lane
+            finally:
+                self.leave(jobs, owner)
             raise
         self._raise_first(jobs, owner)
 

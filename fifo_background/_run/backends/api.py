@@ -62,8 +62,13 @@ class Backend(Protocol):
         """Whether the running task, one of ours, was cancelled, and may not have heard of it yet."""
         ...
 
-    def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
-        """Run a coroutine in a task of its own, in `context`. None if it has ended already."""
+    def start(
+        self, run: Coroutine[Any, Any, None], context: Context, *, at_once: bool = True
+    ) -> Handle | None:
+        """Run a coroutine in a task of its own, in `context`. None if it has ended already.
+
+        Where tasks can start at once, this one does, unless `at_once` is False.
+        """
         ...
 
     def when_over(self, handle: Any, call: Callable[[Any], object]) -> None:

@@ -83,7 +83,9 @@ class TrioBackend:
     def is_cancelling(self) -> bool:
         return False  # a user's own cancel scope ends with the job
 
-    def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
+    def start(
+        self, run: Coroutine[Any, Any, None], context: Context, *, at_once: bool = True
+    ) -> Handle | None:
         scope = self._trio.CancelScope()
 
         async def system_task() -> None:
