@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.loops import LOOPS, VIRTUAL, run
+from tests.support.log import Log
+from tests.support.loops import LOOPS, VIRTUAL, run
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,14 +35,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     loop = pyfuncitem.callspec.params["event_loop_name"]
     run(loop, functools.partial(pyfuncitem.obj, **given), virtual=virtual)
     return True
-
-
-class Log(list[str]):
-    """The records of the logger `fifo_background`: "LEVEL message" each, and as they are in `records`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
 
 
 @pytest.fixture

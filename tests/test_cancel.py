@@ -22,9 +22,9 @@ from fifo_background import (
     executor_of,
 )
 from fifo_background._run.groups import GROUPS
-from tests.apps import Work, app_of, check_idle, make_app
-from tests.asgi import Client, Exchange, get
-from tests.conftest import Log
+from tests.support.apps import Work, app_of, check_idle, make_app
+from tests.support.asgi import Client, Exchange, get
+from tests.support.log import Log
 
 
 async def test_disconnect_and_cancel(events: list[Any]) -> None:

@@ -19,10 +19,10 @@ from fifo_background import (
     OrderedBackgroundMiddleware,
     SerialExecutor,
 )
-from tests.apps import app_of, make_app, user
-from tests.asgi import Client, Exchange, Send, get
-from tests.conftest import Log
-from tests.loops import LOOPS, run
+from tests.support.apps import app_of, make_app, user
+from tests.support.asgi import Client, Exchange, Send, get
+from tests.support.log import Log
+from tests.support.loops import LOOPS, run
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 

@@ -16,9 +16,9 @@ from anyio import wait_all_tasks_blocked
 
 from fifo_background import ExecutorClosed, Job, JobNoResult, JobState, SerialExecutor
 from fifo_background._core.invariants import check
-from tests.apps import Work
-from tests.conftest import Log
-from tests.loops import LOOPS
+from tests.support.apps import Work
+from tests.support.log import Log
+from tests.support.loops import LOOPS
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -275,7 +275,7 @@ def test_no_loop_at_all() -> None:
 
 def test_other_loop() -> None:
     """An executor belongs to the loop that used it first, and can be waited for only there."""
-    from tests.loops import run
+    from tests.support.loops import run
 
     executor = SerialExecutor()
     jobs: list[Job[str]] = []

@@ -28,9 +28,9 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
-from tests.apps import app_of, check_idle, make_app
-from tests.asgi import get
-from tests.conftest import Log
+from tests.support.apps import app_of, check_idle, make_app
+from tests.support.asgi import get
+from tests.support.log import Log
 
 
 def refused(call: Callable[[], Any]) -> str:
