@@ -1,16 +1,29 @@
-"""Runs one async test on an event loop by name; a virtual clock jumps when every task waits for time."""
+"""The event loops on which tests run, each as a backend of anyio with its options."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import selectors
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
+
+import anyio
+
+from fifo_background._run.backends.sniffio import set_library
 
 LOOPS = ["asyncio", *(["uvloop"] if find_spec("uvloop") else []), "trio"]
 VIRTUAL = ["asyncio", "trio"]
+PATIENCE = 5.0
+ANYIO_3 = version("anyio").startswith("3.")
+
+Backend = tuple[str, dict[str, Any]]
+Test = Callable[..., Awaitable[None]]
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -34,41 +47,105 @@ class _JumpingLoop(asyncio.SelectorEventLoop):
         return self.selector.jumped
 
 
-async def _left_behind() -> set[asyncio.Task[Any]]:
+def _patient_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.SelectorEventLoop()
+    loop.slow_callback_duration = 3600  # on a busy machine its warnings pile up, and prove nothing
+    return loop
+
+
+@contextlib.contextmanager
+def backend_of(loop: str, *, virtual: bool = False) -> Iterator[Backend]:
+    """The loop of that name as anyio takes it: a backend, and its options."""
+    if loop == "trio":
+        with _trio_tells_how_it_ends():
+            yield "trio", _trio_options(virtual)
+    elif loop == "uvloop":
+        with _policy_restored():
+            yield "asyncio", {"use_uvloop": True}
+    else:
+        new_loop = _JumpingLoop if virtual else _patient_loop
+        with _policy_restored():
+            yield "asyncio", {"debug": not virtual, **_made_by(new_loop)}
+
+
+def _trio_options(virtual: bool) -> dict[str, Any]:
+    if not virtual:
+        return {}
+    from trio.testing import MockClock
+
+    return {"clock": MockClock(autojump_threshold=0)}
+
+
+def _made_by(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> dict[str, Any]:
+    """The option of anyio for it; anyio 3 has only one for a policy."""
+    if not ANYIO_3:
+        return {"loop_factory": new_loop}
+    policy = asyncio.DefaultEventLoopPolicy()
+    policy.new_event_loop = new_loop  # type: ignore[method-assign]
+    return {"policy": policy}
+
+
+@contextlib.contextmanager
+def _policy_restored() -> Iterator[None]:
+    """anyio 3 leaves its policy behind, also that of uvloop."""
+    try:
+        yield
+    finally:
+        if ANYIO_3:
+            asyncio.set_event_loop_policy(None)
+
+
+@contextlib.contextmanager
+def _trio_tells_how_it_ends() -> Iterator[None]:
+    """Raise a crash of trio, as `trio.run` does: the runner of anyio's plugin drops how its run has ended."""
+    from anyio._backends._trio import TestRunner
+
+    ended = TestRunner._main_task_finished
+    outcomes: list[Any] = []
+
+    def told(runner: TestRunner, outcome: Any) -> None:
+        ended(runner, outcome)
+        outcomes.append(outcome)
+
+    with mock.patch.object(TestRunner, "_main_task_finished", told):
+        yield
+    for outcome in outcomes:
+        outcome.unwrap()
+
+
+def leaves_nothing(backend: Backend, test: Test) -> Test:
+    """The test, which fails if it leaves tasks of asyncio behind. trio's tasks end with their nurseries."""
+    if backend[0] == "trio":
+        return test
+
+    @functools.wraps(test)
+    async def checked(*args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
+        set_library(
+            None
+        )  # as under a server: anyio has told sniffio what runs, which could hide that we do not
+        runners = asyncio.all_tasks()
+        await test(*args, **kwargs)
+        left = await _left_behind(runners)
+        assert not left, f"the test left tasks behind: {left}"
+
+    return checked
+
+
+async def _left_behind(runners: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
     """The tasks that do not end; a runner may still be on its way out of its thread.
 
     A thread takes real time, which a virtual clock jumps over: the limit is in real seconds.
     """
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    give_up = time.monotonic() + 5
+    left = asyncio.all_tasks() - runners
+    give_up = time.monotonic() + PATIENCE
     while left and time.monotonic() < give_up:
         _, left = await asyncio.wait(left, timeout=0.01)
     return left
 
 
-def run(name: str, test: Callable[[], Awaitable[None]], *, virtual: bool = False) -> None:
-    """Run `test()` to its end on a new loop. Debug mode is on for plain asyncio."""
-    if name == "trio":
-        import trio
-        import trio.testing
-
-        clock = trio.testing.MockClock(autojump_threshold=0) if virtual else None
-        trio.run(test, clock=clock)
-        return
-    if name == "uvloop":
-        import uvloop
-
-        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    else:
-        loop = _JumpingLoop() if virtual else asyncio.new_event_loop()
-        loop.set_debug(not virtual)
-    loop.slow_callback_duration = 3600  # on a busy machine its warnings pile up, and prove nothing
-    try:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(test())
-        left = loop.run_until_complete(_left_behind())
-        assert not left, f"the test left tasks behind: {left}"
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
+def run(loop: str, test: Test, *, virtual: bool = False) -> None:
+    """Run `test()` to its end on a new loop, as the plugin does; for tests that need many loops."""
+    with backend_of(loop, virtual=virtual) as backend:
+        name, options = backend
+        anyio.run(leaves_nothing(backend, test), backend=name, backend_options=options)
