@@ -59,13 +59,13 @@ def backend_of(loop: str, *, virtual: bool = False) -> Iterator[Backend]:
     if loop == "trio":
         with _trio_tells_how_it_ends():
             yield "trio", _trio_options(virtual)
-    elif loop == "uvloop":
-        with _policy_restored():
-            yield "asyncio", {"use_uvloop": True}
+        return
+    if loop == "uvloop":
+        options: dict[str, Any] = {"use_uvloop": True}
     else:
-        new_loop = _JumpingLoop if virtual else _patient_loop
-        with _policy_restored():
-            yield "asyncio", {"debug": not virtual, **_made_by(new_loop)}
+        options = {"debug": not virtual, **_made_by(_JumpingLoop if virtual else _patient_loop)}
+    with _policy_restored():
+        yield "asyncio", options
 
 
 def _trio_options(virtual: bool) -> dict[str, Any]:
@@ -121,23 +121,21 @@ def leaves_nothing(backend: Backend, test: Test) -> Test:
     @functools.wraps(test)
     async def checked(*args: Any, **kwargs: Any) -> None:
         __tracebackhide__ = True
-        set_library(
-            None
-        )  # as under a server: anyio has told sniffio what runs, which could hide that we do not
-        runners = asyncio.all_tasks()
+        set_library(None)  # anyio has told sniffio which library runs; a server does not
+        before = asyncio.all_tasks()  # the test's own, and in newer anyio one that waits for it
         await test(*args, **kwargs)
-        left = await _left_behind(runners)
+        left = await _left_behind(before)
         assert not left, f"the test left tasks behind: {left}"
 
     return checked
 
 
-async def _left_behind(runners: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
+async def _left_behind(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
     """The tasks that do not end; a runner may still be on its way out of its thread.
 
     A thread takes real time, which a virtual clock jumps over: the limit is in real seconds.
     """
-    left = asyncio.all_tasks() - runners
+    left = asyncio.all_tasks() - before
     give_up = time.monotonic() + PATIENCE
     while left and time.monotonic() < give_up:
         _, left = await asyncio.wait(left, timeout=0.01)
