@@ -1,8 +1,7 @@
-"""An `async def` test runs once on every event loop; `virtual_clock` tests on those that can jump."""
+"""The plugin of anyio runs an `async def` test on every loop; `virtual_clock` tests where time can jump."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from collections.abc import Iterator
@@ -10,38 +9,39 @@ from typing import Any
 
 import pytest
 
-from tests.loops import LOOPS, VIRTUAL, run
+from tests.support.log import Log
+from tests.support.loops import LOOPS, VIRTUAL, Backend, backend_of, leaves_nothing
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "virtual_clock: time jumps when every task waits for it")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin looks for the marker
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> None:
+    """Do what newer plugins do with `anyio_mode = "auto"`, which anyio 3.5 does not know."""
+    if inspect.iscoroutinefunction(obj) and collector.istestfunction(obj, name):
+        pytest.mark.anyio(obj)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if inspect.iscoroutinefunction(metafunc.function):
-        virtual = metafunc.definition.get_closest_marker("virtual_clock") is not None
-        metafunc.fixturenames.append("event_loop_name")
-        metafunc.parametrize("event_loop_name", VIRTUAL if virtual else LOOPS)
+    if "anyio_backend" in metafunc.fixturenames:
+        loops = VIRTUAL if metafunc.definition.get_closest_marker("virtual_clock") else LOOPS
+        metafunc.parametrize("anyio_backend", loops, indirect=True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    given = {name: pyfuncitem.funcargs[name] for name in names}
-    virtual = pyfuncitem.get_closest_marker("virtual_clock") is not None
-    loop = pyfuncitem.callspec.params["event_loop_name"]
-    run(loop, functools.partial(pyfuncitem.obj, **given), virtual=virtual)
-    return True
+@pytest.fixture
+def anyio_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    virtual = request.node.get_closest_marker("virtual_clock") is not None
+    with backend_of(request.param, virtual=virtual) as backend:
+        yield backend
 
 
-class Log(list[str]):
-    """The records of the logger `fifo_background`: "LEVEL message" each, and as they are in `records`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
+@pytest.hookimpl(tryfirst=True)  # before the plugin runs the test
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        backend: Any = pyfuncitem.funcargs["anyio_backend"]
+        pyfuncitem.obj = leaves_nothing(backend, pyfuncitem.obj)
 
 
 @pytest.fixture

@@ -25,10 +25,10 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
-from tests.apps import Work
-from tests.asgi import Exchange, get
-from tests.conftest import Log
-from tests.loops import run
+from tests.support.apps import Work
+from tests.support.asgi import Exchange, get
+from tests.support.log import Log
+from tests.support.loops import run
 
 
 def endpoint_of(tasks_class: Any, events: list[Any]) -> Any:

@@ -16,9 +16,9 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from fifo_background import BackgroundTask, BackgroundTasks, OrderedBackgroundMiddleware, executor_of
-from tests.apps import check_idle, make_app
-from tests.asgi import Client, get
-from tests.conftest import Log
+from tests.support.apps import check_idle, make_app
+from tests.support.asgi import Client, get
+from tests.support.log import Log
 
 
 def everything(scope: Any) -> bool:

@@ -13,8 +13,8 @@ from anyio import wait_all_tasks_blocked
 
 from fifo_background import BackgroundTasks, Job, JobState, SerialExecutor
 from fifo_background._core.invariants import check
-from tests.apps import Work, app_of
-from tests.asgi import Client, get
+from tests.support.apps import Work, app_of
+from tests.support.asgi import Client, get
 
 
 async def test_added_by_a_running_sync_task(events: list[Any]) -> None:

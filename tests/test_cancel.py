@@ -22,9 +22,9 @@ from fifo_background import (
     executor_of,
 )
 from fifo_background._run.groups import GROUPS
-from tests.apps import Work, app_of, check_idle, make_app
-from tests.asgi import Client, Exchange, get
-from tests.conftest import Log
+from tests.support.apps import Work, app_of, check_idle, make_app
+from tests.support.asgi import Client, Exchange, get
+from tests.support.log import Log
 
 
 async def test_disconnect_and_cancel(events: list[Any]) -> None:
@@ -125,6 +125,7 @@ async def test_native_cancel_in_mid_thread(events: list[Any]) -> None:
     """A task cancelled natively in mid-thread never overlaps the next one."""
     if "trio" in str(anyio.get_current_task()).lower() or not _on_asyncio():
         return  # trio has no native cancel
+    before = asyncio.all_tasks()
     work = Work(events)
     executor = SerialExecutor()
     executor.submit_nowait(work.thread_gated, 0)
@@ -132,7 +133,7 @@ async def test_native_cancel_in_mid_thread(events: list[Any]) -> None:
     while "start 0" not in events:
         await asyncio.sleep(0)
     for _ in range(3):
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in asyncio.all_tasks() - before:
             task.cancel()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -154,12 +155,13 @@ async def test_native_cancel_of_async_task(events: list[Any], log: Log) -> None:
     """An async task that is cancelled natively fails, and is logged although awaited; the next one runs."""
     if not _on_asyncio():
         return  # trio has no native cancel
+    before = asyncio.all_tasks()
     work = Work(events)
     executor = SerialExecutor()
     first = executor.submit_nowait(work.gated, 0)
     last = executor.submit_nowait(work.quick, 1)
     await wait_all_tasks_blocked()
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+    for task in asyncio.all_tasks() - before:
         task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first

@@ -22,9 +22,9 @@ from fifo_background import (
     executor_of,
 )
 from fifo_background._core.invariants import check
-from tests.apps import Handlers, Work, app_of, make_app, start
-from tests.asgi import Client, get
-from tests.conftest import Log
+from tests.support.apps import Handlers, Work, app_of, make_app, start
+from tests.support.asgi import Client, get
+from tests.support.log import Log
 
 
 @pytest.mark.parametrize("second", [True, False])

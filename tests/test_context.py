@@ -19,10 +19,9 @@ from fifo_background import (
     OrderedBackgroundMiddleware,
     SerialExecutor,
 )
-from tests.apps import app_of, make_app, user
-from tests.asgi import Client, Exchange, Send, get
-from tests.conftest import Log
-from tests.loops import LOOPS, run
+from tests.support.apps import app_of, make_app, user
+from tests.support.asgi import Client, Exchange, Send, get
+from tests.support.log import Log
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -76,8 +75,7 @@ async def test_each_await_has_its_context(events: list[Any]) -> None:
     assert events == ["first", "second"]
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_empty_context(loop: str) -> None:
+async def test_empty_context() -> None:
     """No task sees another's context, even if its own is empty."""
     seen: list[str] = []
 
@@ -88,12 +86,9 @@ def test_empty_context(loop: str) -> None:
     async def looks() -> None:
         seen.append(user.get())
 
-    async def main() -> None:
-        async with SerialExecutor() as executor:
-            executor.submit_nowait(sets)
-            executor.submit_nowait(looks)
-
-    Context().run(run, loop, main)
+    async with SerialExecutor() as executor:
+        for task in (sets, looks):
+            Context().run(executor.submit_nowait, task)
     assert seen == ["nobody"]
 
 

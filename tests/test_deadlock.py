@@ -23,9 +23,9 @@ from fifo_background import (
     executor_of,
 )
 from fifo_background._run.waits import _blockers
-from tests.apps import Work, app_of, check_idle, make_app
-from tests.asgi import Client, get
-from tests.conftest import Log
+from tests.support.apps import Work, app_of, check_idle, make_app
+from tests.support.asgi import Client, get
+from tests.support.log import Log
 
 # -- refused at once -----------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ import fifo_background
 from fifo_background import JobState, OrderedBackgroundMiddleware, executor_of
 from fifo_background._core.state import TRANSITIONS
 from fifo_background._settings import Settings
-from tests.conftest import Log
+from tests.support.log import Log
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 import fifo_background
-from tests.apps import make_app
-from tests.asgi import get
+from tests.support.apps import make_app
+from tests.support.asgi import get
 
 STARLETTE = (StarletteTask, StarletteTasks)
 OURS = (fifo_background.BackgroundTask, fifo_background.BackgroundTasks)

@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from fifo_background import QueueFull, SerialExecutor
-from tests.conftest import Log
+from tests.support.log import Log
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")

@@ -16,9 +16,9 @@ from anyio import wait_all_tasks_blocked
 
 from fifo_background import ExecutorClosed, Job, JobNoResult, JobState, SerialExecutor
 from fifo_background._core.invariants import check
-from tests.apps import Work
-from tests.conftest import Log
-from tests.loops import LOOPS
+from tests.support.apps import Work
+from tests.support.log import Log
+from tests.support.loops import LOOPS
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -75,7 +75,7 @@ async def test_submit_does_not_start(events: list[Any]) -> None:
     assert events == [0, 1]
 
 
-async def test_submit_lets_others_run(events: list[Any], event_loop_name: str) -> None:
+async def test_submit_lets_others_run(events: list[Any], anyio_backend_name: str) -> None:
     """`submit` lets others run before it returns: a loop of submits starves nobody."""
 
     async def other() -> None:
@@ -84,7 +84,7 @@ async def test_submit_lets_others_run(events: list[Any], event_loop_name: str) -
     async with SerialExecutor() as executor, anyio.create_task_group() as group:
         executor.lane("a").pause()
         group.start_soon(other)
-        if event_loop_name == "trio":  # which runs tasks in any order
+        if anyio_backend_name == "trio":  # which runs tasks in any order
             import trio.testing
 
             with trio.testing.assert_checkpoints():
@@ -275,7 +275,7 @@ def test_no_loop_at_all() -> None:
 
 def test_other_loop() -> None:
     """An executor belongs to the loop that used it first, and can be waited for only there."""
-    from tests.loops import run
+    from tests.support.loops import run
 
     executor = SerialExecutor()
     jobs: list[Job[str]] = []
@@ -588,9 +588,9 @@ async def test_one_timer(events: list[Any]) -> None:
         work.gate(0).set()
 
 
-async def test_cancelled_before_its_first_step(events: list[Any], log: Log, event_loop_name: str) -> None:
+async def test_cancelled_before_its_first_step(events: list[Any], log: Log, anyio_backend_name: str) -> None:
     """A run that somebody cancels at once takes its job along: it failed if it had begun; the queue moves."""
-    if event_loop_name == "trio":
+    if anyio_backend_name == "trio":
         return  # nobody else can cancel a task of trio
     work = Work(events)
     async with SerialExecutor(drain_timeout=2) as executor:

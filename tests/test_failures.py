@@ -25,10 +25,10 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
-from tests.apps import Work, app_of, make_app, user
-from tests.asgi import Client, get
-from tests.conftest import Log
-from tests.loops import LOOPS
+from tests.support.apps import Work, app_of, make_app, user
+from tests.support.asgi import Client, get
+from tests.support.log import Log
+from tests.support.loops import LOOPS
 
 SKIPPED_AFTER = " failed (GET /handler); skipped after it: 1 task: list.append"
 

@@ -26,8 +26,8 @@ from fifo_background import (  # noqa: E402
     executor_of,
 )
 from fifo_background._fastapi import dependants, hook  # noqa: E402
-from tests.asgi import Client, Exchange, get  # noqa: E402
-from tests.conftest import Log  # noqa: E402
+from tests.support.asgi import Client, Exchange, get  # noqa: E402
+from tests.support.log import Log  # noqa: E402
 
 
 class Mine(BackgroundTasks):
@@ -267,7 +267,7 @@ async def test_two_subclasses() -> None:
 
 async def test_future_annotations() -> None:
     """Annotations that are strings are understood."""
-    from tests import future_annotations
+    from tests.support import future_annotations
 
     app = make_app()
     app.include_router(future_annotations.router)
@@ -450,7 +450,7 @@ def test_imported_anew() -> None:
     """A package that is purged and imported again hooks FastAPI for its own classes, too."""
     code = """
 import sys, anyio, fastapi, fifo_background
-from tests.asgi import get
+from tests.support.asgi import get
 
 def app_of(package):
     app = fastapi.FastAPI()

@@ -16,9 +16,9 @@ from fifo_background import (
     BackgroundTask,
     BackgroundTasks,
 )
-from tests.apps import Buffers, Handlers, Work, app_of, check_idle, make_app, start
-from tests.asgi import Client
-from tests.conftest import Log
+from tests.support.apps import Buffers, Handlers, Work, app_of, check_idle, make_app, start
+from tests.support.asgi import Client
+from tests.support.log import Log
 
 
 @pytest.mark.virtual_clock

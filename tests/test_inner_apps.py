@@ -15,9 +15,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware, executor_of
-from tests.apps import make_app
-from tests.asgi import get, http_scope
-from tests.conftest import Log
+from tests.support.apps import make_app
+from tests.support.asgi import get, http_scope
+from tests.support.log import Log
 
 
 @pytest.mark.parametrize("settings", [{}, {"order": "arrived", "may_add_tasks": lambda scope: True}])

@@ -18,8 +18,8 @@ from fifo_background import (
     OrderedBackgroundMiddleware,
     _background,
 )
-from tests.apps import app_of
-from tests.asgi import get
+from tests.support.apps import app_of
+from tests.support.asgi import get
 
 pytest.importorskip("fastapi")
 pytest.importorskip("opentelemetry.sdk")

@@ -25,9 +25,9 @@ from fifo_background._core.invariants import check
 from fifo_background._core.lane import Lane
 from fifo_background._core.state import CLOSED
 from fifo_background._run import runner as runner_module
-from tests.apps import Work, app_of, check_idle
-from tests.asgi import get
-from tests.loops import LOOPS
+from tests.support.apps import Work, app_of, check_idle
+from tests.support.asgi import get
+from tests.support.loops import LOOPS
 
 
 @contextmanager

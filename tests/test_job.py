@@ -30,9 +30,9 @@ from fifo_background._core.job import Failure, check_transition, name_of
 from fifo_background._core.state import TRANSITIONS
 from fifo_background._run.current import current
 from fifo_background._settings import NOT_GIVEN, Options
-from tests.apps import Work, app_of, user
-from tests.asgi import Client, get
-from tests.conftest import Log
+from tests.support.apps import Work, app_of, user
+from tests.support.asgi import Client, get
+from tests.support.log import Log
 
 
 def make_job(state: JobState = JobState.PENDING, outcome: object = None) -> Job[object]:

@@ -23,9 +23,9 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
-from tests.apps import Work, app_of, make_app, user
-from tests.asgi import Client, get
-from tests.conftest import Log
+from tests.support.apps import Work, app_of, make_app, user
+from tests.support.asgi import Client, get
+from tests.support.log import Log
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 

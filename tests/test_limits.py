@@ -24,9 +24,9 @@ from fifo_background import (
 )
 from fifo_background._core.invariants import check
 from fifo_background._middleware import _refusal
-from tests.apps import Work, app_of, make_app
-from tests.asgi import Client, get
-from tests.conftest import Log
+from tests.support.apps import Work, app_of, make_app
+from tests.support.asgi import Client, get
+from tests.support.log import Log
 
 
 def check_nothing_is_left(executor: SerialExecutor) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from fifo_background import SerialExecutor
 from fifo_background._core.job import name_of, safe_repr
-from tests.apps import Work, check_idle
-from tests.conftest import Log
+from tests.support.apps import Work, check_idle
+from tests.support.log import Log
 
 
 @pytest.fixture

@@ -37,10 +37,10 @@ from fifo_background._run.backends.api import backend_of, running_loop
 from fifo_background._run.backends.asyncio import AsyncioBackend
 from fifo_background._run.backends.trio import TrioBackend
 from fifo_background._run.call import drive
-from tests.apps import Work, check_idle, make_app, user
-from tests.asgi import get
-from tests.conftest import Log
-from tests.loops import LOOPS
+from tests.support.apps import Work, check_idle, make_app, user
+from tests.support.asgi import get
+from tests.support.log import Log
+from tests.support.loops import LOOPS
 
 
 @contextlib.contextmanager

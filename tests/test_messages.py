@@ -28,9 +28,9 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
-from tests.apps import app_of, check_idle, make_app
-from tests.asgi import get
-from tests.conftest import Log
+from tests.support.apps import app_of, check_idle, make_app
+from tests.support.asgi import get
+from tests.support.log import Log
 
 
 def refused(call: Callable[[], Any]) -> str:
@@ -145,25 +145,27 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("name", "value", "call"), OPTIONS)
-@pytest.mark.parametrize("func", [one, two])
+@pytest.mark.parametrize("function", [one, two])
 async def test_option_among_the_arguments(
-    func: Callable[..., Any], name: str, value: Any, call: str, events: list[Any]
+    function: Callable[..., Any], name: str, value: Any, call: str, events: list[Any]
 ) -> None:
     """An option that is given to `add_task` or `submit` is refused at once, with the line to write."""
     tasks = BackgroundTasks()
-    wrong: Any = {name: value, **({"twice": True} if func is two else {})}
+    wrong: Any = {name: value, **({"twice": True} if function is two else {})}
     tasks.add_task(events.append, "kept")
     for adder, before in ((tasks, "tasks"), (tasks.lane("other"), "tasks")):
-        said = refused(lambda adder=adder: adder.add_task(func, 1, **wrong))  # type: ignore[misc]
-        assert said.startswith(f"{func.__name__} cannot be called")
+        said = refused(lambda adder=adder: adder.add_task(function, 1, **wrong))  # type: ignore[misc]
+        assert said.startswith(f"{function.__name__} cannot be called")
         assert f"unexpected keyword argument '{name}'" in said
-        assert f"write `{before}.{call}.add_task({func.__name__}, ...)`" in said
+        assert f"write `{before}.{call}.add_task({function.__name__}, ...)`" in said
     async with SerialExecutor() as executor:
-        said = refused(lambda: executor.submit_nowait(func, 1, **wrong))
-        assert (f"write `executor.{call}.submit_nowait({func.__name__}, ...)`" in said) is (name != "wait")
+        said = refused(lambda: executor.submit_nowait(function, 1, **wrong))
+        assert (f"write `executor.{call}.submit_nowait({function.__name__}, ...)`" in said) is (
+            name != "wait"
+        )
         with pytest.raises(TypeError) as caught:
-            await executor.submit(func, 1, **wrong)
-        assert (f"write `await executor.{call}.submit({func.__name__}, ...)`" in str(caught.value)) is (
+            await executor.submit(function, 1, **wrong)
+        assert (f"write `await executor.{call}.submit({function.__name__}, ...)`" in str(caught.value)) is (
             name != "wait"
         )
         assert executor.statistics().unfinished == 0

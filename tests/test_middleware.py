@@ -28,9 +28,9 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
-from tests.apps import Buffers, Handlers, Work, app_of, check_idle, make_app, start
-from tests.asgi import Client, Exchange, get, http_scope
-from tests.conftest import Log
+from tests.support.apps import Buffers, Handlers, Work, app_of, check_idle, make_app, start
+from tests.support.asgi import Client, Exchange, get, http_scope
+from tests.support.log import Log
 
 
 async def test_one_queue_for_all_requests(events: list[Any]) -> None:

@@ -40,8 +40,8 @@ from fifo_background import (
 )
 from fifo_background._core.invariants import check
 from fifo_background._core.state import TRANSITIONS
-from tests.asgi import Exchange
-from tests.loops import VIRTUAL, run
+from tests.support.asgi import Exchange
+from tests.support.loops import VIRTUAL, run
 
 HOLD = 1000.0
 KEYS = (None, "a", "b")

@@ -25,9 +25,9 @@ from fifo_background import (
     WouldDeadlock,
     executor_of,
 )
-from tests.apps import ClaimedMeanwhile, Work, app_of, check_idle, make_app
-from tests.asgi import Client, get
-from tests.conftest import Log
+from tests.support.apps import ClaimedMeanwhile, Work, app_of, check_idle, make_app
+from tests.support.asgi import Client, get
+from tests.support.log import Log
 
 
 @pytest.mark.parametrize("in_list", [True, False])

@@ -23,9 +23,9 @@ from fifo_background import (
     SerialExecutor,
     executor_of,
 )
-from tests.apps import Work, make_app
-from tests.asgi import Client, Exchange, get
-from tests.conftest import Log
+from tests.support.apps import Work, make_app
+from tests.support.asgi import Client, Exchange, get
+from tests.support.log import Log
 
 
 class Flaky:

@@ -32,10 +32,10 @@ from fifo_background._core.state import OPEN
 from fifo_background._run.in_threads import ThreadRuns
 from fifo_background._run.runner import Runner
 from fifo_background._settings import Options
-from tests.apps import Work, app_of, check_idle
-from tests.asgi import Client, get
-from tests.conftest import Log
-from tests.test_scheduler import Model, Request
+from tests.support.apps import Work, app_of, check_idle
+from tests.support.asgi import Client, get
+from tests.support.log import Log
+from tests.support.scheduler import Model, Request
 
 S = JobState
 

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fifo_background import BackgroundTask, BackgroundTasks, Job, JobState, OrderedBackgroundTasks, QueueFull
-from tests.apps import app_of, make_app
-from tests.asgi import get
-from tests.conftest import Log
+from tests.support.apps import app_of, make_app
+from tests.support.asgi import get
+from tests.support.log import Log
 
 StarlettesTasks = starlette.background.BackgroundTasks
 _add_task = StarlettesTasks.add_task

@@ -10,7 +10,7 @@ import stamina
 from anyio import wait_all_tasks_blocked
 
 from fifo_background import BackgroundTasks, JobState, OrderedBackgroundMiddleware, SerialExecutor
-from tests.asgi import get
+from tests.support.asgi import get
 
 pytestmark = pytest.mark.virtual_clock
 

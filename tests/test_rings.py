@@ -16,9 +16,9 @@ import pytest
 
 from fifo_background import BackgroundTasks, Job, JobNoResult, QueueFull, SerialExecutor, WouldDeadlock
 from fifo_background._core.invariants import check
-from tests.apps import app_of
-from tests.conftest import Log
-from tests.loops import run
+from tests.support.apps import app_of
+from tests.support.log import Log
+from tests.support.loops import run
 
 EXAMPLES = int(os.environ.get("FIFO_EXAMPLES", "200"))
 FOR_EVER = 50_000.0  # virtual seconds

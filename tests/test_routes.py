@@ -12,8 +12,8 @@ from starlette.routing import Host, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware
-from tests.asgi import Client, get, http_scope
-from tests.conftest import Log
+from tests.support.asgi import Client, get, http_scope
+from tests.support.log import Log
 
 fastapi = pytest.importorskip("fastapi")
 from fifo_background._fastapi.routes import any_asks_for_tasks, asks_for_tasks  # noqa: E402

@@ -34,9 +34,9 @@ from fifo_background import (
 from fifo_background._core.state import CLOSING
 from fifo_background._request import ENDED
 from fifo_background._run.current import current
-from tests.apps import Work, app_of, check_idle, make_app
-from tests.asgi import Client, get
-from tests.conftest import Log
+from tests.support.apps import Work, app_of, check_idle, make_app
+from tests.support.asgi import Client, get
+from tests.support.log import Log
 
 
 def test_classes() -> None:

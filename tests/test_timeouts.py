@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fifo_background import BackgroundTasks, Job, JobState, SerialExecutor
-from tests.apps import Work, make_app
-from tests.asgi import get
-from tests.conftest import Log
+from tests.support.apps import Work, make_app
+from tests.support.asgi import get
+from tests.support.log import Log
 
 
 @pytest.mark.virtual_clock

@@ -19,8 +19,8 @@ from fifo_background import (
     BackgroundTasks,
     OrderedBackgroundMiddleware,
 )
-from tests.asgi import Exchange, get
-from tests.conftest import Log
+from tests.support.asgi import Exchange, get
+from tests.support.log import Log
 
 
 async def test_websocket(events: list[Any]) -> None:

@@ -31,7 +31,7 @@ import anyio
 import anyio.to_thread
 
 from tests.agents.watch import AGENTS, Agent, trees
-from tests.asgi import get
+from tests.support.asgi import get
 
 BROKEN = ("lost", "skipped", "renamed", "reported")
 CROWD = 3  # requests at once

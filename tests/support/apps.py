@@ -25,7 +25,7 @@ from fifo_background import (
     SerialExecutor,
 )
 from fifo_background._core.invariants import check
-from tests.asgi import Client, Exchange
+from tests.support.asgi import Client, Exchange
 
 user: ContextVar[str] = ContextVar("user", default="nobody")
 
