@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable, Hashable
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from fifo_background._arguments import only_a_key
@@ -21,8 +21,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-# What the task that is added now was asked for, where an `add_task` of somebody else's is called in between.
-asked_for: ContextVar[tuple[object, Entry] | None] = ContextVar("fifo_background_asked_for", default=None)
+class _AskedFor(threading.local):
+    """What is asked for a task while somebody else's `add_task` adds it: no context is copied with it."""
+
+    tasks: object = None
+    entry: Entry | None = None
+
+
+asked_for = _AskedFor()
 
 
 class Adds(Protocol):
@@ -93,9 +99,10 @@ class TaskAdder:
         """As `OrderedBackgroundTasks.add_task`."""
         if self._tasks._fifo_adds_itself:
             return self._tasks._fifo_add(func, args, kwargs, self._entry)
-        token = asked_for.set((self._tasks, self._entry))
+        before = asked_for.tasks, asked_for.entry
+        asked_for.tasks, asked_for.entry = self._tasks, self._entry
         try:
             job: Job[Any] = self._tasks.add_task(func, *args, **kwargs)
             return job
         finally:
-            asked_for.reset(token)
+            asked_for.tasks, asked_for.entry = before

@@ -181,9 +181,8 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         """
         if type(self).add_task is _OWN_ADD:
             return self._fifo_add(func, args, kwargs, None)
-        asked = asked_for.get()  # by `tasks.lane(key).add_task`, through an `add_task` that is not this one
-        entry = asked[1] if asked is not None and asked[0] is self else None
-        return self._fifo_add(func, args, kwargs, entry)
+        # by `tasks.lane(key).add_task`, through an `add_task` that is not this one
+        return self._fifo_add(func, args, kwargs, asked_for.entry if asked_for.tasks is self else None)
 
     @property
     def _fifo_adds_itself(self) -> bool:

@@ -207,7 +207,7 @@ async def test_ctrl_c_in_the_first_step(when: str, events: list[Any]) -> None:
         job = executor.submit_nowait(Work(events).quick, 1)
         start = runner.backend.start
 
-        def interrupted(run: Any, context: Any) -> Any:
+        def interrupted(run: Any, context: Any, **how: Any) -> Any:
             runner.backend.start = start
             lane = runner.scheduler.lanes.default
             if when == "ended":
@@ -231,7 +231,7 @@ async def test_no_task_can_wait_for_the_end(events: list[Any]) -> None:
     async with SerialExecutor(drain_timeout=1) as executor:
         runner: Any = executor._runner
 
-        def refuses(run: Any, context: Any) -> Any:
+        def refuses(run: Any, context: Any, **how: Any) -> Any:
             raise RuntimeError("closed")
 
         runner.backend.start = refuses

@@ -232,7 +232,7 @@ async def test_no_task_can_be_started(log: Log) -> None:
     async def work() -> str:
         return "done"
 
-    def broken(*args: Any) -> Any:
+    def broken(*args: Any, **how: Any) -> Any:
         raise ZeroDivisionError
 
     async with SerialExecutor() as executor:
