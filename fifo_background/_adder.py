@@ -15,7 +15,7 @@ from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotG
 if TYPE_CHECKING:
     from typing_extensions import Never
 
-__all__ = ("TaskAdder", "asked_for")
+__all__ = ("TaskAdder", "asked_for", "asked_now")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 # What the task that is added now was asked for, where an `add_task` of somebody else's is called in between.
 asked_for: ContextVar[tuple[object, Entry] | None] = ContextVar("fifo_background_asked_for", default=None)
+asked_now = asked_for.get  # bound once: looked up for every task
 
 
 class Adds(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Scope
 
-from fifo_background._adder import TaskAdder, asked_for
+from fifo_background._adder import TaskAdder, asked_for, asked_now
 from fifo_background._core.job import Job, name_of
 from fifo_background._core.state import DROPPED, RUNNING
 from fifo_background._entries import (
@@ -179,11 +179,15 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         tasks have ended, `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after
         `lifespan.shutdown`.
         """
-        if type(self).add_task is _OWN_ADD:
+        asked = asked_now()
+        if asked is None or asked[0] is not self:
             return self._fifo_add(func, args, kwargs, None)
-        asked = asked_for.get()  # by `tasks.lane(key).add_task`, through an `add_task` that is not this one
-        entry = asked[1] if asked is not None and asked[0] is self else None
-        return self._fifo_add(func, args, kwargs, entry)
+        # `tasks.lane(key).add_task` was called, and comes through an `add_task` that is not this one
+        token = asked_for.set(None)  # the task may run in a copy of this context, and add others
+        try:
+            return self._fifo_add(func, args, kwargs, asked[1])
+        finally:
+            asked_for.reset(token)
 
     @property
     def _fifo_adds_itself(self) -> bool:
