@@ -97,12 +97,13 @@ class TaskAdder:
 
     def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """As `OrderedBackgroundTasks.add_task`."""
-        if self._tasks._fifo_adds_itself:
-            return self._tasks._fifo_add(func, args, kwargs, self._entry)
+        tasks = self._tasks
+        if tasks._fifo_adds_itself or asked_for.tasks is tasks:  # or an overriding `add_task` calls this
+            return tasks._fifo_add(func, args, kwargs, self._entry)
         before = asked_for.tasks, asked_for.entry
-        asked_for.tasks, asked_for.entry = self._tasks, self._entry
+        asked_for.tasks, asked_for.entry = tasks, self._entry
         try:
-            job: Job[Any] = self._tasks.add_task(func, *args, **kwargs)
+            job: Job[Any] = tasks.add_task(func, *args, **kwargs)
             return job
         finally:
             asked_for.tasks, asked_for.entry = before

@@ -35,11 +35,16 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
 
     `around`: the class in whose `__call__` FastAPI opens a span around each task.
     """
+    jobs, listed = AwaitedJobs(), list(collected.tasks)
     try:
-        jobs, listed = AwaitedJobs(_jobs_of(request, around, collected.tasks)), list(collected.tasks)
+        jobs += _jobs_of(request, around, listed)
         collected._fifo_was_awaited(request, jobs)
+        if len(collected.tasks) > len(listed):  # a thread has added to it meanwhile
+            listed, late = list(collected.tasks), collected.tasks[len(listed) :]
+            jobs += _jobs_of(request, around, late)
         waits = bool(jobs) and _hand_over(request, jobs, jobs)
     except BaseException as error:  # such as the `__eq__` of a key
+        request.runner.waits.leave(jobs, request)
         if not request.named:  # nobody else ends it
             request.end(error)
         raise
@@ -50,21 +55,36 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
                 await request.runner.waits.attached(jobs, request)
                 break
         while len(collected.tasks) > len(listed):
-            listed, entries = list(collected.tasks), _put_in(collected.tasks, listed)
+            listed, entries = list(collected.tasks), _put_in(request, collected.tasks, listed, jobs)
             added = _jobs_of(request, around, entries)
             jobs += added
             _hand_over(request, jobs, added)
             await request.runner.waits.attached(jobs, request)
 
 
-def _put_in(tasks: list[BackgroundTask], listed: list[BackgroundTask]) -> list[BackgroundTask]:
-    """What a task has put into the list by hand: Starlette runs that, too."""
+def _put_in(
+    request: TrackedRequest,
+    tasks: list[BackgroundTask],
+    listed: list[BackgroundTask],
+    jobs: AwaitedJobs,
+) -> list[BackgroundTask]:
+    """What a task has put into the list by hand: Starlette runs that, too.
+
+    Also what a thread has added at the moment at which the object was awaited.
+    """
     if all(before is now for before, now in zip(listed, tasks, strict=False)):
         new = tasks[len(listed) :]
     else:
         known = set(map(id, listed))
         new = [task for task in tasks if id(task) not in known]
-    return [task for task in new if job_of_entry(task) is None]
+    return [task for task in new if _is_nobodys(request, job_of_entry(task), jobs)]
+
+
+def _is_nobodys(request: TrackedRequest, job: Job[Any] | None, jobs: AwaitedJobs) -> bool:
+    if job is None or job._runner is None:
+        return True
+    position = job._position
+    return position is not None and position.owner is request and not job._queued and job not in jobs
 
 
 def _jobs_of(request: TrackedRequest, around: Around, entries: Sequence[Any]) -> list[Job[Any]]:

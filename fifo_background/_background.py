@@ -179,10 +179,9 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         tasks have ended, `QueueFull` if `max_waiting` tasks wait already, and `ExecutorClosed` after
         `lifespan.shutdown`.
         """
-        if type(self).add_task is _OWN_ADD:
-            return self._fifo_add(func, args, kwargs, None)
         # by `tasks.lane(key).add_task`, through an `add_task` that is not this one
-        return self._fifo_add(func, args, kwargs, asked_for.entry if asked_for.tasks is self else None)
+        entry = asked_for.entry if asked_for.tasks is self else None
+        return self._fifo_add(func, args, kwargs, entry)
 
     @property
     def _fifo_adds_itself(self) -> bool:
@@ -338,8 +337,8 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         await request.run(self, around)
 
     def _fifo_was_awaited(self, request: TrackedRequest, jobs: AwaitedJobs) -> None:
-        self._fifo_state = AWAITED  # from any state
         self._fifo_awaited_by, self._fifo_jobs = request, jobs
+        self._fifo_state = AWAITED  # from any state; last, as threads look at it first
 
     # -- handing over ----------------------------------------------------------------------------------------
 
@@ -397,7 +396,8 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
             job._make_special().outer = outer
             job._runner = job._runner or outer._runner
         special = outer._make_special()
-        special.parts = list(dict.fromkeys([*(special.parts or ()), *parts]))
+        known = [part for part in special.parts or () if not part.done()]
+        special.parts = list(dict.fromkeys([*known, *parts]))
 
 
 _OWN_ADD: Any = OrderedBackgroundTasks.add_task

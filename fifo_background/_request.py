@@ -283,10 +283,12 @@ class TrackedRequest:
         """
         job._attached = job._options.wait
         awaited.append(job)
+        if awaited.waited:
+            return
         handed_over = self.handed_over
         if handed_over is not None and handed_over is not awaited:
             handed_over.append(job)
-        if not (awaited.waited or (handed_over is not None and handed_over.waited)):
+        if handed_over is None or not handed_over.waited:
             job._attached = False
 
     def accept(self, job: Job[Any], key: Hashable, refuse: bool) -> Position:

@@ -44,16 +44,16 @@ class Held:
     """A place at which a thread stands until the test lets it go on."""
 
     def __init__(self) -> None:
-        self._came = threading.Event()
+        self.came = threading.Event()
         self._goes_on = threading.Event()
 
     def stand(self) -> None:
         """In the thread."""
-        self._came.set()
+        self.came.set()
         assert self._goes_on.wait(10)
 
     async def until_it_stands(self) -> None:
-        while not self._came.is_set():
+        while not self.came.is_set():
             await anyio.sleep(0)
 
     def let_go(self) -> None:

@@ -42,8 +42,10 @@ class Capacity:
         limit = job._options.max_waiting
         if limit is not None and not lane.counts:
             self._begin_counting(lane)
+        # what counts with its lane is counted there, too: so the lane stays as long as it waits
+        in_lane = lane.counts or (job._special is not None and job._special.function is not None)
         for counted, most, wanted in (
-            (lane.counted if lane.counts else None, limit, lane.wanted),
+            (lane.counted if in_lane else None, limit, lane.wanted),
             (self._counted if self.limit is not None else None, self.limit, self.wanted),
         ):
             if counted is None:

@@ -33,6 +33,9 @@ class Slots:
         """Count anew: a KeyboardInterrupt may have come between a lane and its slot."""
         occupied = sum(not lane.lent for lane in self._scheduler.occupied)
         self.free = self.most - occupied - self._on_their_way
+        while self.returning and self.free > 0:  # it came before they were given one
+            self.free -= 1
+            self._give()
 
     def lend(self, lane: Lane) -> None:
         """The job of the lane waits for another lane: that may run in its slot."""
@@ -69,7 +72,10 @@ class Slots:
 
     def give_back(self) -> None:
         if self.returning and self.free >= 0:
-            self._scheduler.woken.append(self.returning.popleft())
-            self._on_their_way += 1
+            self._give()
         else:
             self.free += 1
+
+    def _give(self) -> None:
+        self._scheduler.woken.append(self.returning.popleft())
+        self._on_their_way += 1

@@ -105,7 +105,7 @@ class Waits:
         """
         backend = self._runner.backend
         try:
-            while (job := _last_unfinished(jobs)) is not None:
+            while (job := _last_unfinished(jobs) or _last_look(jobs)) is not None:
                 jobs.waited = True
                 waiter = backend.waiter()
                 job._wait_with(waiter, TOLD)  # what is attached is raised here, while it is
@@ -334,8 +334,13 @@ def _blockers(job: Job[Any]) -> Iterator[tuple[Any, str]]:
 
 def _last_unfinished(jobs: AwaitedJobs) -> Job[Any] | None:
     """Jobs of one position end in order: the wait for the last one is mostly the only one."""
-    jobs.waited = False  # before the look: see `TrackedRequest._attach`
     return next((job for job in reversed(jobs) if job._attached and not job.done()), None)
+
+
+def _last_look(jobs: AwaitedJobs) -> Job[Any] | None:
+    """For a job that a thread adds just now: see `TrackedRequest._attach`."""
+    jobs.waited = False
+    return _last_unfinished(jobs)
 
 
 def _path(came: dict[Any, tuple[Any, Job[Any], str]], step: tuple[Any, Job[Any], str]) -> list[str]:
