@@ -49,17 +49,20 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
             request.end(error)
         raise
     if waits:
-        jobs.waited = False  # before the look: see `TrackedRequest._attach`
-        for job in jobs:
-            if job._own_state is not SUCCEEDED:
-                await request.runner.waits.attached(jobs, request)
-                break
+        if not (_all_succeeded(jobs) and _all_succeeded(jobs, last_look=True)):
+            await request.runner.waits.attached(jobs, request)
         while len(collected.tasks) > len(listed):
             listed, entries = list(collected.tasks), _put_in(request, collected.tasks, listed, jobs)
             added = _jobs_of(request, around, entries)
             jobs += added
             _hand_over(request, jobs, added)
             await request.runner.waits.attached(jobs, request)
+
+
+def _all_succeeded(jobs: AwaitedJobs, *, last_look: bool = False) -> bool:
+    if last_look:
+        jobs.waited = False  # before the look: see `TrackedRequest._attach`
+    return all(job._own_state is SUCCEEDED for job in jobs)
 
 
 def _put_in(

@@ -22,12 +22,12 @@ from fifo_background import (
 from fifo_background._core.job import Special
 from fifo_background._core.position import GONE, Position
 from fifo_background._request import TrackedRequest
-from tests.apps import Work, app_of, check_idle, user
-from tests.asgi import get
+from tests.support.apps import Work, app_of, check_idle, user
+from tests.support.asgi import get
+from tests.support.scheduler import Model
 from tests.test_apps import Life
 from tests.test_interrupts import Once
 from tests.test_races import Held
-from tests.test_scheduler import Model
 
 S = JobState
 Respond = Callable[[], Awaitable[None]]
