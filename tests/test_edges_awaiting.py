@@ -300,7 +300,10 @@ async def test_added_just_as_the_object_is_awaited(
     assert events == ["first", "second"]
 
 
-async def test_added_before_the_object_is_awaited(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("responds", ["before", "after"])
+async def test_added_before_the_object_is_awaited(
+    responds: str, events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A task that a thread adds between the look at the list and the await runs with the object."""
     was_awaited = BackgroundTasks._fifo_was_awaited
 
@@ -313,8 +316,11 @@ async def test_added_before_the_object_is_awaited(events: list[Any], monkeypatch
     async def handle(path: str, respond: Respond) -> None:
         tasks = BackgroundTasks()
         tasks.add_task(events.append, 1)
-        await respond()
+        if responds == "before":
+            await respond()
         await tasks()
+        if responds == "after":
+            await respond()
 
     monkeypatch.setattr(BackgroundTasks, "_fifo_was_awaited", adds_before)
     assert (await get(app_of(handle))).error is None
