@@ -49,7 +49,13 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
             request.end(error)
         raise
     if waits:
-        if not (_all_succeeded(jobs) and _all_succeeded(jobs, last_look=True)):
+        for job in jobs:
+            if job._own_state is not SUCCEEDED:
+                break
+        else:
+            jobs.waited = False  # before the last look: see `TrackedRequest._attach`
+            job = jobs[-1]
+        if job._own_state is not SUCCEEDED:
             await request.runner.waits.attached(jobs, request)
         while len(collected.tasks) > len(listed):
             listed, entries = list(collected.tasks), _put_in(request, collected.tasks, listed, jobs)
@@ -57,12 +63,6 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
             jobs += added
             _hand_over(request, jobs, added)
             await request.runner.waits.attached(jobs, request)
-
-
-def _all_succeeded(jobs: AwaitedJobs, *, last_look: bool = False) -> bool:
-    if last_look:
-        jobs.waited = False  # before the look: see `TrackedRequest._attach`
-    return all(job._own_state is SUCCEEDED for job in jobs)
 
 
 def _put_in(

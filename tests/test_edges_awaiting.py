@@ -232,12 +232,11 @@ async def test_added_as_the_request_looks(events: list[Any], monkeypatch: pytest
     running = anyio.Event()
 
     def look_and_add(jobs: Any) -> Any:
+        monkeypatch.setattr(waits, "_last_unfinished", look)
         found = look(jobs)
-        if found is not None and not added:
-            monkeypatch.setattr(waits, "_last_unfinished", look)
-            thread = threading.Thread(target=lambda: added.append(made[0].add_task(fails)))
-            thread.start()
-            thread.join()
+        thread = threading.Thread(target=made[0].add_task, args=(fails,))
+        thread.start()
+        thread.join()
         return found
 
     async def first() -> None:
@@ -250,7 +249,6 @@ async def test_added_as_the_request_looks(events: list[Any], monkeypatch: pytest
         await respond()
         await tasks()
 
-    added: list[Job[Any]] = []
     made: list[BackgroundTasks] = []
     monkeypatch.setattr(waits, "_last_unfinished", look_and_add)
     async with anyio.create_task_group() as group:
@@ -292,7 +290,7 @@ async def test_added_just_as_the_object_is_awaited(
         await respond()
         await tasks()
 
-    thread: threading.Thread = threading.current_thread()
+    thread = threading.Thread()
     monkeypatch.setattr(TrackedRequest, "add", stands)
     app = app_of(handle)
     assert (await get(app)).error is None

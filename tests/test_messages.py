@@ -127,8 +127,7 @@ async def test_exception_around_the_app(events: list[Any], log: Log) -> None:
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
-def one(n: int) -> int:
-    return n
+def one(n: int) -> None: ...
 
 
 async def two(n: int, *, twice: bool) -> None: ...
