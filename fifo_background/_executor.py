@@ -19,6 +19,7 @@ from fifo_background._core.position import Position
 from fifo_background._core.state import CANCELLED
 from fifo_background._core.statistics import ExecutorStatistics
 from fifo_background._run.call import make_task, not_callable
+from fifo_background._run.current import alive, current_party
 from fifo_background._run.runner import Runner
 from fifo_background._settings import (
     NOT_GIVEN,
@@ -114,6 +115,7 @@ class Submitter:
         runner.check_has_loop()
         position = Position(runner.scheduler.lanes.of(self._key), None)
         position.context = copy_context()
+        position.made_by = alive(current_party())
         job = runner.make_job(make_task(name, BackgroundTask, func, args, kwargs), self._options)
         job._position = position
         return job, position

@@ -155,7 +155,7 @@ class TrackedRequest:
                 if party._runner is self.runner:
                     return True
                 owner = position.owner
-                party = owner if isinstance(owner, TrackedRequest) else None
+                party = owner if isinstance(owner, TrackedRequest) else position.made_by
             elif party.runner is self.runner and not party.has_ended and party.holds_position:
                 return True
             else:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware, executor_of
-from tests.support.apps import make_app
+from tests.support.apps import app_of, check_idle, make_app
 from tests.support.asgi import get, http_scope
 from tests.support.log import Log
 
@@ -146,3 +146,30 @@ async def test_app_without_the_middleware(kind: str, events: list[Any], log: Log
 
 
 async def _ignore(message: Any) -> None: ...
+
+
+@pytest.mark.parametrize("submits", ["the other app's handler", "the handler itself"])
+async def test_made_by_a_submitted_task(submits: str, events: list[Any]) -> None:
+    """A request that a submitted task makes does not wait behind the request that waits for that task."""
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, path)
+        if path == "/outer":
+            if submits == "the handler itself":
+                await other.executor.submit_nowait(get, app, "/inner")
+            else:
+                assert (await get(other)).error is None
+        await respond()
+        await tasks()
+
+    async def handle_other(path: str, respond: Any) -> None:
+        await other.executor.submit_nowait(get, app, "/inner")
+        await respond()
+
+    app, other = app_of(handle), app_of(handle_other)
+    with anyio.fail_after(4):  # less than `hold_timeout`
+        assert (await get(app, "/outer")).error is None
+        await app.executor.join()
+    assert events == ["/outer", "/inner"]
+    check_idle(app.executor)

@@ -69,6 +69,7 @@ class Position(Chain[Job[Any]]):
         "arriving",
         "context",
         "lane",
+        "made_by",
         "number",
         "owner",
         "state",
@@ -84,6 +85,7 @@ class Position(Chain[Job[Any]]):
         self.number: int = 0  # in its lane: positions with higher numbers were taken later
         self.taken: float = 0.0  # when, in the loop's seconds; `hold_timeout` counts from here
         self.context: Context | None = None  # in which its async jobs run
+        self.made_by: Any = None  # the task or request that submitted its job, where no request owns it
         self.arriving: bool = False  # held by a request that may still add tasks (order="arrived")
         # Added, but not ready: while one of them waits they hold the position. Jobs that are ready, or have
         # ended, leave it when the loop looks (`held`).
