@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     if inspect.iscoroutinefunction(pyfuncitem.obj):
         backend: Any = pyfuncitem.funcargs["anyio_backend"]
         pyfuncitem.obj = leaves_nothing(backend, pyfuncitem.obj)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_raises() -> None:
+    """A loop that a test has left behind may keep its handler: then Ctrl-C would not reach the next loop."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -465,7 +465,8 @@ def test_callback_that_exits(kind: type[BaseException], name: str, log: Log) -> 
         async with SerialExecutor() as executor:
             job = executor.submit_nowait(Work([]).quick, 1)
             job.add_done_callback(exits)
-            await anyio.sleep_forever()
+            with anyio.fail_after(60):  # it would wait for ever if the exception did not reach it
+                await anyio.sleep_forever()
 
     options = {"use_uvloop": True} if name == "uvloop" else {}
     with pytest.raises(KeyboardInterrupt if name == "trio" else kind):
