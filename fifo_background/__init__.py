@@ -4,11 +4,14 @@ from importlib.util import find_spec as _find_spec
 
 from fifo_background._adder import TaskAdder
 from fifo_background._background import OrderedBackgroundTask, OrderedBackgroundTasks
-from fifo_background._core.job import Job
+from fifo_background._core.job import Job, Progress
+from fifo_background._core.lane_picture import LaneList, LaneRecord
+from fifo_background._core.picture import Blocker, JobRecord, LaneName
 from fifo_background._core.state import JobState
 from fifo_background._core.statistics import BlockedBy, ExecutorStatistics, LaneStatistics
 from fifo_background._executor import ExecutorLane, SerialExecutor, Submitter
 from fifo_background._middleware import OrderedBackgroundMiddleware, executor_of
+from fifo_background._run.progress import report
 from fifo_background.exceptions import (
     ExecutorClosed,
     JobNoResult,
@@ -31,24 +34,31 @@ __all__ = (
     "BackgroundTask",
     "BackgroundTasks",
     "BlockedBy",
+    "Blocker",
     "ExecutorClosed",
     "ExecutorLane",
     "ExecutorStatistics",
     "Job",
     "JobNoResult",
     "JobNotEnded",
+    "JobRecord",
     "JobState",
+    "LaneList",
+    "LaneName",
+    "LaneRecord",
     "LaneStatistics",
     "LaneStopped",
     "OrderedBackgroundError",
     "OrderedBackgroundMiddleware",
     "OrderedBackgroundTask",
     "OrderedBackgroundTasks",
+    "Progress",
     "QueueFull",
     "SerialExecutor",
     "Submitter",
     "TaskAdder",
     "WouldDeadlock",
     "executor_of",
+    "report",
 )
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from contextvars import copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -15,8 +15,10 @@ from fifo_background._arguments import only_a_key
 from fifo_background._core import operations
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, key_of, plain_key
+from fifo_background._core.lane_picture import LaneList, LaneRecord
+from fifo_background._core.picture import JobRecord
 from fifo_background._core.position import Position
-from fifo_background._core.state import CANCELLED
+from fifo_background._core.state import CANCELLED, JobState
 from fifo_background._core.statistics import ExecutorStatistics
 from fifo_background._run.call import make_task, not_callable
 from fifo_background._run.current import alive, current_party
@@ -140,6 +142,11 @@ class ExecutorLane(Submitter):
         """The key, as it was given."""
         return plain_key(self._key)
 
+    @property
+    def picture(self) -> LaneRecord:
+        """The lane at this moment. In the executor's event loop only."""
+        return self._runner.overview.lane(self._key)
+
     def _found(self) -> Lane | None:
         return self._runner.scheduler.lanes.find(self._key)
 
@@ -152,7 +159,7 @@ class ExecutorLane(Submitter):
         lane = scheduler.lanes.of(self._key)  # here the key's own code runs
 
         def pause() -> None:
-            operations.pause(lane if lane.listed else scheduler.lanes.list_lane(lane))
+            operations.pause(scheduler, lane if lane.listed else scheduler.lanes.list_lane(lane))
 
         self._on_loop("pause", pause)
 
@@ -232,6 +239,10 @@ class SerialExecutor(Submitter):
     a sync task cannot be stopped, and the log names it.
     `lane_after_failure` (default "continue"): with "stop" a lane stops when a task of it fails.
     `drain_timeout` (seconds, default 30.0): how long the end of the block waits for queued tasks.
+    `history` (default 1000): how many ended jobs `jobs()` still knows; 0 switches it off.
+    `history_seconds` (default 86400.0, a day): for how long it knows them.
+    `results` (default False): whether the history keeps results that are JSON.
+    `results_bytes` (default 10,000,000): how much all kept results may take, and ten times what one may.
 
     The executor belongs to the event loop that uses it first. After that, `submit_nowait` and `Job.cancel`
     may be called from any thread. Raises ValueError or TypeError for an invalid setting.
@@ -247,6 +258,10 @@ class SerialExecutor(Submitter):
         timeout: float | None = None,
         lane_after_failure: AfterFailure = "continue",
         drain_timeout: float = 30.0,
+        history: int = 1000,
+        history_seconds: float = 86_400.0,
+        results: bool = False,
+        results_bytes: int = 10_000_000,
     ) -> None:
         settings = Settings(
             max_lanes_running=max_lanes_running,
@@ -254,6 +269,10 @@ class SerialExecutor(Submitter):
             timeout=timeout,
             lane_after_failure=lane_after_failure,
             drain_timeout=drain_timeout,
+            history=history,
+            history_seconds=history_seconds,
+            results=results,
+            results_bytes=results_bytes,
         )
         super().__init__(Runner(settings), None, settings.options)
 
@@ -283,6 +302,77 @@ class SerialExecutor(Submitter):
         check_key(key)
         options = self._options.replace(keep=keep, max_waiting=max_waiting, after_failure=after_failure)
         return ExecutorLane(self._runner, key_of(key), options)
+
+    def job(self, id: str) -> Job[Any] | JobRecord | None:
+        """The job with that `Job.id`: the `Job` while it is alive, else what the history has of it.
+
+        None for an id that this executor has not given, and for one that the history has forgotten. In the
+        executor's event loop only.
+        """
+        return self._runner.overview.find(id)
+
+    async def jobs(
+        self,
+        *,
+        states: Collection[JobState] | None = None,
+        lane: str | None = None,
+        function: str | None = None,
+        search: str | None = None,
+        limit: int = 50,
+        before: int | None = None,
+    ) -> list[JobRecord]:
+        """Pictures of the newest jobs: those that wait or run, and those in the history.
+
+        `states`: only jobs in these. `lane`: only those of the lane with that id (`LaneName.id`). `function`:
+        only those with that name. `search`: a part of the name of the job or lane, or a number, or the
+        beginning of an id. `before`: only jobs with smaller numbers. Where there are many, other tasks run in
+        between. In the executor's event loop only.
+        """
+        return await self._runner.overview.jobs(states, lane, function, search, limit, before)
+
+    async def lanes(self, limit: int = 50) -> LaneList:
+        """Pictures of the lanes that need a person most: stopped, held, paused, busy and idle ones.
+
+        Idle lanes are those of the history. In the executor's event loop only.
+        """
+        return await self._runner.overview.lanes(limit)
+
+    def find_lane(self, id: str) -> ExecutorLane | None:
+        """The lane that was listed with that id (`LaneName.id`)."""
+        try:
+            key = self._runner.scheduler.names.key(id)
+        except KeyError:
+            return None
+        return ExecutorLane(self._runner, key, self._options)
+
+    def counts(self) -> dict[str, Any]:
+        """How many jobs run and wait, and how many have ended in which way since the executor's start."""
+        return self._runner.overview.counts()
+
+    async def changed(self, version: int = 0) -> int:
+        """Wait until something has changed since `changed` returned `version`; returns the version now.
+
+        Raises `ExecutorClosed` once the executor closes. In the executor's event loop only.
+        """
+        self._runner.check_in_loop()
+        return await self._runner.changes.wait(version)
+
+    @property
+    def epoch(self) -> str:
+        """Tells this executor's numbers from another's."""
+        return self._runner.scheduler.names.epoch
+
+    def ended(self, after: int = 0, limit: int = 200) -> tuple[list[JobRecord], int] | None:
+        """What has ended behind the first `after` jobs that ended, and how many have ended with these.
+
+        None if the history has forgotten some of them. In the executor's event loop only.
+        """
+        return self._runner.overview.ended(after, limit)
+
+    @property
+    def ended_count(self) -> int:
+        """How many jobs have ended, as the history counts them."""
+        return self._runner.overview.ended_count
 
     async def __aenter__(self) -> Self:
         self._runner.check_in_loop()

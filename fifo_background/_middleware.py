@@ -79,6 +79,13 @@ class OrderedBackgroundMiddleware:
     `drain_timeout` (seconds, default 30.0): how long `lifespan.shutdown` waits for queued tasks. uvicorn
     first waits for attached requests under its own `--timeout-graceful-shutdown` (no limit by default).
 
+    `history` (default 1000): how many ended jobs `executor.jobs()` and the status page still know; 0 switches
+    it off. `history_seconds` (default 86400.0, a day): for how long.
+
+    `results` (default False): whether the history keeps the results of tasks that are JSON, for the status
+    page. `results_bytes` (default 10,000,000): how much memory all kept results may take; a single one at
+    most a tenth of it.
+
     Raises ValueError or TypeError for an invalid setting.
     """
 
@@ -97,6 +104,10 @@ class OrderedBackgroundMiddleware:
         max_waiting: int | None = None,
         timeout: float | None = None,
         drain_timeout: float = 30.0,
+        history: int = 1000,
+        history_seconds: float = 86_400.0,
+        results: bool = False,
+        results_bytes: int = 10_000_000,
     ) -> None:
         self.app: ASGIApp = app
         self.settings: Settings = Settings(
@@ -111,6 +122,10 @@ class OrderedBackgroundMiddleware:
             max_waiting=max_waiting,
             timeout=timeout,
             drain_timeout=drain_timeout,
+            history=history,
+            history_seconds=history_seconds,
+            results=results,
+            results_bytes=results_bytes,
         )
         self._may_add: Callable[[Scope], bool] | None = None
         if order == "arrived":

@@ -315,6 +315,7 @@ class TrackedRequest:
         if state is GONE or (state is OUTSIDE and takes):
             position.taken = scheduler.clock()
             scheduler.inbox.append(position)  # the named moment
+        self.runner.note_change()
         return position
 
     def forget(self, position: Position) -> None:

@@ -63,11 +63,11 @@ def _check_timeout(value: Any) -> None:
         raise ValueError("timeout=0: give more than 0 seconds, or None for no limit")
 
 
-def _check_count(name: str, value: Any) -> None:
+def _check_count(name: str, value: Any, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r}: give a whole number, such as 100")
-    if value < 1:
-        raise ValueError(f"{name}={_short(value)}: give 1 or more")
+    if value < least:
+        raise ValueError(f"{name}={_short(value)}: give {least} or more")
 
 
 def _check_bool(name: str, value: Any) -> None:
@@ -145,6 +145,10 @@ class Settings:
     max_waiting: int | None = None
     timeout: float | None = None
     drain_timeout: float = 30.0
+    history: int = 1000
+    history_seconds: float = 86_400.0
+    results: bool = False
+    results_bytes: int = 10_000_000
     options: Options = field(init=False, repr=False)
     """The options of a task that has none of its own."""
 
@@ -162,6 +166,12 @@ class Settings:
         if self.max_waiting is not None:
             _check_count("max_waiting", self.max_waiting)
         _check_bool("wait", self.wait)
+        _check_count("history", self.history, least=0)
+        _check_seconds("history_seconds", self.history_seconds)
+        _check_bool("results", self.results)
+        _check_count("results_bytes", self.results_bytes)
+        if self.results and not self.history:
+            raise ValueError("results=True needs a history: leave history=0 out, or results=True")
         if self.lane_key is not None:
             _check_function("lane_key", self.lane_key)
         if self.may_add_tasks is not None:

@@ -133,6 +133,7 @@ class Capacity:
             self.sought -= 1
             if self.limit is not None:
                 _add(self._counted, job, position.lane)
+            scheduler.number(job)
             scheduler.waiting.add(job)
             position.submit(job, scheduler.clock())
             scheduler.take(position)

@@ -8,10 +8,11 @@ thread. Who took it out starts, cancels or drops it, and is from then on the onl
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from contextvars import Context, copy_context
+from datetime import datetime
 from types import FunctionType, MethodType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from starlette.background import BackgroundTask
 
@@ -29,10 +30,12 @@ from fifo_background._settings import Options
 from fifo_background.exceptions import JobNoResult, JobNotEnded
 
 if TYPE_CHECKING:
+    from fifo_background._core.history import Record
     from fifo_background._core.lane import Lane
+    from fifo_background._core.picture import Blocker, JobRecord
     from fifo_background._core.position import Position
 
-__all__ = ("Callback", "Failure", "Job", "JobRunner", "Special", "name_of", "safe_repr")
+__all__ = ("Callback", "Failure", "Job", "JobRunner", "Progress", "Special", "name_of", "safe_repr")
 
 T = TypeVar("T")
 
@@ -62,6 +65,12 @@ class JobRunner(Protocol):
         ...
 
     def cancel_running(self, job: Job[Any]) -> bool: ...
+
+    def id_of(self, job: Job[Any]) -> str: ...
+
+    def picture_of(self, job: Job[Any]) -> JobRecord: ...
+
+    def note_change(self) -> None: ...
 
     def let_go(self, job: Job[Any]) -> None:
         """A claimed job does not hold its position anymore."""
@@ -118,10 +127,18 @@ class Failure:
             del self  # a traceback that holds this frame must not hold the error through it
 
 
+class Progress(NamedTuple):
+    """How far a task is, as it has reported it (`report`)."""
+
+    done: float
+    total: float | None = None
+    note: str | None = None
+
+
 class Special:
     """What few jobs have."""
 
-    __slots__ = ("around", "ended_with_outer", "function", "outer", "parts")
+    __slots__ = ("around", "ended_with_outer", "function", "outer", "parts", "progress", "retry_of")
 
     def __init__(self) -> None:
         self.around: Any = None  # what FastAPI opens a span with
@@ -129,6 +146,8 @@ class Special:
         self.parts: list[Job[Any]] | None = None  # of the object that is this job's task
         self.outer: Job[Any] | None = None  # the job that this one is a part of
         self.ended_with_outer: bool = False  # without having run
+        self.progress: Progress | None = None  # as the task has reported it
+        self.retry_of: int | None = None  # the number of the failed job that it runs again
 
 
 class Callback:
@@ -154,12 +173,15 @@ class Job(Generic[T]):
 
     __slots__ = (
         "__weakref__",
+        "_added",
         "_attached",
         "_claims",
         "_counted_in",
         "_direct",
+        "_ended",
         "_named",
         "_next",
+        "_number",
         "_on_loop",
         "_options",
         "_outcome",
@@ -167,8 +189,10 @@ class Job(Generic[T]):
         "_position",
         "_previous",
         "_queued",
+        "_record",
         "_runner",
         "_special",
+        "_started",
         "_task",
         "_waiters",
     )
@@ -194,6 +218,12 @@ class Job(Generic[T]):
         self._waiters: dict[Any, bool] | None = None  # with what each asks: TOLD or RAISES
         self._special: Special | None = None
         self._counted_in: Lane | None = None  # see `Capacity`
+        # in the order of adding; 0 until it is accepted. Times are the loop's, in seconds
+        self._number: int = 0
+        self._added: float = 0.0
+        self._started: float | None = None
+        self._ended: float | None = None  # in a thread; else see `Record`
+        self._record: Record | None = None  # of the history, once it has ended
         self._next: Job[Any] | None = None
         self._previous: Job[Any] | None = None
 
@@ -207,6 +237,68 @@ class Job(Generic[T]):
     def state(self) -> JobState:
         """Where it is: a `JobState`."""
         return self._own_state or (QUEUED if self._queued else PENDING)
+
+    @property
+    def number(self) -> int:
+        """From 1, in the order in which the executor's jobs were added; 0 if it is in no queue yet."""
+        return self._number
+
+    @property
+    def id(self) -> str:
+        """For other programs: nobody can guess it, and `executor.job(id)` finds the job by it.
+
+        Raises RuntimeError for a job that is in no queue yet.
+        """
+        return self._has_runner().id_of(self)
+
+    @property
+    def lane(self) -> Hashable:
+        """The key of its lane; None is the default lane."""
+        return self._picture().lane
+
+    @property
+    def added_at(self) -> datetime:
+        """When it was added, in UTC."""
+        return self._picture().added_at
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When its function was called, in UTC."""
+        return self._picture().started_at
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended, in UTC."""
+        return self._picture().ended_at
+
+    @property
+    def ahead(self) -> int | None:
+        """How many jobs of its lane run or wait before it, counted up to 1,000.
+
+        None if it has started or has no position yet. Seen from another thread, jobs may end meanwhile.
+        """
+        return self._picture().ahead
+
+    @property
+    def blocked_by(self) -> Blocker | None:
+        """What keeps it from starting; None if it has started, or starts in the loop's next turn."""
+        return self._picture().blocked_by
+
+    @property
+    def progress(self) -> Progress | None:
+        """What its function has last reported by `report`."""
+        return self._picture().progress
+
+    def to_dict(self, *, results: bool = False, errors: bool = False) -> dict[str, Any]:
+        """The job as JSON.
+
+        With `results` its result (the executor keeps it only with `results=True`), with `errors` the message
+        of its error: both may be private. Raises RuntimeError for a job that is in no queue yet.
+        """
+        return self._picture().to_dict(results=results, errors=errors)
+
+    def _picture(self) -> JobRecord:
+        return self._has_runner().picture_of(self)
 
     def done(self) -> bool:
         """Whether the job has ended, in any way."""

@@ -56,17 +56,16 @@ class Cancellable(Protocol):
 class Trip:
     """One trip of a lane to a worker thread, which runs a batch of sync jobs.
 
-    The loop appends to `jobs` and sets `stop`; the thread takes from `jobs`, and writes `job` and `since`.
+    The loop appends to `jobs` and sets `stop`; the thread takes from `jobs`, and writes `job`.
     """
 
-    __slots__ = ("alone", "job", "jobs", "last", "reached", "since", "stop")
+    __slots__ = ("alone", "job", "jobs", "last", "reached", "stop")
 
     def __init__(self) -> None:
         self.jobs: deque[Job[Any]] = deque()
         self.last: Job[Any] | None = None  # that was given; None if the loop has heard of its end
         self.reached: int = 0  # the number of the last position of which jobs were given
         self.job: Job[Any] | None = None  # that runs; set before it is claimed
-        self.since: float = 0.0
         self.stop: bool = False  # start no more jobs
         self.alone: bool = False  # its one job has a timeout, so that its time can be watched
 
@@ -100,9 +99,9 @@ class Lane(Chain[Position]):
         "number",
         "occupied",
         "paused",
+        "paused_at",
         "queued",
         "rings",
-        "since",
         "stopped",
         "stopping",
         "timer",
@@ -122,13 +121,13 @@ class Lane(Chain[Position]):
         self.job: Job[Any] | None = None  # on the loop; in a thread it is `trip.job`
         self.trip: Trip | None = None
         self.handle: Cancellable | None = None  # the loop's task that runs it
-        self.since: float = 0.0
         self.stopping: bool = False  # somebody asked us to cancel what runs
         self.lent: int = 0  # how many waits of the running job lend its slot
         self.in_turn: bool = False  # it is in `Scheduler.turns`
         self.timer: Cancellable | None = None  # looks again when the head may be lost
         self.rings: float = 0.0  # when the timer does
         self.paused: bool = False
+        self.paused_at: float = 0.0
         self.stopped: Position | None = None  # with the failed job in `added`, for a retry
         self.latest: dict[object, Job[Any]] | None = None  # of each function, with keep="latest"
         self.counts: bool = False  # whether `counted` has its waiting jobs: see `Capacity`

@@ -22,7 +22,9 @@ __all__ = (
 )
 
 
-def pause(lane: Lane) -> None:
+def pause(scheduler: Scheduler, lane: Lane) -> None:
+    if not lane.paused:
+        lane.paused_at = scheduler.clock()
     lane.paused = True
     if lane.trip is not None:
         lane.trip.stop = True
@@ -63,7 +65,11 @@ def retry_head(scheduler: Scheduler, lane: Lane) -> Job[Any] | None:
     failure = failed._outcome
     job: Job[Any] = Job(failure.task, failed._runner, failed._options, scheduler.waiting)
     failure.task = None
-    job._special, job._on_loop, job._position = failed._special, failed._on_loop, position
+    job._on_loop, job._position = failed._on_loop, position
+    special = job._make_special()
+    special.retry_of = failed._number
+    if failed._special is not None:
+        special.around, special.function = failed._special.around, failed._special.function
     scheduler.accept(job, lane, refuse=False)
     lane.put_first(position)
     scheduler.ready(job)

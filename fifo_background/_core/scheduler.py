@@ -22,9 +22,11 @@ from typing import Any, TypeVar
 
 from fifo_background._core.capacity import Capacity
 from fifo_background._core.effects import Effect, Failed, Held, Lost, Unrun
+from fifo_background._core.history import History, Record
 from fifo_background._core.job import Callback, Failure, Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.lanes import Lanes
+from fifo_background._core.names import Names
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.slots import Slots
 from fifo_background._core.state import (
@@ -51,6 +53,8 @@ class Scheduler:
 
     def __init__(self, settings: Settings) -> None:
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
+        self.wall: float = 0.0  # what `clock` reads is so many seconds behind Unix time
+        self.names: Names = Names()
         self.status: Status = OPEN
         # for any thread: see above
         self.inbox: deque[Position | Job[Any] | Callback | Lane] = deque()
@@ -63,15 +67,20 @@ class Scheduler:
         self.occupied: set[Lane] = set()
         self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
         self.joiners: dict[Any, None] = {}  # waiters for nothing being unfinished
+        self.outcomes: dict[JobState, int] = dict.fromkeys(JobState, 0)  # how many jobs have ended, and how
+        self.history: History | None = History(settings) if settings.history else None
         self.moving: bool = False
         # for the runner to do, after the move
         self.woken: list[Any] = []  # waiters, and callbacks that are to be called
         self.effects: list[Effect] = []
         self.gone: list[object] = []
+        self.ended: list[Record] = []  # for the history
         # within a hand-over: jobs that were added to positions which get others now, that come before them
         self.joined: deque[Job[Any]] = deque()
         self._hold = settings.hold_timeout
         self._failures = itertools.count()
+        self.added: int = 0  # the highest number of a job
+        self._numbers = itertools.count(1)
 
     # -- from any thread -------------------------------------------------------------------------------------
 
@@ -92,7 +101,13 @@ class Scheduler:
         except BaseException:
             self.inbox.append(lane)  # it may have been made for nothing
             raise
+        self.number(job)
         self.waiting.add(job)
+
+    def number(self, job: Job[Any]) -> None:
+        """Give a job its number, and the time of its adding."""
+        job._number = self.added = next(self._numbers)
+        job._added = self.clock()
 
     def failure(self, error: BaseException) -> Failure:
         """What a job fails with; numbered in the order of time."""
@@ -301,7 +316,7 @@ class Scheduler:
             self._unchain(job, job._position)  # type: ignore[arg-type]
             return False
         job._own_state = RUNNING
-        lane.since = self.clock()
+        job._started = self.clock()
         position: Position = job._position  # type: ignore[assignment]
         after = position.first = job._next  # it is the first
         if after is None:
@@ -390,6 +405,7 @@ class Scheduler:
             if job._waiters is not None or job._special is not None or position.added:
                 self._over(job)
             else:
+                self._count_end(job, position, state)
                 job._position = job._counted_in = None
                 if self.joiners:
                     self._wake_joiners()
@@ -452,6 +468,7 @@ class Scheduler:
             self.tell_end(job)
         if job._special is not None and job._special.parts:
             self._end_parts(job, position, job._special.parts)
+        self._count_end(job, position, job._own_state)
         job._position = job._counted_in = None  # a job that is kept keeps no other alive
         if position.first is None and position is not lane.first and not position.held:
             if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory
@@ -463,6 +480,11 @@ class Scheduler:
         self.wants_turn(lane)
         if self.joiners:
             self._wake_joiners()
+
+    def _count_end(self, job: Job[Any], position: Position, state: Any) -> None:
+        self.outcomes[state] += 1
+        if self.history is not None:
+            self.ended.append(self.history.note(job, position, state, job._ended or self.clock()))
 
     def tell_end(self, job: Job[Any]) -> None:
         """Whoever waits for the job's end is told. Callbacks are not kept: waits go away by themselves."""

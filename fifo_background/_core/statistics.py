@@ -96,11 +96,10 @@ def _of(
     job, running = lane.peek(), lane.running
     held = lane.stopped is None and position is not None and all(one._own_state for one in position)
     owner = position.owner if held and position is not None else None
-    since = lane.since if lane.trip is None else lane.trip.since
     return LaneStatistics(
         key=plain_key(lane.key),
         running=None if running is None else running.name,
-        running_for=None if running is None else now - since,
+        running_for=None if running is None or running._started is None else now - running._started,
         running_waits_for=tuple(_name(job) for job in waits.get(running, ())),
         waiting=waiting,
         head=None if job is None else job.name,

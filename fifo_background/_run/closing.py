@@ -57,6 +57,7 @@ class Closing:
         scheduler.drain()
         facts = _log.facts_of(scheduler.waiting)
         left = scheduler.in_move(lambda: drop_all(scheduler))
+        runner.changes.wake()
         _log.not_run(why, left, facts)
         cancelled = []
         for lane in list(scheduler.occupied):
@@ -84,6 +85,7 @@ class Closing:
         scheduler.drain()
         facts = _log.facts_of(scheduler.waiting)
         dropped = scheduler.in_move(lambda: close(scheduler))
+        runner.changes.wake()
         if scheduler.unfinished:
             _log.draining(scheduler.unfinished, runner.settings.drain_timeout)
         runner.pump()

@@ -30,11 +30,15 @@ class Dispatch:
 
     @property
     def is_due(self) -> bool:
-        return bool(self._scheduler.woken or self._scheduler.effects or self.watchers)
+        scheduler = self._scheduler
+        return bool(scheduler.woken or scheduler.effects or scheduler.ended or self.watchers)
 
     def carry_out(self) -> None:
         if self._scheduler.woken:
             self.wake()
+        if self._scheduler.ended and self._scheduler.history is not None:
+            self._scheduler.history.complete(self._scheduler.ended)
+            self._runner.changes.noted = True
         if self._scheduler.effects:
             self._carry_out_effects()
         if self.watchers:

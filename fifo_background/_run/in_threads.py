@@ -99,6 +99,7 @@ class ThreadRuns:
         is_ending = self._runner.backend.is_ending_seen_from_thread
         waiting, inbox, clock = scheduler.waiting, scheduler.inbox, scheduler.clock
         here: Position | None = None
+        now = clock()
         while jobs:
             job = jobs.popleft()
             position = job._position
@@ -115,12 +116,12 @@ class ThreadRuns:
             ):
                 return
             here = position
-            trip.since = clock()
             trip.job = job  # before the claim: at no moment it is neither waiting nor running
             try:
                 waiting.remove(job)
             except KeyError:
                 continue
+            job._started = now
             job._own_state = RUNNING
             if job._counted_in is not None:
                 scheduler.capacity.discard(job)
@@ -130,9 +131,11 @@ class ThreadRuns:
             try:
                 outcome = position.context.copy().run(_call_sync, job)  # type: ignore[union-attr]
             except BaseException as error:
+                now = job._ended = clock()
                 job._end(FAILED, scheduler.failure(error))
                 trip.stop = True  # the loop decides what a failure means for the jobs behind it
             else:
+                now = job._ended = clock()
                 job._end(SUCCEEDED, outcome)
                 outcome = None
             trip.job = None
@@ -149,8 +152,7 @@ class ThreadRuns:
         owner, lane = position.owner, position.lane
 
         def ring() -> None:
-            since = lane.since if lane.trip is None else lane.trip.since
-            ran = scheduler.clock() - since
+            ran = scheduler.clock() - (job._started or 0.0)
             if job._own_state is RUNNING and ran >= timeout:
                 behind = sum(
                     1 for one in list(scheduler.waiting) if one._position and one._position.lane is lane

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from functools import partial
+from time import time
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -23,17 +24,20 @@ import anyio
 from fifo_background import _log
 from fifo_background._core.job import Callback, Job
 from fifo_background._core.lane import Lane, Trip
+from fifo_background._core.picture import JobRecord, of_job
 from fifo_background._core.position import Position
 from fifo_background._core.scheduler import Scheduler
 from fifo_background._core.state import CANCELLED, CLOSED, DROPPED, FAILED, RUNNING, SUCCEEDED
 from fifo_background._run.backends.api import Backend, Handle, NoBackend, backend_of, running_loop
 from fifo_background._run.call import call, identity_of, is_direct, overrides_call
+from fifo_background._run.changes import Changes
 from fifo_background._run.closing import Closing
 from fifo_background._run.current import current
 from fifo_background._run.dispatch import Dispatch
 from fifo_background._run.groups import is_group_of
 from fifo_background._run.in_threads import ThreadRuns, give
 from fifo_background._run.loop_calls import LoopCalls
+from fifo_background._run.overview import Overview
 from fifo_background._run.parking import Parking
 from fifo_background._run.waits import Waits
 from fifo_background._settings import Options, Settings
@@ -65,6 +69,8 @@ class Runner:
         self.dispatch: Dispatch = Dispatch(self)
         self.thread_runs: ThreadRuns = ThreadRuns(self)
         self.parking: Parking = Parking(self)
+        self.overview: Overview = Overview(self)
+        self.changes: Changes = Changes(self)
         self.loop_calls: LoopCalls = LoopCalls(self)
         self._asked = False  # the loop is to pump in its next turn
         self._pumping = False
@@ -78,6 +84,7 @@ class Runner:
         """Belong to the running event loop. Raises RuntimeError if there is none."""
         backend = backend_of(running_loop())
         backend.loop_ends = self.closing.loop_ends
+        self.scheduler.wall = time() - backend.clock()
         self.scheduler.clock = backend.clock
         self.is_current = backend.is_current
         self.backend = backend  # last: a KeyboardInterrupt in between does no harm
@@ -168,6 +175,18 @@ class Runner:
             lane.stopping = True
             lane.handle.cancel()
 
+    def id_of(self, job: Job[Any]) -> str:
+        return self.scheduler.names.of_job(job)
+
+    def note_change(self) -> None:
+        """Those who follow the executor hear of something; from any thread."""
+        self.changes.noted = True
+        if self.changes.waiters:
+            self.pump_soon()
+
+    def picture_of(self, job: Job[Any]) -> JobRecord:
+        return of_job(self.scheduler, job)
+
     async def wait_for(self, job: Job[Any], raises: bool) -> None:
         await self.waits.wait_for(job, raises)
 
@@ -210,6 +229,9 @@ class Runner:
             self._pumping = False
         if self.dispatch.is_due:
             self.dispatch.carry_out()
+        self.changes.noted = True
+        if self.changes.waiters:
+            self.changes.wake()
         if scheduler.gone:
             gone, scheduler.gone = scheduler.gone, []  # frees the users' objects, outside of moves
             for one in gone:
@@ -288,7 +310,7 @@ class Runner:
                 job = scheduler.end(lane, job, SUCCEEDED, outcome, has_more and self._may_go_on())
             self._started += 1
             task = outcome = None
-            if scheduler.woken or scheduler.effects:
+            if scheduler.woken or scheduler.effects or scheduler.ended:
                 self.dispatch.carry_out()
         unfinished, context = lane.first is position, position.context
         del lane, position  # a traceback that holds this frame holds no request

@@ -1,0 +1,195 @@
+"""Pictures of lanes: past, now and next."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from fifo_background._core.history import Record
+from fifo_background._core.job import Job
+from fifo_background._core.lane import Lane, plain_key
+from fifo_background._core.picture import JobRecord, LaneName, of_job, waiting_in
+
+if TYPE_CHECKING:
+    from fifo_background._core.scheduler import Scheduler
+
+__all__ = ("LaneList", "LaneRecord", "Run", "age_of_head", "of_lane", "urgency")
+
+# Ended jobs that a lane's picture shows, and runs of waiting ones; how far into the queue is looked for them.
+_RECENT, _RUNS, _FAR = 21, 3, 200
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Waiting jobs of one function that stand one behind the other; they are counted from 1."""
+
+    first: int
+    last: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaneRecord:
+    """One lane at one moment."""
+
+    key: Hashable
+    lane_name: LaneName
+    state: str
+    """"stopped", "held", "paused", "busy" or "idle"."""
+    running: JobRecord | None
+    head: JobRecord | None
+    """The job that is next; of a stopped lane, the failed one."""
+    head_for: float | None
+    """Seconds since the head was added."""
+    held_by: str | None
+    """The request whose position keeps the head from starting."""
+    waiting: int
+    """How many jobs are ready to run, behind one that runs, or first."""
+    next: tuple[Run, ...]
+    """The first of those that stand behind the running job or the head."""
+    more: int
+    """How many stand behind these."""
+    recent: tuple[Record, ...]
+    ended: int
+    """How many of the jobs in the history were in this lane."""
+    failed: int
+    waited: tuple[float, float] | None
+    """Median and 95th percentile of the seconds that the recent jobs waited."""
+    ran: tuple[float, float] | None
+
+    def to_dict(self, *, results: bool = False, errors: bool = False) -> dict[str, Any]:
+        """As JSON; see `JobRecord.to_dict`."""
+        return {
+            **self.lane_name.to_dict(),
+            "state": self.state,
+            "running": None if self.running is None else self.running.to_dict(results=results, errors=errors),
+            "head": None if self.head is None else self.head.to_dict(results=results, errors=errors),
+            "head_for": None if self.head_for is None else round(self.head_for, 3),
+            "held_by": self.held_by,
+            "waiting": self.waiting,
+            "next": [{"from": run.first, "to": run.last, "function": run.name} for run in self.next],
+            "more": self.more,
+            "recent": [{"state": one.state.value, "ran": _ran(one)} for one in self.recent],
+            "ended": self.ended,
+            "failed": self.failed,
+            "waited": _percentiles_dict(self.waited),
+            "ran": _percentiles_dict(self.ran),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LaneList:
+    """Lanes, those first that need a person most."""
+
+    items: tuple[LaneRecord, ...]
+    total: int
+    """How many there are."""
+    oldest: LaneRecord | None
+    """The lane whose head waits for the longest time."""
+
+
+def _ran(record: Record) -> float | None:
+    return None if record.started is None else round(record.ended - record.started, 3)
+
+
+def _percentiles_dict(values: tuple[float, float] | None) -> dict[str, float] | None:
+    return None if values is None else {"p50": round(values[0], 3), "p95": round(values[1], 3)}
+
+
+def _percentiles(values: list[float]) -> tuple[float, float] | None:
+    if not values:
+        return None
+    values.sort()
+    return values[len(values) // 2], values[min(len(values) - 1, len(values) * 95 // 100)]
+
+
+def _is_held(lane: Lane) -> bool:
+    head = lane.first
+    return lane.running is None and head is not None and head.first is None and lane.is_open
+
+
+def state_of(lane: Lane) -> str:
+    if lane.stopped is not None:
+        return "stopped"
+    if lane.paused:
+        return "paused"
+    if lane.running is not None:
+        return "busy"
+    if _is_held(lane):
+        return "held"
+    return "busy" if lane.queued else "idle"
+
+
+_ORDER = {"stopped": 0, "held": 1, "paused": 2, "busy": 3, "idle": 4}
+
+
+def urgency(lane: Lane) -> tuple[int, float, int]:
+    """Lanes with smaller ones need a person more: by state, then the age of the head, then the length."""
+    head = lane.first
+    return _ORDER[state_of(lane)], head.taken if head is not None else 0.0, -lane.queued
+
+
+def age_of_head(lane: Lane, now: float) -> float | None:
+    """For how long the lane's head has had its position."""
+    head = lane.first
+    return None if head is None or (lane.running is not None and head.first is None) else now - head.taken
+
+
+def of_lane(scheduler: Scheduler, key: Hashable, lane: Lane | None, records: Sequence[Record]) -> LaneRecord:
+    """The picture of a lane; `records` has the ended jobs of it. None is a lane that is not there anymore."""
+    ran = [one.ended - one.started for one in records if one.started is not None]
+    waited = [one.started - one.added for one in records if one.started is not None]
+    running = head = None
+    runs: tuple[Run, ...] = ()
+    more = waiting = 0
+    state = "idle"
+    held_by = None
+    if lane is not None:
+        running, head, state = lane.running, lane.peek(), state_of(lane)
+        first = lane.first
+        held_by = str(first.owner) if state == "held" and first is not None else None
+        if head is None and first is not None and first.arriving:
+            held_by = str(first.owner)
+        waiting = lane.queued + (len(first.pending) if first is not None and first.first is None else 0)
+        skips_head = running is None and lane.stopped is None
+        runs, seen = _runs(lane, int(skips_head))
+        more = max(0, waiting - int(skips_head and waiting > 0) - seen)
+    return LaneRecord(
+        key=plain_key(key),
+        lane_name=LaneName(*scheduler.names.of_lane(key)),
+        state=state,
+        running=None if running is None else of_job(scheduler, running),
+        head=None if head is None else of_job(scheduler, head),
+        head_for=None if head is None else scheduler.clock() - head._added,
+        held_by=held_by,
+        waiting=waiting,
+        next=runs,
+        more=more,
+        recent=tuple(records[-_RECENT:]),
+        ended=len(records),
+        failed=sum(one.error is not None for one in records),
+        waited=_percentiles(waited),
+        ran=_percentiles(ran),
+    )
+
+
+def _runs(lane: Lane, skipped: int) -> tuple[tuple[Run, ...], int]:
+    """The first runs of waiting jobs, and how many jobs these are."""
+    runs: list[Run] = []
+    number = 0
+    for job in islice(waiting_in(lane), skipped, _FAR + skipped):
+        name = _name(job)
+        if runs and runs[-1].name == name:
+            runs[-1] = Run(runs[-1].first, number + 1, name)
+        elif len(runs) < _RUNS:
+            runs.append(Run(number + 1, number + 1, name))
+        else:
+            break
+        number += 1
+    return tuple(runs), number
+
+
+def _name(job: Job[Any]) -> str:
+    return job.name

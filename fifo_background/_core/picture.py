@@ -1,0 +1,275 @@
+"""Pictures of jobs and lanes at one moment, frozen, and in terms of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from fifo_background._core.history import Record
+from fifo_background._core.job import Job, Progress
+from fifo_background._core.lane import Lane, plain_key
+from fifo_background._core.plain import LONGEST_TEXT
+from fifo_background._core.position import IN_QUEUE, Position
+from fifo_background._core.state import JobState
+
+if TYPE_CHECKING:
+    from fifo_background._core.scheduler import Scheduler
+
+__all__ = ("Blocker", "JobRecord", "LaneName", "of_job", "of_record", "waiting_in")
+
+# How far into a queue is looked to count the jobs ahead of one.
+MOST_AHEAD = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """What keeps a job from starting."""
+
+    kind: str
+    """"job" (the task before it runs), "request" (one that holds its position has not responded), "paused",
+    "failed" (the lane has stopped), or "slot" (`max_lanes_running` lanes run)."""
+    id: str | None
+    """The id of the job, of "job" and "failed"."""
+    name: str | None
+    """The name of the job, or the request's method and path."""
+    seconds: float
+    """For how long it has been in the way."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "id": self.id, "name": self.name, "for": _rounded(self.seconds)}
+
+
+@dataclass(frozen=True, slots=True)
+class LaneName:
+    """A lane, as the status API names it."""
+
+    id: str
+    """Opaque; for `SerialExecutor.find_lane`."""
+    name: str
+    """The key as text."""
+
+    def to_dict(self) -> dict[str, str]:
+        return {"id": self.id, "name": self.name}
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job at one moment: one that waits or runs, or one that has ended and is in the history."""
+
+    id: str
+    number: int
+    name: str
+    """The qualified name of the task's function."""
+    lane: Hashable
+    """The key of its lane."""
+    lane_name: LaneName
+    state: JobState
+    added_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    waited: float | None
+    """Seconds from its adding to its start; to this moment, if it has not started."""
+    ran: float | None
+    """Seconds from its start to its end, or to this moment."""
+    ahead: int | None
+    """How many jobs of its lane run or stand before it; None where that is not known, or it has started."""
+    ahead_more: bool
+    """Whether there are more: they are counted up to 1,000."""
+    blocked_by: Blocker | None
+    progress: Progress | None
+    request: str | None
+    """The method and path of the request that added it."""
+    retry_of: str | None
+    """The id of the failed job that it runs again (`retry_head`)."""
+    result: Any
+    """In terms of JSON; only with `results=True`."""
+    result_omitted: str | None
+    """Why there is no result, where there could be one."""
+    error: tuple[str, str] | None
+    """The type and the message of what it raised."""
+
+    def done(self) -> bool:
+        """Whether it has ended, in any way."""
+        return self.state.ended
+
+    def to_dict(self, *, results: bool = False, errors: bool = False) -> dict[str, Any]:
+        """As JSON. With `results` its result, with `errors` the message of its error: both may be private."""
+        error = None
+        if self.error is not None:
+            error = {"type": self.error[0], "message": self.error[1] if errors else None}
+        return {
+            "id": self.id,
+            "number": self.number,
+            "function": self.name,
+            "lane": self.lane_name.to_dict(),
+            "state": self.state.value,
+            "done": self.done(),
+            "added_at": _iso(self.added_at),
+            "started_at": _iso(self.started_at),
+            "ended_at": _iso(self.ended_at),
+            "waited": _rounded(self.waited),
+            "ran": _rounded(self.ran),
+            "ahead": self.ahead,
+            "ahead_more": self.ahead_more,
+            "blocked_by": None if self.blocked_by is None else self.blocked_by.to_dict(),
+            "progress": None if self.progress is None else self.progress._asdict(),
+            "request": self.request,
+            "retry_of": self.retry_of,
+            "result": self.result if results else None,
+            "result_omitted": self.result_omitted if results else None,
+            "error": error,
+        }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(max(seconds, 0.0), 3)
+
+
+def _moment(scheduler: Scheduler, at: float) -> datetime:
+    return datetime.fromtimestamp(scheduler.wall + at, timezone.utc)
+
+
+def of_record(scheduler: Scheduler, record: Record) -> JobRecord:
+    """The picture of a job that has ended."""
+    owner = record.owner
+    return _picture(
+        scheduler,
+        number=record.number,
+        name=record.name,
+        key=record.key,
+        state=record.state,
+        times=(record.added, record.started, record.ended),
+        progress=record.progress,
+        request=record.request if owner is None or not owner.named else str(owner),
+        retry_of=record.retry_of,
+        result=record.result,
+        result_omitted=record.omitted,
+        error=record.error,
+    )
+
+
+def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
+    """The picture of a job of this executor."""
+    position = job._position  # before the record: that is there when this is None
+    if position is None and job._record is not None:
+        return of_record(scheduler, job._record)
+    scheduler.names.of_job(job)
+    special, owner = job._special, None if position is None else position.owner
+    ended = scheduler.clock() if job._ended is None and job.done() else job._ended
+    ahead = None if job._own_state is not None or position is None else ahead_of(job, position)
+    return _picture(
+        scheduler,
+        number=job._number,
+        name=job.name,
+        key=None if position is None else position.lane.key,
+        state=job.state,
+        times=(job._added, job._started, ended),
+        progress=None if special is None else special.progress,
+        request=str(owner) if owner is not None and owner.named else None,
+        retry_of=None if special is None else special.retry_of,
+        ahead=ahead,
+        blocked_by=None if position is None else blocker_of(scheduler, job, position),
+    )
+
+
+def _picture(
+    scheduler: Scheduler,
+    *,
+    number: int,
+    name: str,
+    key: Hashable,
+    state: JobState,
+    times: tuple[float, float | None, float | None],
+    progress: Progress | None,
+    request: str | None,
+    retry_of: int | None,
+    ahead: int | None = None,
+    blocked_by: Blocker | None = None,
+    result: Any = None,
+    result_omitted: str | None = None,
+    error: tuple[str, str] | None = None,
+) -> JobRecord:
+    added, started, ended = times
+    until = scheduler.clock() if ended is None else ended
+    names = scheduler.names
+    return JobRecord(
+        id=names.id_of(number),
+        number=number,
+        name=name[:LONGEST_TEXT],
+        lane=plain_key(key),
+        lane_name=LaneName(*names.of_lane(key)),
+        state=state,
+        added_at=_moment(scheduler, added),
+        started_at=None if started is None else _moment(scheduler, started),
+        ended_at=None if ended is None else _moment(scheduler, ended),
+        waited=(until if started is None else started) - added,
+        ran=None if started is None else until - started,
+        ahead=None if ahead is None else min(ahead, MOST_AHEAD),
+        ahead_more=ahead is not None and ahead > MOST_AHEAD,
+        blocked_by=blocked_by,
+        progress=progress,
+        request=None if request is None else request[:LONGEST_TEXT],
+        retry_of=None if retry_of is None else names.id_of(retry_of),
+        result=result,
+        result_omitted=result_omitted,
+        error=error,
+    )
+
+
+def waiting_in(lane: Lane) -> Iterator[Job[Any]]:
+    """What waits in a lane, in order; from any thread, as it changes nothing."""
+    position = lane.first
+    while position is not None:
+        job = position.first
+        while job is not None:
+            if job._own_state is None:
+                yield job
+            job = job._next
+        for added in tuple(position.added):
+            if added._own_state is None and not added._queued and added._position is position:
+                yield added
+        position = position._next
+
+
+def ahead_of(job: Job[Any], position: Position) -> int | None:
+    """How many jobs run or stand before it in its lane; more than `MOST_AHEAD` if it was not found so far."""
+    if position.state is not IN_QUEUE:
+        return None
+    lane = position.lane
+    ahead = 0 if lane.running is None and lane.stopped is None else 1
+    for other in waiting_in(lane):
+        if other is job or ahead > MOST_AHEAD:
+            break
+        ahead += 1
+    return ahead
+
+
+def blocker_of(scheduler: Scheduler, job: Job[Any], position: Position) -> Blocker | None:
+    """What keeps a job from starting, or None if it has started, or starts in the loop's next turn."""
+    now, lane, owner = scheduler.clock(), position.lane, position.owner
+    if job._own_state is not None:
+        return None
+    if position.state is not IN_QUEUE:
+        return None if owner is None else Blocker("request", None, str(owner), now - job._added)
+    running, stopped = lane.running, lane.stopped
+    if running is not None:
+        started = now if running._started is None else running._started
+        return Blocker("job", scheduler.names.of_job(running), running.name, now - started)
+    if stopped is not None:
+        failed = stopped.added[0]
+        ended = now if failed._record is None else failed._record.ended
+        return Blocker("failed", scheduler.names.of_job(failed), failed.name, now - ended)
+    if lane.paused:
+        return Blocker("paused", None, None, now - lane.paused_at)
+    head = lane.first
+    if head is not None and head.first is None and head.owner is not None:
+        return Blocker("request", None, str(head.owner), now - head.taken)
+    if scheduler.slots.free <= 0 and not lane.occupied:
+        return Blocker("slot", None, None, now - job._added)
+    return None

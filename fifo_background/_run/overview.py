@@ -1,0 +1,234 @@
+"""Looks at the whole of an executor in bounded steps: between them the event loop gets its turn."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Hashable
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import anyio.lowlevel
+
+from fifo_background._core.history import Record
+from fifo_background._core.job import Job
+from fifo_background._core.lane import Lane
+from fifo_background._core.lane_picture import LaneList, LaneRecord, age_of_head, of_lane, urgency
+from fifo_background._core.picture import JobRecord, of_job, of_record
+from fifo_background._core.state import JobState
+
+if TYPE_CHECKING:
+    from fifo_background._run.runner import Runner
+
+__all__ = ("Overview",)
+
+# How many jobs or lanes are looked at in one turn of the loop, and how many pictures are made: some ms.
+_STEP, _PICTURES = 2000, 20
+
+
+class Overview:
+    """Pictures of one runner's jobs and lanes."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._scheduler = runner.scheduler
+
+    def _look(self) -> None:
+        """Hear of what others have done."""
+        scheduler = self._scheduler
+        self._runner.check_in_loop()
+        if scheduler.inbox:
+            scheduler.drain()
+            self._runner.pump_soon()
+        if scheduler.history is not None:
+            scheduler.history.complete(scheduler.ended)
+            scheduler.history.forget_old(scheduler.clock())
+
+    def find(self, id: str) -> Job[Any] | JobRecord | None:
+        """The job with that id, or its picture, if that is what is left of it."""
+        self._look()
+        scheduler = self._scheduler
+        number = scheduler.names.number(id)
+        if number is None:
+            return None
+        job = scheduler.names.job(number)
+        if job is not None:
+            return job
+        record = None if scheduler.history is None else scheduler.history.find(number)
+        return None if record is None else of_record(scheduler, record)
+
+    def counts(self) -> dict[str, Any]:
+        """How many jobs run, wait, and have ended in which way."""
+        scheduler = self._scheduler
+        running = sum(lane.running is not None for lane in list(scheduler.occupied))
+        return {
+            "state": scheduler.status.value,
+            "running": running,
+            "max_running": scheduler.slots.most,
+            "waiting": len(scheduler.waiting),
+            "added": scheduler.added,
+            **{state.value: count for state, count in scheduler.outcomes.items() if state.ended},
+            "history": self._runner.settings.history,
+        }
+
+    def ended(self, after: int, limit: int) -> tuple[list[JobRecord], int] | None:
+        """Pictures of what has ended behind the first `after` ends."""
+        self._look()
+        history = self._scheduler.history
+        if history is None:
+            return [], 0
+        records = history.after(after, limit)
+        if records is None:
+            return None
+        return [of_record(self._scheduler, record) for record in records], after + len(records)
+
+    @property
+    def ended_count(self) -> int:
+        self._look()
+        return 0 if self._scheduler.history is None else self._scheduler.history.ended
+
+    async def jobs(
+        self,
+        states: Collection[JobState] | None,
+        lane: str | None,
+        function: str | None,
+        search: str | None,
+        limit: int,
+        before: int | None,
+    ) -> list[JobRecord]:
+        """The newest jobs that match."""
+        self._look()
+        scheduler = self._scheduler
+        records: list[Record] = [] if scheduler.history is None else list(scheduler.history.records)
+        running = [lane.running for lane in scheduler.occupied]
+        stack: list[Any] = [*(job for job in running if job is not None), *scheduler.waiting, *records]
+        try:
+            key: Hashable = None if lane is None else scheduler.names.key(lane)
+        except KeyError:
+            return []
+        sought = None if search is None else search.casefold()
+        newest: list[tuple[int, int, Any]] = []  # a heap: the smallest number of those that are kept is first
+        seen: set[int] = set()
+        for start in range(0, len(stack), _STEP):
+            if start:
+                await anyio.lowlevel.checkpoint()
+            for one in stack[start : start + _STEP]:
+                number = one.number if type(one) is Record else one._number
+                if (before is not None and number >= before) or number in seen or not number:
+                    continue
+                if len(newest) == limit and number < newest[0][0]:
+                    continue
+                if self._matches(one, states, lane is not None, key, function, sought):
+                    seen.add(number)
+                    (heapq.heappush if len(newest) < limit else heapq.heapreplace)(
+                        newest, (number, id(one), one)
+                    )
+        pictures = []
+        for place, (_, _, one) in enumerate(sorted(newest, reverse=True)):
+            if place and not place % _PICTURES:
+                await anyio.lowlevel.checkpoint()
+            pictures.append(of_record(scheduler, one) if type(one) is Record else of_job(scheduler, one))
+        return pictures
+
+    def _matches(
+        self,
+        one: Any,
+        states: Collection[JobState] | None,
+        in_lane: bool,
+        key: Hashable,
+        function: str | None,
+        sought: str | None,
+    ) -> bool:
+        if states is not None and one.state not in states:
+            return False
+        if function is not None and one.name != function:
+            return False
+        if not in_lane and sought is None:
+            return True
+        if type(one) is Record:
+            its_key = one.key
+        elif one._position is not None:
+            its_key = one._position.lane.key
+        elif one._record is not None:
+            its_key = one._record.key
+        else:
+            return False
+        if in_lane and not _equal(its_key, key):
+            return False
+        if sought is None or sought in one.name.casefold():
+            return True
+        names = self._scheduler.names
+        if sought in names.of_lane(its_key)[1].casefold():
+            return True
+        number = one.number if type(one) is Record else one._number
+        return sought == str(number) or (len(sought) > 5 and names.id_of(number).startswith(sought))
+
+    async def lanes(self, limit: int) -> LaneList:
+        """The lanes that need a person most, and how many there are; those in the history are idle."""
+        self._look()
+        scheduler, now = self._scheduler, self._scheduler.clock()
+        known = [lane for lane in scheduler.lanes.all() if not lane.idle]
+        oldest: tuple[float, Lane] | None = None
+        worst: list[tuple[tuple[int, float, int], int, Lane]] = []
+        for start in range(0, len(known), _STEP):
+            if start:
+                await anyio.lowlevel.checkpoint()
+            part = known[start : start + _STEP]
+            worst = heapq.nsmallest(limit, chain(worst, ((urgency(lane), id(lane), lane) for lane in part)))
+            for lane in part:
+                age = age_of_head(lane, now)
+                if age is not None and (oldest is None or age > oldest[0]):
+                    oldest = age, lane
+        past = await self._records_by_lane()
+        idle = [key for key, _ in past.values() if self._is_idle(key)]
+        pictures = []
+        for place, (_, _, lane) in enumerate(worst):
+            if place and not place % _PICTURES:
+                await anyio.lowlevel.checkpoint()
+            pictures.append(self._picture(lane.key, lane, past))
+        pictures += [self._picture(key, None, past) for key in idle[: limit - len(pictures)]]
+        longest = None if oldest is None else self._picture(oldest[1].key, oldest[1], past)
+        return LaneList(tuple(pictures), len(known) + len(idle), longest)
+
+    def lane(self, key: Hashable) -> LaneRecord:
+        """One lane, whether there is one now or not."""
+        self._look()
+        scheduler = self._scheduler
+        history = scheduler.history
+        records = [] if history is None else [one for one in history.records if _equal(one.key, key)]
+        return of_lane(scheduler, key, scheduler.lanes.find(key), records)
+
+    def _picture(self, key: Hashable, lane: Lane | None, past: _Past) -> LaneRecord:
+        records = past.get(self._scheduler.names.of_lane(key)[0], (key, []))[1]
+        return of_lane(self._scheduler, key, lane, records)
+
+    def _is_idle(self, key: Hashable) -> bool:
+        try:
+            lane = self._scheduler.lanes.find(key)
+        except Exception:  # the `__eq__` of a key
+            return True
+        return lane is None or lane.idle
+
+    async def _records_by_lane(self) -> _Past:
+        """The history's records by the id of their lane, the newest lanes first."""
+        history = self._scheduler.history
+        records = [] if history is None else list(history.records)
+        lanes: _Past = {}
+        for place, record in enumerate(reversed(records)):
+            if place and not place % _STEP:
+                await anyio.lowlevel.checkpoint()
+            name = self._scheduler.names.of_lane(record.key)[0]
+            lanes.setdefault(name, (record.key, []))[1].append(record)
+        for _, listed in lanes.values():
+            listed.reverse()
+        return lanes
+
+
+# Keys and records of lanes, by the lanes' ids.
+_Past = dict[str, tuple[Hashable, list[Record]]]
+
+
+def _equal(one: Hashable, other: Hashable) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # a key's own `__eq__`
+        return False
