@@ -256,7 +256,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         except BaseException:  # refused: it must not run
             self.tasks[:] = [other for other in self.tasks if other is not task]
             raise
-        job._named = name_of(func)
+        job._name = name_of(func)
         attach(task, job, entry)
         return job
 

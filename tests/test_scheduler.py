@@ -509,7 +509,7 @@ def test_ended_job_keeps_nothing() -> None:
     model.cancel(jobs[1])
     model.scheduler.end_waiting(jobs[2], S.SKIPPED)
     for job in jobs:
-        assert (job._task, job._position, job._next, job._previous) == ("print", None, None, None)
+        assert (job._task, job._position, job._next, job._previous) == (None, None, None, None)
 
 
 def test_superseded() -> None:

@@ -158,7 +158,7 @@ class Job(Generic[T]):
         "_claims",
         "_counted_in",
         "_direct",
-        "_named",
+        "_name",
         "_next",
         "_on_loop",
         "_options",
@@ -176,11 +176,10 @@ class Job(Generic[T]):
     def __init__(
         self, task: BackgroundTask, runner: JobRunner | None, options: Options, claims: set[Job[Any]]
     ) -> None:
-        self._task: BackgroundTask | str = task  # its name once it has ended: arguments are not kept
-        # asked for now where it is not a plain function's: at the end nothing of a user's may run
+        self._task: BackgroundTask | None = task  # None once it has ended: arguments are not kept
+        # asked for now: at the end nothing of a user's may run
         func = getattr(task, "func", None)
-        plain = type(func) is FunctionType or _is_plain(func)
-        self._named: str | None = None if plain else name_of(task)
+        self._name: str = func.__qualname__ if _is_plain(func) else name_of(task)
         self._runner: JobRunner | None = runner
         self._options: Options = options
         self._claims: set[Job[Any]] = claims
@@ -200,8 +199,7 @@ class Job(Generic[T]):
     @property
     def name(self) -> str:
         """The qualified name of the task's function."""
-        task = self._task
-        return task if isinstance(task, str) else self._named or name_of(task)
+        return self._name
 
     @property
     def state(self) -> JobState:
@@ -223,9 +221,7 @@ class Job(Generic[T]):
 
     def _end(self, state: JobState, outcome: Any = None) -> object:
         """Move to a last state. Returns what the job does not keep: whoever drops it frees the arguments."""
-        task: Any = self._task
-        func: Any = None if self._named is not None else task.func
-        self._task = func.__qualname__ if _is_plain(func) else self._named or type(task).__qualname__
+        task, self._task = self._task, None
         if state is FAILED and self._options.after_failure == "stop":
             outcome.task = task
         if self._special is not None:

@@ -493,7 +493,7 @@ class Scheduler:
         elif left and has_run:
             self.effects.append(Unrun(job, position, left))
         elif left:
-            job._task = f"{job.name} ({', '.join(part.name for part in left)})"
+            job._name = f"{job.name} ({', '.join(part.name for part in left)})"
 
     # -- nothing being unfinished ----------------------------------------------------------------------------
 

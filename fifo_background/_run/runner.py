@@ -423,4 +423,4 @@ class Runner:
 def _is_stoppable(job: Job[Any]) -> bool:
     """Whether a cancel can end the running job: not what runs in a thread."""
     task: Any = job._task
-    return isinstance(task, str) or overrides_call(task) or getattr(task, "is_async", True)
+    return task is None or overrides_call(task) or getattr(task, "is_async", True)
