@@ -6,7 +6,7 @@ thread of the handler may call `add`; all else is the event loop's.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from enum import Enum
@@ -18,13 +18,12 @@ from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
-from fifo_background._awaited import Collected, run, take_in
+from fifo_background._awaited import take_in
 from fifo_background._core.job import Job, name_of, safe_repr
 from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
 from fifo_background._entries import Entry
-from fifo_background._run.call import Around
 from fifo_background._run.current import Party, alive, current
 from fifo_background._run.runner import Runner
 from fifo_background._run.waits import AwaitedJobs
@@ -115,11 +114,6 @@ class TrackedRequest:
         return self.stage is ENDED
 
     @property
-    def is_in_loop(self) -> bool:
-        """Whether the caller runs in its event loop."""
-        return self.runner.is_current()
-
-    @property
     def has_unfinished(self) -> bool:
         """Whether a task of it has not ended."""
         return any(
@@ -145,7 +139,7 @@ class TrackedRequest:
         Then it must not wait for its tasks: they stand behind what waits for it.
         """
         party = self.made_by
-        if self.is_in_loop:
+        if self.runner.is_current():
             self.runner.scheduler.drain()  # positions that were just taken count
         while party is not None:
             if isinstance(party, Job):
@@ -353,10 +347,6 @@ class TrackedRequest:
             if job._position is not None and job._position.context is None:
                 job._position.context = copy_context()
         return True
-
-    def run(self, collected: Collected, around: Around) -> Coroutine[Any, Any, None]:
-        """`await tasks()`: run them after the response, and wait for those that are attached."""
-        return run(self, collected, around)
 
     def _forget(self, job: Job[Any]) -> None:
         job._end(DROPPED)

@@ -178,7 +178,7 @@ class Job(Generic[T]):
     ) -> None:
         self._task: BackgroundTask | None = task  # None once it has ended: arguments are not kept
         # asked for now: at the end nothing of a user's may run
-        func = getattr(task, "func", None)
+        func: Any = getattr(task, "func", None)
         self._name: str = func.__qualname__ if _is_plain(func) else name_of(task)
         self._runner: JobRunner | None = runner
         self._options: Options = options
