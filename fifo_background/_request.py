@@ -373,10 +373,16 @@ class TrackedRequest:
         if error is not None and self.handed_over is not None and not self.ends_normally(error):
             self.runner.waits.leave(self.handed_over, self)
         for position in tuple(self.positions.values()):
-            if position.added or position.arriving:
-                self._give_up_positions(error, interrupted)
+            if position.added or position.state is not GONE:
+                self._end_positions(error, interrupted)
                 break
-        # leaves the collector no cycle of it and positions that are gone; for the others see `forget`
+        else:
+            self.positions = {}  # leaves the collector no cycle of them and the request
+
+    def _end_positions(self, error: BaseException | None, interrupted: bool) -> None:
+        """Give up what waits for nothing, and part from the positions that are gone; see `forget`."""
+        if any(one.added or one.arriving for one in tuple(self.positions.values())):
+            self._give_up_positions(error, interrupted)
         with suppress(Exception):  # the `__eq__` of a key
             self.positions = {key: one for key, one in self.positions.items() if one.state is not GONE}
 
