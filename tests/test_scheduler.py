@@ -620,7 +620,7 @@ def test_cancelled_while_it_stands_in_the_queue() -> None:
     lane = model.scheduler.start_next()
     assert lane is not None
     assert lane.job is jobs[1]
-    assert model.scheduler.end(lane, jobs[1], S.SUCCEEDED, None, True) is jobs[3]
+    assert model.scheduler.end(lane, jobs[1], S.SUCCEEDED, None, lambda: True) is jobs[3]
     for job in (jobs[0], jobs[2]):
         job._end(S.CANCELLED)
     model.scheduler.inbox += [jobs[0], jobs[2]]

@@ -373,11 +373,17 @@ class Scheduler:
     # -- ending ----------------------------------------------------------------------------------------------
 
     def end(
-        self, lane: Lane, job: Job[Any], state: JobState, outcome: Any, may_go_on: bool
+        self,
+        lane: Lane,
+        job: Job[Any],
+        state: JobState,
+        outcome: Any,
+        may_go_on: Callable[[], bool] | None,
     ) -> Job[Any] | None:
         """A move: the job that runs on the loop has ended.
 
-        Returns the next job of the same position, started; None if the lane was left.
+        Returns the next job of the same position, started; None if the lane was left. `may_go_on`: whether
+        the same run may run a next job, asked if there is one; None if it may not.
         """
         self.moving = True
         try:
@@ -395,8 +401,9 @@ class Scheduler:
                     self._wake_joiners()
             if self.inbox:
                 self._drain()
-            if may_go_on and not (self.turns or lane.stopping or lane.lent or lane.paused or lane.stopped):
-                while (after := position.first) is not None and after._on_loop:
+            if position.first is not None and may_go_on is not None and may_go_on():
+                keeps = not (self.turns or lane.stopping or lane.lent or lane.paused or lane.stopped)
+                while keeps and (after := position.first) is not None and after._on_loop:
                     if self._start(lane, after):
                         return after
             self._leave(lane)

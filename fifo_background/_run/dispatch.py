@@ -28,10 +28,6 @@ class Dispatch:
         self._scheduler = runner.scheduler
         self.watchers: list[Any] = []  # waiters of who closes: woken when something has ended
 
-    @property
-    def is_due(self) -> bool:
-        return bool(self._scheduler.woken or self._scheduler.effects or self.watchers)
-
     def carry_out(self) -> None:
         if self._scheduler.woken:
             self.wake()

@@ -208,7 +208,7 @@ class Runner:
                     break
         finally:
             self._pumping = False
-        if self.dispatch.is_due:
+        if scheduler.woken or scheduler.effects or self.dispatch.watchers:
             self.dispatch.carry_out()
         if scheduler.gone:
             gone, scheduler.gone = scheduler.gone, []  # frees the users' objects, outside of moves
@@ -231,7 +231,7 @@ class Runner:
             self.thread_runs.fill(lane, lane.trip)
             run, context = self.thread_runs.run(lane, lane.trip), Context()
         try:
-            at_once = not any(context is left for left in self._leaving)
+            at_once = not (self._leaving and any(context is left for left in self._leaving))
             handle = self.backend.start(run, context, at_once=at_once)  # type: ignore[arg-type]
         except BaseException as error:
             run.close()
@@ -251,7 +251,7 @@ class Runner:
         elif job is not None and not job.done():
             ends = CANCELLED if self.backend.ending else FAILED
             failure = None if self.backend.ending else self.scheduler.failure(error)
-            self.scheduler.end(lane, job, ends, failure, False)
+            self.scheduler.end(lane, job, ends, failure, None)
             return
         self.scheduler.leave(lane)
 
@@ -263,17 +263,17 @@ class Runner:
             if job is not None and job._own_state is RUNNING:
                 task = job._task  # freed after the move  # noqa: F841
                 _log.was_cancelled(job, None if job._position is None else job._position.owner)
-                self.scheduler.end(lane, job, CANCELLED, None, False)
+                self.scheduler.end(lane, job, CANCELLED, None, None)
             else:
                 self.scheduler.leave(lane)
             self.pump_soon()
         if self.dispatch.watchers:
             self.dispatch.wake_watchers()
 
-    async def _run_async(self, lane: Lane, position: Position, job: Job[Any] | None) -> None:
+    async def _run_async(self, lane: Lane, position: Position, job: Job[Any]) -> None:
         """Run the consecutive async jobs of one position, in its context."""
         scheduler = self.scheduler
-        while job is not None:
+        while True:
             current.set(job)
             task: Any = job._task
             try:
@@ -282,16 +282,18 @@ class Runner:
                 else:
                     outcome = await self._call(job)
             except BaseException as error:
-                job = self._ended_badly(lane, job, error)
+                after = self._ended_badly(lane, job, error)
             else:
-                has_more = bool(position.first or position.added or scheduler.inbox)
-                job = scheduler.end(lane, job, SUCCEEDED, outcome, has_more and self._may_go_on())
-            self._started += 1
+                after = scheduler.end(lane, job, SUCCEEDED, outcome, self._may_go_on)
             task = outcome = None
             if scheduler.woken or scheduler.effects:
                 self.dispatch.carry_out()
+            if after is None:
+                break
+            job = after
+            self._started += 1
         unfinished, context = lane.first is position, position.context
-        del lane, position  # a traceback that holds this frame holds no request
+        del lane, position, job  # a traceback that holds this frame holds no request
         if self._pumping:
             return
         if unfinished:  # the context of the position is ours until this task is over
@@ -316,8 +318,8 @@ class Runner:
         cancelled = self._is_cancellation(error)
         if cancelled and (lane.stopping or self.backend.ends_by(error)):
             _log.was_cancelled(job, None if job._position is None else job._position.owner)
-            return scheduler.end(lane, job, CANCELLED, None, False)
-        goes_on = not cancelled and self._may_go_on()
+            return scheduler.end(lane, job, CANCELLED, None, None)
+        goes_on = None if cancelled else self._may_go_on
         after = scheduler.end(lane, job, FAILED, scheduler.failure(error), goes_on)
         if issubclass(type(error), (KeyboardInterrupt, SystemExit)):
             self.backend.reraise(error)

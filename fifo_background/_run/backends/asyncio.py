@@ -155,13 +155,15 @@ def _call_again(call: Callable[[], object], task: asyncio.Task[None]) -> None:
         call()
 
 
-if sys.version_info >= (3, 11):
-    # from 3.12 on a task starts to run at once, and needs no turn of the loop if it does not suspend
-    _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+if sys.version_info >= (3, 12):
 
     def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context, at_once: bool) -> _RunnerTask:
-        if at_once:
-            return _RunnerTask(run, loop=loop, context=context, **_EAGER)
+        # a task that starts at once needs no turn of the loop if it does not suspend
+        return _RunnerTask(run, loop=loop, context=context, eager_start=at_once)
+
+elif sys.version_info >= (3, 11):
+
+    def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context, at_once: bool) -> _RunnerTask:
         return _RunnerTask(run, loop=loop, context=context)
 
 else:
