@@ -18,12 +18,11 @@ from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
-from fifo_background._awaited import take_in
 from fifo_background._core.job import Job, name_of, safe_repr
 from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
-from fifo_background._entries import Entry
+from fifo_background._entries import Entry, take_in
 from fifo_background._run.current import Party, alive, current
 from fifo_background._run.runner import Runner
 from fifo_background._run.waits import AwaitedJobs
@@ -335,10 +334,8 @@ class TrackedRequest:
             return None
         return self.add(task, entry, jobs)
 
-    def holds_back(self, jobs: AwaitedJobs) -> bool:
-        """Keep jobs that were awaited before the response has ended. False if it has ended."""
-        if self.stage is not HANDLING:
-            return False
+    def hold_back(self, jobs: AwaitedJobs) -> None:
+        """Keep jobs that were awaited before the response has ended."""
         again = set(jobs)  # one that was added since the last await stands where this one puts it
         self.handed_over = AwaitedJobs(job for job in self.handed_over or () if job not in again)
         self.handed_over += jobs
@@ -346,7 +343,6 @@ class TrackedRequest:
         for job in jobs:
             if job._position is not None and job._position.context is None:
                 job._position.context = copy_context()
-        return True
 
     def _forget(self, job: Job[Any]) -> None:
         job._end(DROPPED)

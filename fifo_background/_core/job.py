@@ -79,11 +79,6 @@ def name_of(func: object) -> str:
         return type(func).__qualname__
 
 
-def _is_plain(func: Any) -> bool:
-    """Whether it is a function, or a method of one: these have a name, and asking for it runs nothing."""
-    return type(func.__func__ if type(func) is MethodType else func) is FunctionType
-
-
 def safe_repr(value: object) -> str:
     """`repr`, of an object that may not have one."""
     try:
@@ -179,7 +174,8 @@ class Job(Generic[T]):
         self._task: BackgroundTask | None = task  # None once it has ended: arguments are not kept
         # asked for now: at the end nothing of a user's may run
         func: Any = getattr(task, "func", None)
-        self._name: str = func.__qualname__ if _is_plain(func) else name_of(task)
+        plain = func.__func__ if type(func) is MethodType else func
+        self._name: str = func.__qualname__ if type(plain) is FunctionType else name_of(task)
         self._runner: JobRunner | None = runner
         self._options: Options = options
         self._claims: set[Job[Any]] = claims
