@@ -336,7 +336,8 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         return run(request, self, around)
 
     def _fifo_was_awaited(self, request: TrackedRequest, jobs: AwaitedJobs) -> None:
-        self._fifo_awaited_by, self._fifo_jobs = request, jobs
+        self._fifo_awaited_by = request
+        self._fifo_jobs = jobs
         self._fifo_state = AWAITED  # from any state; last, as threads look at it first
 
     # -- handing over ----------------------------------------------------------------------------------------

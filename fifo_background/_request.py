@@ -289,8 +289,9 @@ class TrackedRequest:
         scheduler = self.runner.scheduler
         position = self.positions.get(key)
         if position is None:
-            position = Position(scheduler.lanes.default if key is None else scheduler.lanes.of(key), self, [])
-            position = self.positions.setdefault(key, position)  # one atomic act: other threads may be adding
+            lane = scheduler.lanes.default if key is None else scheduler.lanes.of(key)
+            # one atomic act: other threads may be adding
+            position = self.positions.setdefault(key, Position(lane, self, []))
         elif position.state is not IN_QUEUE and not position.lane.listed:
             position.lane = scheduler.lanes.of(key)  # that one was retired
         job._position = position
@@ -303,9 +304,11 @@ class TrackedRequest:
             raise
         position.added.append(job)
         state = position.state  # after the append: the loop looks for added jobs after it has set GONE
-        # one that was lost is taken again when the response has ended
-        takes = (self._joins_at_add and not position.number) or self.stage is not HANDLING
-        if state is GONE or (state is OUTSIDE and takes):
+        if state is not IN_QUEUE and (
+            (self._joins_at_add and not position.number)
+            or state is GONE
+            or self.stage is not HANDLING  # one that was lost is taken again when the response has ended
+        ):
             position.taken = scheduler.clock()
             scheduler.inbox.append(position)  # the named moment
         return position

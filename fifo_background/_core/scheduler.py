@@ -144,7 +144,8 @@ class Scheduler:
 
     def take(self, position: Position) -> None:
         """Append a position to its lane, unless it is in a queue."""
-        if position.state is IN_QUEUE or (position.state is GONE and not position.held):
+        state = position.state
+        if state is not OUTSIDE and (state is IN_QUEUE or not position.held):
             return
         lane = position.lane
         if not lane.listed:
@@ -178,9 +179,8 @@ class Scheduler:
         trip = position.lane.trip
         if trip is not None and position.number < trip.reached:
             trip.stop = True  # before it leaves `added`: the thread has jobs in hand that come after it
-        added = position.added
-        if len(added) == 1 and added[0] is job:  # else it is left out when the loop looks
-            del added[0]
+        if position.added == [job]:  # else it is left out when the loop looks
+            del position.added[0]
         position.append(job)
         job._queued = True
         self._count_ready(position.lane, job)

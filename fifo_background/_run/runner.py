@@ -400,10 +400,7 @@ class Runner:
                 position = job._position
                 if position is None:  # cancelled a moment ago
                     continue
-                lane = position.lane
-                if position.context is None or (
-                    position.first is None and not (lane.occupied and lane.first is position)
-                ):
+                if position.context is None or (position.first is None and not _runs(position)):
                     position.context = copy_context()  # one for each lane, as they run side by side
                 self.look_at(job)
                 self._ready(job, position)
@@ -420,6 +417,11 @@ class Runner:
         if not self._pumping:
             self._started = 0  # a turn of its own
         self.pump()
+
+
+def _runs(position: Position) -> bool:
+    """Whether a run is in the context of the position."""
+    return position.lane.occupied and position.lane.first is position
 
 
 def _is_stoppable(job: Job[Any]) -> bool:

@@ -20,6 +20,7 @@ class Request:
     skips_rest = True
     handed_over = None
     named = True
+    has_ended = True
 
 
 class Model:
