@@ -25,7 +25,7 @@ from fifo_background._core.effects import Effect, Failed, Held, Lost, Unrun
 from fifo_background._core.job import Callback, Failure, Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.lanes import Lanes
-from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
+from fifo_background._core.position import IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.slots import Slots
 from fifo_background._core.state import (
     DROPPED,
@@ -397,8 +397,6 @@ class Scheduler:
                 self._over(job)
             else:
                 job._position = job._counted_in = None
-                if self.joiners:
-                    self._wake_joiners()
             if self.inbox:
                 self._drain()
             if position.first is not None and may_go_on is not None and may_go_on():

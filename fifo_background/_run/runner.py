@@ -215,7 +215,7 @@ class Runner:
             for one in gone:
                 if type(one) is Position and one.owner is not None and one.owner.has_ended:
                     one.owner.forget(one)  # leaves the collector no cycle of it and its request
-        if scheduler.queued or self.parking.waiter is not None:
+        if self.parking.waiter is not None or (scheduler.queued and not scheduler.occupied):
             self.parking.look()
 
     # -- running ---------------------------------------------------------------------------------------------
