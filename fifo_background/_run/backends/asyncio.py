@@ -89,7 +89,7 @@ class AsyncioBackend:
     def start(
         self, run: Coroutine[Any, Any, None], context: Context, *, at_once: bool = True
     ) -> Handle | None:
-        task = _start(run, loop=_get_running_loop(), context=context, eager_start=at_once)
+        task = _start(run, _get_running_loop(), context, at_once)
         if task.done():
             return None
         task.backend = self
@@ -155,21 +155,18 @@ def _call_again(call: Callable[[], object], task: asyncio.Task[None]) -> None:
         call()
 
 
-if sys.version_info >= (3, 12):
-    _start = _RunnerTask  # one that starts at once needs no turn of the loop if it does not suspend
+if sys.version_info >= (3, 11):
+    # from 3.12 on a task starts to run at once, and needs no turn of the loop if it does not suspend
+    _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 
-elif sys.version_info >= (3, 11):
-
-    def _start(
-        run: Coroutine[Any, Any, None], *, loop: Any, context: Context, eager_start: bool
-    ) -> _RunnerTask:
+    def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context, at_once: bool) -> _RunnerTask:
+        if at_once:
+            return _RunnerTask(run, loop=loop, context=context, **_EAGER)
         return _RunnerTask(run, loop=loop, context=context)
 
 else:
 
-    def _start(
-        run: Coroutine[Any, Any, None], *, loop: Any, context: Context, eager_start: bool
-    ) -> _RunnerTask:
+    def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context, at_once: bool) -> _RunnerTask:
         task = _RunnerTask(_in_context(run, context), loop=loop)
         task.add_done_callback(lambda _: run.close())  # it may have been cancelled before its first step
         return task
