@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _log
 from fifo_background._core.job import Job, safe_repr
 from fifo_background._core.state import DROPPED, SUCCEEDED
-from fifo_background._entries import Entry, is_left_out, job_of_entry, object_in, options_of_entry
+from fifo_background._entries import Entry, is_left_out, job_of_entry, options_of_entry, take_in
+from fifo_background._request import HANDLING, TrackedRequest
 from fifo_background._run.call import Around, own_class
 from fifo_background._run.waits import AwaitedJobs
 
-if TYPE_CHECKING:
-    from fifo_background._request import TrackedRequest
-
-__all__ = ("Collected", "run", "take_in")
+__all__ = ("Collected", "run")
 
 
 class Collected(Protocol):
@@ -94,16 +92,14 @@ def _jobs_of(request: TrackedRequest, around: Around, entries: Sequence[Any]) ->
     """The jobs of the entries, in order: those that `add_task` made, and new ones for the others."""
     jobs: list[Job[Any]] = []
     for task in entries:
-        kind: type[Any] = type(task)
-        plain = kind is own_class.task
+        plain = type(task) is own_class.task
         job: Job[Any] | None = task._fifo_job if plain else None
-        position = None if job is None else job._position
         if (
             job is not None
-            and position is not None
-            and position.owner is request
             and job._own_state is None
             and request.handed_over is None
+            and (position := job._position) is not None
+            and position.owner is request
         ):
             del task._fifo_job
         else:
@@ -162,10 +158,11 @@ def _adopt(
 
 def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) -> bool:
     """The new ones of these jobs were awaited. False if they run later: the response has not ended."""
-    jobs.waited = request.waits
+    jobs.waited = waits = request.waits
     for job in new:
-        job._attached = jobs.waited and job._options.wait
-    if request.holds_back(jobs):
+        job._attached = waits and job._options.wait
+    if request.stage is HANDLING:
+        request.hold_back(jobs)
         return False
     if request.settings.order == "arrived":
         request.arrived()
@@ -173,29 +170,3 @@ def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) 
         request.runner.hand_over([job for job in request.handed_over if not (job.done() or job._queued)])
     request.runner.hand_over(new)
     return True
-
-
-def take_in(task: Any, outer: Job[Any]) -> None:
-    """What was added to an object that is a task itself runs inside that: it leaves the scheduler."""
-    inner = object_in(task)
-    if inner is None:
-        return
-    parts: list[Job[Any]] = []
-    look, seen = [inner], {id(inner)}
-    while look:
-        owner: Any = look.pop()
-        claims = owner._fifo_become_part(outer) if hasattr(owner, "_fifo_become_part") else set()
-        for one in getattr(owner, "tasks", ()):
-            job = job_of_entry(one)
-            if job is not None and not job._queued and job._claim():
-                if job._runner is not None:
-                    job._runner.let_go(job)
-                job._runner, job._claims = outer._runner, claims
-                claims.add(job)  # where others can cancel it still
-                job._make_special().outer = outer
-                parts.append(job)
-            deeper = object_in(one)
-            if deeper is not None and id(deeper) not in seen:
-                seen.add(id(deeper))
-                look.append(deeper)
-    outer._make_special().parts = parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
@@ -10,6 +10,7 @@ from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Scope
 
 from fifo_background._adder import TaskAdder, asked_for
+from fifo_background._awaited import run
 from fifo_background._core.job import Job, name_of
 from fifo_background._core.state import DROPPED, RUNNING
 from fifo_background._entries import (
@@ -153,9 +154,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         BackgroundTasks.__init__(self, tasks)
-        request = _request_here()
-        if request is not None:
-            self._fifo_request = request
+        self._fifo_request = _request_here()
 
     def _fifo_in_app_of(self, scope: Scope) -> None:
         """FastAPI injects this object into the endpoint of that scope."""
@@ -256,7 +255,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         except BaseException:  # refused: it must not run
             self.tasks[:] = [other for other in self.tasks if other is not task]
             raise
-        job._named = name_of(func)
+        job._name = name_of(func)
         attach(task, job, entry)
         return job
 
@@ -322,22 +321,23 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         shell.tasks = entries
         await shell()
 
-    async def _fifo_run(self) -> None:
+    def _fifo_run(self) -> Coroutine[Any, Any, None]:
+        """What awaiting the object comes to: a part of the task that awaits it, or tasks of a request."""
         around = around_here() if self._fifo_spans else None
         party = current_party()
         if isinstance(party, Job):
             if party._own_state is RUNNING and party._runner is not None and party._runner.is_current():
-                await self._fifo_run_inline(party, around)
-                return
+                return self._fifo_run_inline(party, around)
             party = None
         request = party or self._fifo_request
         # a test client carries contexts into its loop
-        if request is None or self._fifo_is_outside or not request.is_in_loop:
+        if request is None or self._fifo_is_outside or not request.runner.is_current():
             request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE, party)
-        await request.run(self, around)
+        return run(request, self, around)
 
     def _fifo_was_awaited(self, request: TrackedRequest, jobs: AwaitedJobs) -> None:
-        self._fifo_awaited_by, self._fifo_jobs = request, jobs
+        self._fifo_awaited_by = request
+        self._fifo_jobs = jobs
         self._fifo_state = AWAITED  # from any state; last, as threads look at it first
 
     # -- handing over ----------------------------------------------------------------------------------------
@@ -406,10 +406,9 @@ _OWN_ADD: Any = OrderedBackgroundTasks.add_task
 def _request_here() -> TrackedRequest | None:
     """The request in whose context the caller runs, if any: in its event loop, or in a thread without one."""
     party = current_party()
-    if party is None or isinstance(party, Job) or party.has_ended:
+    if type(party) is not TrackedRequest or party.stage is ENDED:
         return None
-    request: TrackedRequest = party
-    return request if request.is_in_loop or not in_a_loop() else None
+    return party if party.runner.is_current() or not in_a_loop() else None
 
 
 class _Runs(BackgroundTask):

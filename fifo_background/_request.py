@@ -6,7 +6,7 @@ thread of the handler may call `add`; all else is the event loop's.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from enum import Enum
@@ -18,13 +18,11 @@ from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
-from fifo_background._awaited import Collected, run, take_in
 from fifo_background._core.job import Job, name_of, safe_repr
 from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
-from fifo_background._entries import Entry
-from fifo_background._run.call import Around
+from fifo_background._entries import Entry, take_in
 from fifo_background._run.current import Party, alive, current
 from fifo_background._run.runner import Runner
 from fifo_background._run.waits import AwaitedJobs
@@ -115,11 +113,6 @@ class TrackedRequest:
         return self.stage is ENDED
 
     @property
-    def is_in_loop(self) -> bool:
-        """Whether the caller runs in its event loop."""
-        return self.runner.is_current()
-
-    @property
     def has_unfinished(self) -> bool:
         """Whether a task of it has not ended."""
         return any(
@@ -145,7 +138,7 @@ class TrackedRequest:
         Then it must not wait for its tasks: they stand behind what waits for it.
         """
         party = self.made_by
-        if self.is_in_loop:
+        if self.runner.is_current():
             self.runner.scheduler.drain()  # positions that were just taken count
         while party is not None:
             if isinstance(party, Job):
@@ -296,8 +289,9 @@ class TrackedRequest:
         scheduler = self.runner.scheduler
         position = self.positions.get(key)
         if position is None:
-            position = Position(scheduler.lanes.default if key is None else scheduler.lanes.of(key), self, [])
-            position = self.positions.setdefault(key, position)  # one atomic act: other threads may be adding
+            lane = scheduler.lanes.default if key is None else scheduler.lanes.of(key)
+            # one atomic act: other threads may be adding
+            position = self.positions.setdefault(key, Position(lane, self, []))
         elif position.state is not IN_QUEUE and not position.lane.listed:
             position.lane = scheduler.lanes.of(key)  # that one was retired
         job._position = position
@@ -310,9 +304,11 @@ class TrackedRequest:
             raise
         position.added.append(job)
         state = position.state  # after the append: the loop looks for added jobs after it has set GONE
-        # one that was lost is taken again when the response has ended
-        takes = (self._joins_at_add and not position.number) or self.stage is not HANDLING
-        if state is GONE or (state is OUTSIDE and takes):
+        if state is not IN_QUEUE and (
+            (self._joins_at_add and not position.number)
+            or state is GONE
+            or self.stage is not HANDLING  # one that was lost is taken again when the response has ended
+        ):
             position.taken = scheduler.clock()
             scheduler.inbox.append(position)  # the named moment
         self.runner.note_change()
@@ -342,10 +338,8 @@ class TrackedRequest:
             return None
         return self.add(task, entry, jobs)
 
-    def holds_back(self, jobs: AwaitedJobs) -> bool:
-        """Keep jobs that were awaited before the response has ended. False if it has ended."""
-        if self.stage is not HANDLING:
-            return False
+    def hold_back(self, jobs: AwaitedJobs) -> None:
+        """Keep jobs that were awaited before the response has ended."""
         again = set(jobs)  # one that was added since the last await stands where this one puts it
         self.handed_over = AwaitedJobs(job for job in self.handed_over or () if job not in again)
         self.handed_over += jobs
@@ -353,11 +347,6 @@ class TrackedRequest:
         for job in jobs:
             if job._position is not None and job._position.context is None:
                 job._position.context = copy_context()
-        return True
-
-    def run(self, collected: Collected, around: Around) -> Coroutine[Any, Any, None]:
-        """`await tasks()`: run them after the response, and wait for those that are attached."""
-        return run(self, collected, around)
 
     def _forget(self, job: Job[Any]) -> None:
         job._end(DROPPED)
@@ -384,10 +373,16 @@ class TrackedRequest:
         if error is not None and self.handed_over is not None and not self.ends_normally(error):
             self.runner.waits.leave(self.handed_over, self)
         for position in tuple(self.positions.values()):
-            if position.added or position.arriving:
-                self._give_up_positions(error, interrupted)
+            if position.added or position.state is not GONE:
+                self._end_positions(error, interrupted)
                 break
-        # leaves the collector no cycle of it and positions that are gone; for the others see `forget`
+        else:
+            self.positions = {}  # leaves the collector no cycle of them and the request
+
+    def _end_positions(self, error: BaseException | None, interrupted: bool) -> None:
+        """Give up what waits for nothing, and part from the positions that are gone; see `forget`."""
+        if any(one.added or one.arriving for one in tuple(self.positions.values())):
+            self._give_up_positions(error, interrupted)
         with suppress(Exception):  # the `__eq__` of a key
             self.positions = {key: one for key, one in self.positions.items() if one.state is not GONE}
 

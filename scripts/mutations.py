@@ -66,18 +66,18 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a lane keeps its slot": (
         "_core/scheduler.py",
-        "            if may_go_on and not (self.turns or lane.stopping",
-        "            if may_go_on and not (lane.stopping",
+        "                keeps = not (self.turns or lane.stopping",
+        "                keeps = not (lane.stopping",
     ),
     "a run goes on in a stopped lane": (
         "_core/scheduler.py",
-        " or lane.paused or lane.stopped):",
-        " or lane.paused):",
+        " or lane.paused or lane.stopped)",
+        " or lane.paused)",
     ),
     "a run goes on in a paused lane": (
         "_core/scheduler.py",
-        " or lane.paused or lane.stopped):",
-        " or lane.stopped):",
+        " or lane.paused or lane.stopped)",
+        " or lane.stopped)",
     ),
     "a lane that has run goes first again": (
         "_core/scheduler.py",

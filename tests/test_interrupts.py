@@ -214,7 +214,7 @@ async def test_ctrl_c_in_the_first_step(when: str, events: list[Any]) -> None:
                 lane.job._end(JobState.CANCELLED)
                 lane.job._position = None
             elif when == "left":
-                runner.scheduler.end(lane, lane.job, JobState.CANCELLED, None, False)
+                runner.scheduler.end(lane, lane.job, JobState.CANCELLED, None, None)
             raise KeyboardInterrupt
 
         runner.backend.start = interrupted

@@ -38,7 +38,6 @@ EXCEPTIONS = {("_background", "_fastapi.spans")}
 CYCLES = [
     {"_core.job", "_core.lane", "_core.position"},  # a job knows its position, which knows its lane
     {"_core.capacity", "_core.scheduler", "_core.slots"},  # parts of a scheduler
-    {"_awaited", "_request"},  # how a request runs an object that is awaited in it
     {"_run.backends.api", "_run.backends.asyncio", "_run.backends.trio"},  # one protocol, and who has it
     {  # parts of a runner
         "_run.closing",

@@ -509,7 +509,7 @@ def test_ended_job_keeps_nothing() -> None:
     model.cancel(jobs[1])
     model.scheduler.end_waiting(jobs[2], S.SKIPPED)
     for job in jobs:
-        assert (job._task, job._position, job._next, job._previous) == ("print", None, None, None)
+        assert (job._task, job._position, job._next, job._previous) == (None, None, None, None)
 
 
 def test_superseded() -> None:
@@ -584,7 +584,7 @@ def test_closed_heads(how: str) -> None:
     assert operations.close(model.scheduler) == [jobs[1]]
     other = model.start()
     later = model.scheduler.lanes.default
-    operations.pause(later)
+    operations.pause(model.scheduler, later)
     operations.pause(other)
     assert operations.drop_closed_heads(model.scheduler) == []
     model.end(other)
@@ -620,7 +620,7 @@ def test_cancelled_while_it_stands_in_the_queue() -> None:
     lane = model.scheduler.start_next()
     assert lane is not None
     assert lane.job is jobs[1]
-    assert model.scheduler.end(lane, jobs[1], S.SUCCEEDED, None, True) is jobs[3]
+    assert model.scheduler.end(lane, jobs[1], S.SUCCEEDED, None, lambda: True) is jobs[3]
     for job in (jobs[0], jobs[2]):
         job._end(S.CANCELLED)
     model.scheduler.inbox += [jobs[0], jobs[2]]

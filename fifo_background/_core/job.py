@@ -88,11 +88,6 @@ def name_of(func: object) -> str:
         return type(func).__qualname__
 
 
-def _is_plain(func: Any) -> bool:
-    """Whether it is a function, or a method of one: these have a name, and asking for it runs nothing."""
-    return type(func.__func__ if type(func) is MethodType else func) is FunctionType
-
-
 def safe_repr(value: object) -> str:
     """`repr`, of an object that may not have one."""
     try:
@@ -179,7 +174,7 @@ class Job(Generic[T]):
         "_counted_in",
         "_direct",
         "_ended",
-        "_named",
+        "_name",
         "_next",
         "_number",
         "_on_loop",
@@ -200,11 +195,11 @@ class Job(Generic[T]):
     def __init__(
         self, task: BackgroundTask, runner: JobRunner | None, options: Options, claims: set[Job[Any]]
     ) -> None:
-        self._task: BackgroundTask | str = task  # its name once it has ended: arguments are not kept
-        # asked for now where it is not a plain function's: at the end nothing of a user's may run
-        func = getattr(task, "func", None)
-        plain = type(func) is FunctionType or _is_plain(func)
-        self._named: str | None = None if plain else name_of(task)
+        self._task: BackgroundTask | None = task  # None once it has ended: arguments are not kept
+        # asked for now: at the end nothing of a user's may run
+        func: Any = getattr(task, "func", None)
+        plain = func.__func__ if type(func) is MethodType else func
+        self._name: str = func.__qualname__ if type(plain) is FunctionType else name_of(task)
         self._runner: JobRunner | None = runner
         self._options: Options = options
         self._claims: set[Job[Any]] = claims
@@ -230,8 +225,7 @@ class Job(Generic[T]):
     @property
     def name(self) -> str:
         """The qualified name of the task's function."""
-        task = self._task
-        return task if isinstance(task, str) else self._named or name_of(task)
+        return self._name
 
     @property
     def state(self) -> JobState:
@@ -315,9 +309,7 @@ class Job(Generic[T]):
 
     def _end(self, state: JobState, outcome: Any = None) -> object:
         """Move to a last state. Returns what the job does not keep: whoever drops it frees the arguments."""
-        task: Any = self._task
-        func: Any = None if self._named is not None else task.func
-        self._task = func.__qualname__ if _is_plain(func) else self._named or type(task).__qualname__
+        task, self._task = self._task, None
         if state is FAILED and self._options.after_failure == "stop":
             outcome.task = task
         if self._special is not None:

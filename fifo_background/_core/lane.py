@@ -156,7 +156,8 @@ class Lane(Chain[Position]):
         """A position that has nothing more to run leaves the queue."""
         self.remove(position)
         position.state = GONE  # before the look: a thread looks at the state after it has added a job
-        gone.append(position)  # freed later: what it holds is the user's
+        if position.owner is None or position.owner.has_ended:  # else the request has it
+            gone.append(position)  # freed later: what it holds is the user's
         if position.added and position.held:
             self.take(position)
             position.state = IN_QUEUE

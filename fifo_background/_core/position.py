@@ -54,6 +54,9 @@ class PositionState(Enum):
 
 OUTSIDE, IN_QUEUE, GONE = PositionState
 
+# What a position has until a job is added. It is replaced, and never changed.
+NONE_ADDED: list[Job[Any]] = []
+
 
 class Position(Chain[Job[Any]]):
     """A chain of the jobs that are ready to run. The order between positions is the lane's.
@@ -76,7 +79,7 @@ class Position(Chain[Job[Any]]):
         "taken",
     )
 
-    def __init__(self, lane: Lane, owner: Owner | None, added: list[Job[Any]] | None = None) -> None:
+    def __init__(self, lane: Lane, owner: Owner | None, added: list[Job[Any]] = NONE_ADDED) -> None:
         self.first: Job[Any] | None = None
         self.last: Job[Any] | None = None
         self.lane: Lane = lane
@@ -89,7 +92,7 @@ class Position(Chain[Job[Any]]):
         self.arriving: bool = False  # held by a request that may still add tasks (order="arrived")
         # Added, but not ready: while one of them waits they hold the position. Jobs that are ready, or have
         # ended, leave it when the loop looks (`held`).
-        self.added: list[Job[Any]] = NONE_ADDED if added is None else added
+        self.added: list[Job[Any]] = added
         self._next: Position | None = None
         self._previous: Position | None = None
 
@@ -134,7 +137,3 @@ class Position(Chain[Job[Any]]):
             if job._own_state is None:
                 yield job
         yield from self.pending
-
-
-# What a position has until a job is added. It is replaced, and never changed.
-NONE_ADDED: list[Job[Any]] = []

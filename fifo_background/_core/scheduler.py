@@ -27,7 +27,7 @@ from fifo_background._core.job import Callback, Failure, Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.lanes import Lanes
 from fifo_background._core.names import Names
-from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
+from fifo_background._core.position import IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.slots import Slots
 from fifo_background._core.state import (
     DROPPED,
@@ -159,7 +159,8 @@ class Scheduler:
 
     def take(self, position: Position) -> None:
         """Append a position to its lane, unless it is in a queue."""
-        if position.state is IN_QUEUE or (position.state is GONE and not position.held):
+        state = position.state
+        if state is not OUTSIDE and (state is IN_QUEUE or not position.held):
             return
         lane = position.lane
         if not lane.listed:
@@ -193,9 +194,8 @@ class Scheduler:
         trip = position.lane.trip
         if trip is not None and position.number < trip.reached:
             trip.stop = True  # before it leaves `added`: the thread has jobs in hand that come after it
-        added = position.added
-        if len(added) == 1 and added[0] is job:  # else it is left out when the loop looks
-            del added[0]
+        if position.added == [job]:  # else it is left out when the loop looks
+            del position.added[0]
         position.append(job)
         job._queued = True
         self._count_ready(position.lane, job)
@@ -388,11 +388,17 @@ class Scheduler:
     # -- ending ----------------------------------------------------------------------------------------------
 
     def end(
-        self, lane: Lane, job: Job[Any], state: JobState, outcome: Any, may_go_on: bool
+        self,
+        lane: Lane,
+        job: Job[Any],
+        state: JobState,
+        outcome: Any,
+        may_go_on: Callable[[], bool] | None,
     ) -> Job[Any] | None:
         """A move: the job that runs on the loop has ended.
 
-        Returns the next job of the same position, started; None if the lane was left.
+        Returns the next job of the same position, started; None if the lane was left. `may_go_on`: whether
+        the same run may run a next job, asked if there is one; None if it may not.
         """
         self.moving = True
         try:
@@ -407,12 +413,11 @@ class Scheduler:
             else:
                 self._count_end(job, position, state)
                 job._position = job._counted_in = None
-                if self.joiners:
-                    self._wake_joiners()
             if self.inbox:
                 self._drain()
-            if may_go_on and not (self.turns or lane.stopping or lane.lent or lane.paused or lane.stopped):
-                while (after := position.first) is not None and after._on_loop:
+            if position.first is not None and may_go_on is not None and may_go_on():
+                keeps = not (self.turns or lane.stopping or lane.lent or lane.paused or lane.stopped)
+                while keeps and (after := position.first) is not None and after._on_loop:
                     if self._start(lane, after):
                         return after
             self._leave(lane)
@@ -515,7 +520,7 @@ class Scheduler:
         elif left and has_run:
             self.effects.append(Unrun(job, position, left))
         elif left:
-            job._task = f"{job.name} ({', '.join(part.name for part in left)})"
+            job._name = f"{job.name} ({', '.join(part.name for part in left)})"
 
     # -- nothing being unfinished ----------------------------------------------------------------------------
 

@@ -120,11 +120,10 @@ def make_task(
     function is not async. Of a function that has no attributes, and so no mark, the code alone tells.
     """
     task: Any = object.__new__(kind)
-    method: Any = func
-    plain: Any = method.__func__ if type(func) is MethodType else func
+    plain: Any = func.__func__ if type(func) is MethodType else func
     if type(plain) is FunctionType and not plain.__dict__ and BackgroundTask.__init__ is STARLETTES_INIT:
         code = plain.__code__
-        given = len(args) if plain is func else len(args) + 1
+        given = len(args) + (plain is not func)
         if given != code.co_argcount or kwargs or code.co_kwonlyargcount:
             check_arguments(where, func, args, kwargs)
         task.func = func
@@ -133,8 +132,7 @@ def make_task(
         BackgroundTask.__init__(task, func)
     task.args = args
     task.kwargs = kwargs
-    made: B = task
-    return made
+    return task  # type: ignore[no-any-return]
 
 
 def not_callable(where: str, func: object) -> TypeError:

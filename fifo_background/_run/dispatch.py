@@ -28,11 +28,6 @@ class Dispatch:
         self._scheduler = runner.scheduler
         self.watchers: list[Any] = []  # waiters of who closes: woken when something has ended
 
-    @property
-    def is_due(self) -> bool:
-        scheduler = self._scheduler
-        return bool(scheduler.woken or scheduler.effects or scheduler.ended or self.watchers)
-
     def carry_out(self) -> None:
         if self._scheduler.woken:
             self.wake()

@@ -173,7 +173,8 @@ def give(trip: Trip, job: Job[Any], position: Position) -> None:
         before, earlier = earlier.last, earlier._previous
     is_open = not (trip.stop or trip.alone) and len(trip.jobs) < BATCH
     if before is trip.last and is_open and job._options.timeout is None:
-        trip.last, trip.reached = job, position.number
+        trip.last = job
+        trip.reached = position.number
         trip.jobs.append(job)
 
 

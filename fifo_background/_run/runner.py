@@ -227,7 +227,7 @@ class Runner:
                     break
         finally:
             self._pumping = False
-        if self.dispatch.is_due:
+        if scheduler.woken or scheduler.ended or scheduler.effects or self.dispatch.watchers:
             self.dispatch.carry_out()
         self.changes.noted = True
         if self.changes.waiters:
@@ -237,7 +237,7 @@ class Runner:
             for one in gone:
                 if type(one) is Position and one.owner is not None and one.owner.has_ended:
                     one.owner.forget(one)  # leaves the collector no cycle of it and its request
-        if scheduler.queued or self.parking.waiter is not None:
+        if self.parking.waiter is not None or (scheduler.queued and not scheduler.occupied):
             self.parking.look()
 
     # -- running ---------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ class Runner:
             self.thread_runs.fill(lane, lane.trip)
             run, context = self.thread_runs.run(lane, lane.trip), Context()
         try:
-            at_once = not any(context is left for left in self._leaving)
+            at_once = not (self._leaving and any(context is left for left in self._leaving))
             handle = self.backend.start(run, context, at_once=at_once)  # type: ignore[arg-type]
         except BaseException as error:
             run.close()
@@ -273,7 +273,7 @@ class Runner:
         elif job is not None and not job.done():
             ends = CANCELLED if self.backend.ending else FAILED
             failure = None if self.backend.ending else self.scheduler.failure(error)
-            self.scheduler.end(lane, job, ends, failure, False)
+            self.scheduler.end(lane, job, ends, failure, None)
             return
         self.scheduler.leave(lane)
 
@@ -285,17 +285,17 @@ class Runner:
             if job is not None and job._own_state is RUNNING:
                 task = job._task  # freed after the move  # noqa: F841
                 _log.was_cancelled(job, None if job._position is None else job._position.owner)
-                self.scheduler.end(lane, job, CANCELLED, None, False)
+                self.scheduler.end(lane, job, CANCELLED, None, None)
             else:
                 self.scheduler.leave(lane)
             self.pump_soon()
         if self.dispatch.watchers:
             self.dispatch.wake_watchers()
 
-    async def _run_async(self, lane: Lane, position: Position, job: Job[Any] | None) -> None:
+    async def _run_async(self, lane: Lane, position: Position, job: Job[Any]) -> None:
         """Run the consecutive async jobs of one position, in its context."""
         scheduler = self.scheduler
-        while job is not None:
+        while True:
             current.set(job)
             task: Any = job._task
             try:
@@ -304,16 +304,18 @@ class Runner:
                 else:
                     outcome = await self._call(job)
             except BaseException as error:
-                job = self._ended_badly(lane, job, error)
+                after = self._ended_badly(lane, job, error)
             else:
-                has_more = bool(position.first or position.added or scheduler.inbox)
-                job = scheduler.end(lane, job, SUCCEEDED, outcome, has_more and self._may_go_on())
-            self._started += 1
+                after = scheduler.end(lane, job, SUCCEEDED, outcome, self._may_go_on)
             task = outcome = None
             if scheduler.woken or scheduler.effects or scheduler.ended:
                 self.dispatch.carry_out()
+            if after is None:
+                break
+            job = after
+            self._started += 1
         unfinished, context = lane.first is position, position.context
-        del lane, position  # a traceback that holds this frame holds no request
+        del lane, position, job  # a traceback that holds this frame holds no request
         if self._pumping:
             return
         if unfinished:  # the context of the position is ours until this task is over
@@ -338,8 +340,8 @@ class Runner:
         cancelled = self._is_cancellation(error)
         if cancelled and (lane.stopping or self.backend.ends_by(error)):
             _log.was_cancelled(job, None if job._position is None else job._position.owner)
-            return scheduler.end(lane, job, CANCELLED, None, False)
-        goes_on = not cancelled and self._may_go_on()
+            return scheduler.end(lane, job, CANCELLED, None, None)
+        goes_on = None if cancelled else self._may_go_on
         after = scheduler.end(lane, job, FAILED, scheduler.failure(error), goes_on)
         if issubclass(type(error), (KeyboardInterrupt, SystemExit)):
             self.backend.reraise(error)
@@ -420,10 +422,7 @@ class Runner:
                 position = job._position
                 if position is None:  # cancelled a moment ago
                     continue
-                lane = position.lane
-                if position.context is None or (
-                    position.first is None and not (lane.occupied and lane.first is position)
-                ):
+                if position.context is None or (position.first is None and not _runs(position)):
                     position.context = copy_context()  # one for each lane, as they run side by side
                 self.look_at(job)
                 self._ready(job, position)
@@ -442,7 +441,12 @@ class Runner:
         self.pump()
 
 
+def _runs(position: Position) -> bool:
+    """Whether a run is in the context of the position."""
+    return position.lane.occupied and position.lane.first is position
+
+
 def _is_stoppable(job: Job[Any]) -> bool:
     """Whether a cancel can end the running job: not what runs in a thread."""
     task: Any = job._task
-    return isinstance(task, str) or overrides_call(task) or getattr(task, "is_async", True)
+    return task is None or overrides_call(task) or getattr(task, "is_async", True)

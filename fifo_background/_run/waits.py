@@ -334,7 +334,10 @@ def _blockers(job: Job[Any]) -> Iterator[tuple[Any, str]]:
 
 def _last_unfinished(jobs: AwaitedJobs) -> Job[Any] | None:
     """Jobs of one position end in order: the wait for the last one is mostly the only one."""
-    return next((job for job in reversed(jobs) if job._attached and not job.done()), None)
+    for job in reversed(jobs):
+        if job._attached and not job.done():
+            return job
+    return None
 
 
 def _last_look(jobs: AwaitedJobs) -> Job[Any] | None:

@@ -20,6 +20,7 @@ class Request:
     skips_rest = True
     handed_over = None
     named = True
+    has_ended = True
 
 
 class Model:
@@ -75,7 +76,7 @@ class Model:
     def end(self, lane: Lane, state: JobState = JobState.SUCCEEDED, outcome: Any = None) -> Job[Any] | None:
         """End what runs in the lane; the next job that was started in it, if the run goes on."""
         assert lane.job is not None
-        job = self.scheduler.end(lane, lane.job, state, outcome, True)
+        job = self.scheduler.end(lane, lane.job, state, outcome, lambda: True)
         check(self.scheduler)
         return job
 
