@@ -96,9 +96,14 @@ class TrackedRequest:
         return request
 
     def __str__(self) -> str:
-        if not self.named:
-            return "an object outside any request"
-        return f"{self.scope.get('method', self.scope['type'])} {self.scope.get('path', '')}"
+        return self.label or "an object outside any request"
+
+    @property
+    def label(self) -> str | None:
+        """Its method and path; None where it is no request."""
+        scope = self.scope
+        kind = scope["type"]
+        return None if kind == NO_REQUEST else f"{scope.get('method', kind)} {scope.get('path', '')}"
 
     @property
     def named(self) -> bool:

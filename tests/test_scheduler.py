@@ -167,7 +167,7 @@ def test_a_paused_lane_takes_no_slot() -> None:
     """A paused lane starts nothing and occupies no slot; it is kept until `resume`, even if it is empty."""
     model = Model(max_lanes_running=1)
     paused = model.scheduler.lanes.list_lane(model.scheduler.lanes.of("a"))
-    operations.pause(paused)
+    operations.pause(model.scheduler, paused)
     job = model.job("a")
     other = model.job("b")
     assert model.start().job is other
@@ -577,7 +577,7 @@ def test_closed_heads(how: str) -> None:
     jobs = [model.job(key) for key in "aab"]
     lane = model.start()
     if how == "paused":
-        operations.pause(lane)
+        operations.pause(model.scheduler, lane)
         model.end(lane)
     else:
         model.fail(lane)
@@ -585,7 +585,7 @@ def test_closed_heads(how: str) -> None:
     other = model.start()
     later = model.scheduler.lanes.default
     operations.pause(model.scheduler, later)
-    operations.pause(other)
+    operations.pause(model.scheduler, other)
     assert operations.drop_closed_heads(model.scheduler) == []
     model.end(other)
     assert model.start_next() is None

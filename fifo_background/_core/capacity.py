@@ -133,9 +133,9 @@ class Capacity:
             self.sought -= 1
             if self.limit is not None:
                 _add(self._counted, job, position.lane)
-            scheduler.number(job)
+            job._number, job._added = scheduler.next_number(), scheduler.clock()
             scheduler.waiting.add(job)
-            position.submit(job, scheduler.clock())
+            position.submit(job, job._added)
             scheduler.take(position)
             scheduler.woken.append(wanted.waiter)
 

@@ -8,7 +8,7 @@ from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.position import Position
 
-__all__ = ("Effect", "Failed", "Held", "Lost", "Unrun")
+__all__ = ("Effect", "Failed", "Held", "Lost", "Returned", "Unrun")
 
 
 class Lost(NamedTuple):
@@ -35,6 +35,13 @@ class Failed(NamedTuple):
     handed_over: bool
 
 
+class Returned(NamedTuple):
+    """A job has succeeded, and the history keeps its result."""
+
+    job: Job[Any]
+    result: object
+
+
 class Unrun(NamedTuple):
     """A job has ended without running these parts of it."""
 
@@ -43,4 +50,4 @@ class Unrun(NamedTuple):
     parts: list[Job[Any]]
 
 
-Effect = Lost | Held | Failed | Unrun
+Effect = Lost | Held | Failed | Returned | Unrun

@@ -1,7 +1,7 @@
 """The history of an executor: what has ended, in the order of its end. It keeps no `Job`.
 
-A move notes what has ended (`note`); after the move the loop completes these records (`complete`), as that
-may run users' code: an error's `__str__`, and the destructors of what the history forgets.
+A move adds the records. What may run users' code follows after the move (`Ended` in `effects.py`): an error's
+`__str__`, the copy of a result. Records that are forgotten are freed after the move, too.
 """
 
 from __future__ import annotations
@@ -12,110 +12,110 @@ from itertools import islice
 from typing import Any
 
 from fifo_background._core.job import Job, Progress
-from fifo_background._core.plain import LONGEST_TEXT, as_plain, text_of
-from fifo_background._core.position import Owner, Position
-from fifo_background._core.state import FAILED, SUCCEEDED, JobState
+from fifo_background._core.plain import as_plain, text_of
+from fifo_background._core.position import Position
+from fifo_background._core.state import FAILED, JobState
 from fifo_background._settings import Settings
 
-__all__ = ("History", "Record")
+__all__ = ("NOTHING_MORE", "History", "More", "Record")
 
 
-class Record:
-    """One job that has ended. Times are the loop's, in seconds."""
+class More:
+    """What few records have."""
 
-    __slots__ = (
-        "added",
-        "ended",
-        "error",
-        "key",
-        "name",
-        "number",
-        "omitted",
-        "outcome",
-        "owner",
-        "progress",
-        "request",
-        "result",
-        "retry_of",
-        "size",
-        "started",
-        "state",
-    )
+    __slots__ = ("error", "omitted", "progress", "result", "retry_of", "size")
 
-    def __init__(self, job: Job[Any], position: Position, state: JobState, ended: float) -> None:
-        self.number: int = job._number
-        self.name: str = job.name
-        self.key: Hashable = position.lane.key
-        self.state: JobState = state
-        self.added: float = job._added
-        self.started: float | None = job._started
-        self.ended: float = ended
-        special = job._special
-        self.progress: Progress | None = None if special is None else special.progress
-        self.retry_of: int | None = None if special is None else special.retry_of
-        # until it is completed
-        self.owner: Owner | None = position.owner
-        self.outcome: Any = None
-        self.request: str | None = None
-        self.error: tuple[str, str] | None = None  # type and message
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self.retry_of: int | None = None
+        self.error: tuple[str, str] | None = None  # its type and its message
         self.result: Any = None  # a copy in terms of JSON
         self.omitted: str | None = None  # why there is no result
         self.size: int = 0  # of the result, about, in bytes
 
 
+NOTHING_MORE = More()
+
+
+class Record:
+    """One job that has ended. Times are the loop's, in seconds."""
+
+    __slots__ = ("added", "ended", "key", "more", "name", "number", "request", "started", "state")
+
+    def __init__(self, job: Job[Any], position: Position, state: JobState, ended: float) -> None:
+        self.number: int = job._number
+        self.name: str = job._name
+        self.key: Hashable = position.lane.key
+        self.state: JobState = state
+        self.added: float = job._added
+        self.started: float | None = job._started
+        self.ended: float = ended
+        self.request: str | None = None if position.owner is None else position.owner.label
+        self.more: More | None = None
+        special = job._special
+        if special is not None and (special.progress is not None or special.retry_of is not None):
+            self.more = More()
+            self.more.progress, self.more.retry_of = special.progress, special.retry_of
+
+
 class History:
     """The last records: at most `history` of them, none older than `history_seconds`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, gone: list[object]) -> None:
         self.records: deque[Record] = deque()
         self.ended: int = 0  # how many jobs have ended; the number of the last record, in the order of ends
+        self.keeps_results: bool = settings.results
+        self._gone = gone  # what a move lets go
         self._most = settings.history
         self._seconds = settings.history_seconds
-        self._results = settings.results
         self._most_bytes = settings.results_bytes
         self._bytes = 0  # of all results
 
-    def note(self, job: Job[Any], position: Position, state: JobState, ended: float) -> Record:
-        """In a move: a job has ended. Returns what is to be completed after the move."""
+    def add(self, job: Job[Any], position: Position, state: JobState, ended: float) -> None:
+        """In a move: a job has ended."""
         record = job._record = Record(job, position, state, ended)
-        if state is FAILED or self._results:
-            record.outcome = job._outcome
+        if state is FAILED:
+            record.more = record.more or More()
+            record.more.error = type(job._outcome.error).__qualname__, ""
+        records = self.records
+        records.append(record)
+        self.ended += 1
+        if len(records) > self._most:
+            self._gone.append(self._forget_first())
+
+    def _forget_first(self) -> Record:
+        record = self.records.popleft()
+        if record.more is not None:
+            self._bytes -= record.more.size
         return record
 
-    def complete(self, noted: list[Record]) -> None:
-        """Outside of moves: make the records that were noted part of the history; empties the list."""
-        fresh = noted.copy()
-        noted.clear()
-        for record in fresh:
-            owner, outcome = record.owner, record.outcome
-            record.owner = record.outcome = None
-            if owner is not None and owner.named:
-                record.request = str(owner)[:LONGEST_TEXT]
-            if record.state is FAILED:
-                record.error = type(outcome.error).__qualname__, text_of(outcome.error)
-            elif self._results and record.state is SUCCEEDED:
-                self._keep_result(record, outcome)
-            self.records.append(record)
-            self.ended += 1
-        if fresh:
-            self.forget_old(fresh[-1].ended)
+    def keep_message(self, record: Record, error: BaseException) -> None:
+        """After the move: what the error says."""
+        if record.more is not None:
+            record.more.error = type(error).__qualname__, text_of(error)
 
-    def _keep_result(self, record: Record, result: object) -> None:
-        record.result, record.size, record.omitted = as_plain(result, self._most_bytes // 10)
-        self._bytes += record.size
-
-    def forget_old(self, now: float) -> None:
-        """Forget the oldest records that are too many, or too old, or whose results take too much."""
-        records = self.records
-        while records and (len(records) > self._most or records[0].ended < now - self._seconds):
-            self._bytes -= records.popleft().size
+    def keep_result(self, record: Record, result: object) -> None:
+        """After the move: a copy of the result, if there is space for it."""
+        more = record.more = record.more or More()
+        more.result, size, more.omitted = as_plain(result, self._most_bytes // 10)
+        more.size = size
+        self._bytes += size
         if self._bytes > self._most_bytes:
-            for record in records:
-                if record.size:
-                    self._bytes -= record.size
-                    record.result, record.size, record.omitted = None, 0, "newer results took its place"
+            self._forget_results()
+
+    def _forget_results(self) -> None:
+        for record in self.records:
+            more = record.more
+            if more is not None and more.size:
+                self._bytes -= more.size
+                more.result, more.size, more.omitted = None, 0, "newer results took its place"
                 if self._bytes <= self._most_bytes:
                     break
+
+    def forget_old(self, now: float) -> None:
+        """Outside of moves: forget the records that are too old."""
+        while self.records and self.records[0].ended < now - self._seconds:
+            self._forget_first()
 
     def after(self, ended: int, most: int) -> list[Record] | None:
         """The records behind the one with this number in the order of ends. None if some are forgotten."""

@@ -11,6 +11,7 @@ from fifo_background._core.history import Record
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.picture import JobRecord, LaneName, of_job, waiting_in
+from fifo_background._core.state import FAILED
 
 if TYPE_CHECKING:
     from fifo_background._core.scheduler import Scheduler
@@ -169,7 +170,7 @@ def of_lane(scheduler: Scheduler, key: Hashable, lane: Lane | None, records: Seq
         more=more,
         recent=tuple(records[-_RECENT:]),
         ended=len(records),
-        failed=sum(one.error is not None for one in records),
+        failed=sum(one.state is FAILED for one in records),
         waited=_percentiles(waited),
         ran=_percentiles(ran),
     )

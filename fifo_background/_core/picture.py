@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from fifo_background._core.history import Record
+from fifo_background._core.history import NOTHING_MORE, Record
 from fifo_background._core.job import Job, Progress
 from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.plain import LONGEST_TEXT
@@ -137,7 +137,7 @@ def _moment(scheduler: Scheduler, at: float) -> datetime:
 
 def of_record(scheduler: Scheduler, record: Record) -> JobRecord:
     """The picture of a job that has ended."""
-    owner = record.owner
+    more = record.more or NOTHING_MORE
     return _picture(
         scheduler,
         number=record.number,
@@ -145,12 +145,12 @@ def of_record(scheduler: Scheduler, record: Record) -> JobRecord:
         key=record.key,
         state=record.state,
         times=(record.added, record.started, record.ended),
-        progress=record.progress,
-        request=record.request if owner is None or not owner.named else str(owner),
-        retry_of=record.retry_of,
-        result=record.result,
-        result_omitted=record.omitted,
-        error=record.error,
+        progress=more.progress,
+        request=record.request,
+        retry_of=more.retry_of,
+        result=more.result,
+        result_omitted=more.omitted,
+        error=more.error,
     )
 
 
@@ -171,7 +171,7 @@ def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
         state=job.state,
         times=(job._added, job._started, ended),
         progress=None if special is None else special.progress,
-        request=str(owner) if owner is not None and owner.named else None,
+        request=None if owner is None else owner.label,
         retry_of=None if special is None else special.retry_of,
         ahead=ahead,
         blocked_by=None if position is None else blocker_of(scheduler, job, position),

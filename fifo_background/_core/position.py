@@ -39,6 +39,11 @@ class Owner(Protocol):
         """Whether it is a request that a log record can name."""
         ...
 
+    @property
+    def label(self) -> str | None:
+        """Its method and path; None where it is no request."""
+        ...
+
     def forget(self, position: Position) -> None:
         """A position has left its queue for good, after the request had ended."""
         ...

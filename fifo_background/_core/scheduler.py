@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fifo_background._core.capacity import Capacity
-from fifo_background._core.effects import Effect, Failed, Held, Lost, Unrun
-from fifo_background._core.history import History, Record
+from fifo_background._core.effects import Effect, Failed, Held, Lost, Returned, Unrun
+from fifo_background._core.history import History
 from fifo_background._core.job import Callback, Failure, Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.lanes import Lanes
@@ -68,19 +68,17 @@ class Scheduler:
         self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
         self.joiners: dict[Any, None] = {}  # waiters for nothing being unfinished
         self.outcomes: dict[JobState, int] = dict.fromkeys(JobState, 0)  # how many jobs have ended, and how
-        self.history: History | None = History(settings) if settings.history else None
         self.moving: bool = False
         # for the runner to do, after the move
         self.woken: list[Any] = []  # waiters, and callbacks that are to be called
         self.effects: list[Effect] = []
         self.gone: list[object] = []
-        self.ended: list[Record] = []  # for the history
+        self.history: History | None = History(settings, self.gone) if settings.history else None
         # within a hand-over: jobs that were added to positions which get others now, that come before them
         self.joined: deque[Job[Any]] = deque()
         self._hold = settings.hold_timeout
         self._failures = itertools.count()
-        self.added: int = 0  # the highest number of a job
-        self._numbers = itertools.count(1)
+        self.next_number: Callable[[], int] = itertools.count(1).__next__
 
     # -- from any thread -------------------------------------------------------------------------------------
 
@@ -101,13 +99,9 @@ class Scheduler:
         except BaseException:
             self.inbox.append(lane)  # it may have been made for nothing
             raise
-        self.number(job)
-        self.waiting.add(job)
-
-    def number(self, job: Job[Any]) -> None:
-        """Give a job its number, and the time of its adding."""
-        job._number = self.added = next(self._numbers)
+        job._number = self.next_number()
         job._added = self.clock()
+        self.waiting.add(job)
 
     def failure(self, error: BaseException) -> Failure:
         """What a job fails with; numbered in the order of time."""
@@ -489,7 +483,9 @@ class Scheduler:
     def _count_end(self, job: Job[Any], position: Position, state: Any) -> None:
         self.outcomes[state] += 1
         if self.history is not None:
-            self.ended.append(self.history.note(job, position, state, job._ended or self.clock()))
+            self.history.add(job, position, state, job._ended or self.clock())
+            if state is SUCCEEDED and self.history.keeps_results:
+                self.effects.append(Returned(job, job._outcome))
 
     def tell_end(self, job: Job[Any]) -> None:
         """Whoever waits for the job's end is told. Callbacks are not kept: waits go away by themselves."""

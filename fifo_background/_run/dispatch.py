@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fifo_background import _log
-from fifo_background._core.effects import Failed, Held, Lost
-from fifo_background._core.job import Callback
+from fifo_background._core.effects import Failed, Held, Lost, Returned
+from fifo_background._core.job import Callback, Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.state import FAILED
 
@@ -31,9 +31,6 @@ class Dispatch:
     def carry_out(self) -> None:
         if self._scheduler.woken:
             self.wake()
-        if self._scheduler.ended and self._scheduler.history is not None:
-            self._scheduler.history.complete(self._scheduler.ended)
-            self._runner.changes.noted = True
         if self._scheduler.effects:
             self._carry_out_effects()
         if self.watchers:
@@ -69,11 +66,22 @@ class Dispatch:
                 self.look_again(effect.lane, effect.delay)
         for effect in effects:
             if type(effect) is Failed:
+                self._keep_message(effect.job)
                 self._say_failed(effect)
+            elif type(effect) is Returned:
+                self._keep_result(effect)
             elif type(effect) is Lost:
                 _log.lost(effect.position, effect.jobs, self._runner.settings.hold_timeout)
             elif type(effect) is not Held:
                 _log.unrun(effect.job, effect.parts, effect.position.owner)  # type: ignore[union-attr]
+
+    def _keep_message(self, job: Job[Any]) -> None:
+        if self._scheduler.history is not None and job._record is not None:
+            self._scheduler.history.keep_message(job._record, job._outcome.error)
+
+    def _keep_result(self, effect: Returned) -> None:
+        if self._scheduler.history is not None and effect.job._record is not None:
+            self._scheduler.history.keep_result(effect.job._record, effect.result)
 
     def _say_failed(self, effect: Failed) -> None:
         job, position = effect.job, effect.position

@@ -40,7 +40,6 @@ class Overview:
             scheduler.drain()
             self._runner.pump_soon()
         if scheduler.history is not None:
-            scheduler.history.complete(scheduler.ended)
             scheduler.history.forget_old(scheduler.clock())
 
     def find(self, id: str) -> Job[Any] | JobRecord | None:
@@ -65,7 +64,7 @@ class Overview:
             "running": running,
             "max_running": scheduler.slots.most,
             "waiting": len(scheduler.waiting),
-            "added": scheduler.added,
+            "added": len(scheduler.waiting) + running + sum(scheduler.outcomes.values()),
             **{state.value: count for state, count in scheduler.outcomes.items() if state.ended},
             "history": self._runner.settings.history,
         }

@@ -227,13 +227,14 @@ class Runner:
                     break
         finally:
             self._pumping = False
-        if scheduler.woken or scheduler.ended or scheduler.effects or self.dispatch.watchers:
+        if scheduler.woken or scheduler.effects or self.dispatch.watchers:
             self.dispatch.carry_out()
         self.changes.noted = True
         if self.changes.waiters:
             self.changes.wake()
         if scheduler.gone:
-            gone, scheduler.gone = scheduler.gone, []  # frees the users' objects, outside of moves
+            gone = scheduler.gone.copy()
+            scheduler.gone.clear()  # frees the users' objects, outside of moves
             for one in gone:
                 if type(one) is Position and one.owner is not None and one.owner.has_ended:
                     one.owner.forget(one)  # leaves the collector no cycle of it and its request
@@ -308,7 +309,7 @@ class Runner:
             else:
                 after = scheduler.end(lane, job, SUCCEEDED, outcome, self._may_go_on)
             task = outcome = None
-            if scheduler.woken or scheduler.effects or scheduler.ended:
+            if scheduler.woken or scheduler.effects:
                 self.dispatch.carry_out()
             if after is None:
                 break

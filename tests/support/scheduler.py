@@ -20,6 +20,7 @@ class Request:
     skips_rest = True
     handed_over = None
     named = True
+    label = "POST /"
     has_ended = True
 
 
