@@ -14,9 +14,9 @@ from fifo_background import _log
 from fifo_background._arguments import only_a_key
 from fifo_background._core import operations
 from fifo_background._core.job import Job
+from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane, key_of, plain_key
 from fifo_background._core.lane_picture import LaneList, LaneRecord
-from fifo_background._core.picture import JobRecord
 from fifo_background._core.position import Position
 from fifo_background._core.state import CANCELLED, JobState
 from fifo_background._core.statistics import ExecutorStatistics

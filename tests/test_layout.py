@@ -36,14 +36,17 @@ EXCEPTIONS = {("_background", "_fastapi.spans")}
 
 # Modules that know each other's types.
 CYCLES = [
-    {"_core.job", "_core.lane", "_core.position"},  # a job knows its position, which knows its lane
+    # a job knows its position, which knows its lane; when it has ended, it knows its record
+    {"_core.history", "_core.job", "_core.job_record", "_core.lane", "_core.position"},
     {"_core.capacity", "_core.scheduler", "_core.slots"},  # parts of a scheduler
     {"_run.backends.api", "_run.backends.asyncio", "_run.backends.trio"},  # one protocol, and who has it
     {  # parts of a runner
+        "_run.changes",
         "_run.closing",
         "_run.dispatch",
         "_run.in_threads",
         "_run.loop_calls",
+        "_run.overview",
         "_run.parking",
         "_run.runner",
         "_run.waits",
@@ -162,11 +165,15 @@ async def test_public_names() -> None:
         job = executor.submit_nowait(print)
         assert public(job) == {
             *("add_done_callback", "cancel", "done", "exception", "name", "result", "state", "wait"),
+            *("added_at", "ahead", "blocked_by", "ended_at", "id", "lane", "number", "progress"),
+            *("started_at", "to_dict"),
         }
         submits = {"options", "submit", "submit_nowait"}
-        assert public(executor) == submits | {"aclose", "is_open", "join", "lane", "statistics"}
+        follows = {"changed", "counts", "ended", "ended_count", "epoch", "find_lane", "job", "jobs", "lanes"}
+        closes = {"aclose", "is_open", "join", "lane", "statistics"}
+        assert public(executor) == submits | follows | closes
         assert public(executor.options()) == submits
-        operations = {"clear", "key", "pause", "peek", "resume", "retry_head", "skip_head"}
+        operations = {"clear", "key", "pause", "peek", "picture", "resume", "retry_head", "skip_head"}
         assert public(executor.lane("key")) == submits | operations
         job.cancel()
     tasks, task = BackgroundTasks(), BackgroundTask(print)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fifo_background._core.history import Record
 from fifo_background._core.job import Job
+from fifo_background._core.job_record import JobRecord, LaneName
 from fifo_background._core.lane import Lane, plain_key
-from fifo_background._core.picture import JobRecord, LaneName, of_job, waiting_in
+from fifo_background._core.picture import of_job, waiting_in
 from fifo_background._core.state import FAILED
 
 if TYPE_CHECKING:

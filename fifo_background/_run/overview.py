@@ -11,9 +11,10 @@ import anyio.lowlevel
 
 from fifo_background._core.history import Record
 from fifo_background._core.job import Job
+from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane
 from fifo_background._core.lane_picture import LaneList, LaneRecord, age_of_head, of_lane, urgency
-from fifo_background._core.picture import JobRecord, of_job, of_record
+from fifo_background._core.picture import of_job, of_record
 from fifo_background._core.state import JobState
 
 if TYPE_CHECKING:

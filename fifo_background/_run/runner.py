@@ -23,8 +23,9 @@ import anyio
 
 from fifo_background import _log
 from fifo_background._core.job import Callback, Job
+from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane, Trip
-from fifo_background._core.picture import JobRecord, of_job
+from fifo_background._core.picture import of_job
 from fifo_background._core.position import Position
 from fifo_background._core.scheduler import Scheduler
 from fifo_background._core.state import CANCELLED, CLOSED, DROPPED, FAILED, RUNNING, SUCCEEDED
