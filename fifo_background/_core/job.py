@@ -31,8 +31,8 @@ from fifo_background.exceptions import JobNoResult, JobNotEnded
 
 if TYPE_CHECKING:
     from fifo_background._core.history import Record
-    from fifo_background._core.lane import Lane
     from fifo_background._core.job_record import Blocker, JobRecord
+    from fifo_background._core.lane import Lane
     from fifo_background._core.position import Position
 
 __all__ = ("Callback", "Failure", "Job", "JobRunner", "Progress", "Special", "name_of", "safe_repr")

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
 from typing import Any
 
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, plain_key
+from fifo_background._core.plain import text_of
 from fifo_background._core.position import Position
 from fifo_background._core.scheduler import Scheduler
 
@@ -53,6 +53,15 @@ class LaneStatistics:
     held_by: str | None
     """The request that holds the head."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: the key as text, None for the default lane."""
+        return {
+            **vars(self),
+            "key": None if self.key is None else text_of(self.key),
+            "running_waits_for": list(self.running_waits_for),
+            "blocked_by": self.blocked_by.value,
+        }
+
 
 @dataclass(frozen=True)
 class ExecutorStatistics:
@@ -68,8 +77,12 @@ class ExecutorStatistics:
     state: str
     """"open", "closing" or "closed"."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; `lanes` is a list."""
+        return {**vars(self), "lanes": [lane.to_dict() for lane in self.lanes.values()]}
 
-NOTHING_YET = ExecutorStatistics(MappingProxyType({}), 0, 0, 0, "open")
+
+NOTHING_YET = ExecutorStatistics({}, 0, 0, 0, "open")
 
 
 def snapshot(scheduler: Scheduler, waits: Mapping[Any, Any]) -> ExecutorStatistics:
@@ -81,7 +94,7 @@ def snapshot(scheduler: Scheduler, waits: Mapping[Any, Any]) -> ExecutorStatisti
     pictures = {plain_key(lane.key): _of(scheduler, lane, now, in_lanes[lane], waits) for lane in lanes}
     running = sum(picture.running is not None for picture in pictures.values())
     return ExecutorStatistics(
-        lanes=MappingProxyType(pictures),
+        lanes=pictures,
         running=running,
         waiting=len(waiting),
         unfinished=len(waiting) + running,

@@ -1,0 +1,704 @@
+"""Ids, times, progress, the history, and the pictures of jobs and lanes."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import pickle
+import threading
+import weakref
+from datetime import date, datetime, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fifo_background import (
+    BackgroundTasks,
+    ExecutorClosed,
+    Job,
+    JobRecord,
+    JobState,
+    SerialExecutor,
+    executor_of,
+    report,
+)
+from fifo_background._core.plain import as_plain, text_of
+from tests.support.apps import Work, make_app, start
+from tests.support.asgi import Client
+
+
+async def fails() -> None:
+    raise ValueError("card declined")
+
+
+class Payload:
+    pass
+
+
+def gives(value: Any) -> Any:
+    return value
+
+
+# -- one job -------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_through_its_life(events: list[Any]) -> None:
+    """Number, times, lane, what is ahead and in the way: of a job that waits, runs, and has ended."""
+    work = Work(events)
+    async with SerialExecutor() as executor:
+        first = executor.lane("a").submit_nowait(work.gated, 1)
+        second = executor.lane("a").submit_nowait(work.gated, 2)
+        await wait_all_tasks_blocked()
+        assert (first.number, second.number) == (1, 2)
+        assert (first.lane, first.ahead, first.blocked_by) == ("a", None, None)
+        assert second.ahead == 1
+        blocker = second.blocked_by
+        assert blocker is not None
+        assert (blocker.kind, blocker.id, blocker.name) == ("job", first.id, first.name)
+        assert second.started_at is None
+        assert second.ended_at is None
+        assert first.ended_at is None
+        picture = second.to_dict()
+        assert json.loads(json.dumps(picture)) == picture
+        assert picture["state"] == "queued"
+        assert picture["lane"]["name"] == "a"
+        for n in (1, 2):
+            work.gate(n).set()
+        await second
+        assert first.started_at is not None
+        assert first.ended_at is not None
+        assert first.added_at <= first.started_at <= first.ended_at
+        assert abs((first.added_at - datetime.now(timezone.utc)).total_seconds()) < 3600
+        assert first.lane == "a"
+        assert second.to_dict()["ahead"] is None
+        assert second.to_dict()["done"]
+
+
+async def test_a_job_in_no_queue() -> None:
+    """A job of an object that was made outside of a request has no id yet, and says so."""
+    job = BackgroundTasks().add_task(print)
+    assert job.number == 0
+    for name in ("id", "lane", "added_at"):
+        with pytest.raises(RuntimeError, match="in no queue yet"):
+            getattr(job, name)
+
+
+async def test_thread_jobs_have_their_own_times(events: list[Any]) -> None:
+    """Of sync tasks that one thread runs in one batch each has its own start and end."""
+    async with SerialExecutor() as executor:
+        jobs: list[Any] = [executor.submit_nowait(events.append, n) for n in range(3)]
+        await executor.join()
+        for before, after in zip(jobs, jobs[1:], strict=False):
+            assert before.ended_at <= after.started_at
+
+
+async def test_ids_cannot_be_guessed() -> None:
+    """An id is found by its executor alone, and only as it was given."""
+    async with SerialExecutor() as executor, SerialExecutor() as other:
+        job = executor.submit_nowait(print)
+        id = job.id
+        assert executor.job(id) is job
+        assert other.job(id) is None
+        for wrong in (id[:-1], id + "0", "", "1", "1-", "-1", "x-1", "²-1", f"0{id}", f"2{id[1:]}", "1-é"):
+            assert executor.job(wrong) is None, wrong
+        await job
+        assert executor.job(id) is job  # as long as somebody has it
+        del job
+        gc.collect()
+        record = executor.job(id)
+        assert isinstance(record, JobRecord)
+        assert (record.id, record.state, record.done()) == (id, JobState.SUCCEEDED, True)
+
+
+async def test_the_request_is_named(events: list[Any]) -> None:
+    """Of a job that a request has added, its method and path: while it waits and after its end."""
+    work = Work(events)
+    jobs: list[Job[Any]] = []
+
+    async def add(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        jobs.append(tasks.add_task(work.gated, 1))
+        assert jobs[0].to_dict()["request"] == "GET /add"
+        assert jobs[0].to_dict()["state"] == "pending"
+        return Response(background=tasks)
+
+    async with Client(make_app(add, wait=False)) as client:
+        await start(client, "/add", 1)
+        await wait_all_tasks_blocked()
+        work.gate(1).set()
+        await jobs[0]
+    assert jobs[0].to_dict()["request"] == "GET /add"
+
+
+async def test_what_is_in_the_way(events: list[Any]) -> None:
+    """A pause, a failed head, a slot, and a request that holds its position are named."""
+    work = Work(events)
+    async with SerialExecutor(max_lanes_running=1) as executor:
+        paused = executor.lane("paused")
+        paused.pause()
+        waits = [paused.submit_nowait(work.quick, 1)]
+        stopped = executor.lane("stopped", after_failure="stop")
+        failed = stopped.submit_nowait(fails)
+        waits.append(stopped.submit_nowait(work.quick, 2))
+        await failed.wait()
+        executor.submit_nowait(work.gated, 3)
+        await wait_all_tasks_blocked()
+        waits.append(executor.lane("other").submit_nowait(work.quick, 4))
+        await wait_all_tasks_blocked()
+        blockers = [job.blocked_by for job in waits]
+        assert [blocker and blocker.kind for blocker in blockers] == ["paused", "failed", "slot"]
+        assert blockers[1] is not None
+        assert blockers[1].id == failed.id
+        assert waits[1].ahead == 1
+        states = {lane.key: lane.state for lane in (await executor.lanes()).items}
+        assert states == {"paused": "paused", "stopped": "stopped", None: "busy", "other": "busy"}
+        work.gate(3).set()
+        stopped.clear()
+        paused.clear()
+
+
+async def test_a_request_that_holds_the_head(events: list[Any]) -> None:
+    """A ready job behind a request that has not responded: the lane is held, and both say by whom."""
+    work = Work(events)
+    respond = anyio.Event()
+    pictures: list[Any] = []
+
+    async def holds(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(work.quick, 1)
+        await respond.wait()
+        return Response(background=tasks)
+
+    async def look(request: Request) -> Response:
+        executor = executor_of(request)
+        job = executor.submit_nowait(work.quick, 2)
+        await anyio.lowlevel.checkpoint()
+        pictures.extend([job.blocked_by, job.ahead, (await executor.lanes()).items[0]])
+        return Response()
+
+    async with Client(make_app(holds, look, wait=False)) as client:
+        await start(client, "/holds", 1)
+        await start(client, "/look", 1)
+        await wait_all_tasks_blocked()
+        respond.set()
+    blocker, ahead, lane = pictures
+    assert (blocker.kind, blocker.name, ahead) == ("request", "GET /holds", 1)
+    assert (lane.state, lane.held_by, lane.waiting) == ("held", "GET /holds", 2)
+
+
+async def test_far_from_the_head() -> None:
+    """How many are ahead is counted up to 1,000."""
+    async with SerialExecutor() as executor:
+        lane = executor.lane("a")
+        lane.pause()
+        jobs = [lane.submit_nowait(print) for _ in range(1200)]
+        await wait_all_tasks_blocked()
+        assert [jobs[n].to_dict()["ahead"] for n in (0, 999, 1000, 1199)] == [0, 999, 1000, 1000]
+        assert [jobs[n].to_dict()["ahead_more"] for n in (999, 1000, 1199)] == [False, False, True]
+        lane.clear()
+
+
+async def test_a_retried_job_names_the_failed_one() -> None:
+    """The new job of `retry_head` has the id of the failed one, which keeps its own picture."""
+    async with SerialExecutor() as executor:
+        lane = executor.lane("a", after_failure="stop")
+        failed = lane.submit_nowait(fails)
+        await failed.wait()
+        retried = lane.retry_head()
+        await retried.wait()
+        assert retried.to_dict()["retry_of"] == failed.id
+        assert failed.to_dict()["retry_of"] is None
+        lane.clear()
+
+
+# -- progress ------------------------------------------------------------------------------------------------
+
+
+async def test_progress() -> None:
+    """`report` in an async and a sync task, and in a task inside a task, is the job's progress."""
+
+    async def inner() -> None:
+        report(3, 4, "inner")
+
+    async def works() -> None:
+        report(1)
+        tasks = BackgroundTasks()
+        tasks.add_task(inner)
+        await tasks()
+
+    def works_in_thread() -> None:
+        report(1, 2.5, "x" * 900)
+
+    async with SerialExecutor() as executor:
+        outer, in_thread = executor.submit_nowait(works), executor.submit_nowait(works_in_thread)
+        await executor.join()
+        assert outer.progress == (3, 4, "inner")
+        assert in_thread.progress == (1, 2.5, "x" * 500)
+        assert in_thread.to_dict()["progress"] == {"done": 1, "total": 2.5, "note": "x" * 500}
+
+
+def test_progress_outside_of_a_task() -> None:
+    """There it does nothing, but looks at what it is given."""
+    report(1, 2, "rows")
+    for wrong in ("1", True, None):
+        with pytest.raises(TypeError, match="done="):
+            report(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="total="):
+        report(1, -1)
+    with pytest.raises(ValueError, match="done="):
+        report(float("nan"))
+    with pytest.raises(TypeError, match="note="):
+        report(1, 2, b"rows")  # type: ignore[arg-type]
+
+
+# -- the history ---------------------------------------------------------------------------------------------
+
+
+async def test_history_is_bounded() -> None:
+    """It keeps the last jobs, in the order of their ends, and says where it has forgotten some."""
+    async with SerialExecutor(history=3) as executor:
+        for _ in range(5):
+            executor.submit_nowait(print)
+        await executor.join()
+        assert [job.number for job in await executor.jobs()] == [5, 4, 3]
+        assert executor.ended_count == 5
+        assert executor.ended(0) is None
+        assert executor.ended(6) is None
+        found = executor.ended(3, 1)
+        assert found is not None
+        assert ([job.number for job in found[0]], found[1]) == ([4], 4)
+        assert executor.ended(5) == ([], 5)
+
+
+@pytest.mark.virtual_clock
+async def test_history_is_bounded_by_age() -> None:
+    """What is older than `history_seconds` is forgotten."""
+    async with SerialExecutor(history_seconds=10) as executor:
+        await executor.submit_nowait(anyio.sleep, 0)
+        await anyio.sleep(6)
+        await executor.submit_nowait(anyio.sleep, 0)
+        assert len(await executor.jobs()) == 2
+        await anyio.sleep(6)
+        assert len(await executor.jobs()) == 1
+
+
+async def test_no_history(events: list[Any]) -> None:
+    """With `history=0` live jobs are still found, and ended ones are forgotten at once."""
+    work = Work(events)
+    async with SerialExecutor(history=0) as executor:
+        job = executor.submit_nowait(work.gated, 1)
+        id = job.id
+        await wait_all_tasks_blocked()
+        assert [one.number for one in await executor.jobs()] == [1]
+        work.gate(1).set()
+        await job
+        assert job.to_dict()["done"]
+        assert await executor.jobs() == []
+        assert executor.ended(0) == ([], 0)
+        assert executor.ended_count == 0
+        assert executor.counts()["succeeded"] == 1
+        assert (await executor.lanes()).total == 0
+        del job
+        gc.collect()
+        assert executor.job(id) is None
+
+
+async def test_history_keeps_no_arguments() -> None:
+    """Neither a job, its arguments, nor its result, nor the error it raised are kept by the history."""
+    kept: list[weakref.ref[Any]] = []
+
+    def takes(payload: Payload) -> Payload:
+        return payload
+
+    def raises(payload: Payload) -> None:
+        error = ValueError(payload)
+        kept.append(weakref.ref(error))
+        raise error
+
+    async with SerialExecutor() as executor:
+        for function in (takes, raises):
+            payload = Payload()
+            kept.append(weakref.ref(payload))
+            kept.append(weakref.ref(executor.submit_nowait(function, payload)))
+            del payload
+        await executor.join()
+        await executor.submit_nowait(print)
+        await wait_all_tasks_blocked()
+        gc.collect()
+        assert len(await executor.jobs()) == 3
+        gc.collect()
+        assert [one() for one in kept] == [None] * 5
+
+
+async def test_every_end_is_in_the_history(events: list[Any]) -> None:
+    """Jobs that were cancelled, skipped, superseded, cleared or dropped have records and are counted."""
+    work = Work(events)
+    async with SerialExecutor() as executor:
+        gate = executor.submit_nowait(work.gated, 1)
+        await wait_all_tasks_blocked()
+        cancelled = executor.submit_nowait(work.quick, 2)
+        threading.Thread(target=cancelled.cancel).start()
+        latest = executor.lane("latest", keep="latest")
+        latest.pause()
+        superseded, left = latest.submit_nowait(work.quick, 3), latest.submit_nowait(work.quick, 3)
+        skipped = executor.lane("skip")
+        skipped.pause()
+        head = skipped.submit_nowait(work.quick, 4)
+        await wait_all_tasks_blocked()
+        skipped.skip_head()
+        work.gate(1).set()
+        await gate
+    states = {job.number: job.state for job in await executor.jobs()}
+    assert states == {one.number: one.state for one in (gate, cancelled, superseded, left, head)}
+    counts = executor.counts()
+    assert counts["state"] == "closed"
+    assert [counts[name] for name in ("succeeded", "cancelled", "superseded", "skipped", "dropped")] == [
+        1
+    ] * 5
+    assert counts["added"] == 5
+
+
+async def test_errors() -> None:
+    """The type of an error, and its message where it is asked for; whatever `__str__` does."""
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    async def mute() -> None:
+        raise Mute
+
+    async with SerialExecutor() as executor:
+        one, other = executor.submit_nowait(fails), executor.submit_nowait(mute)
+        await executor.join()
+        assert one.to_dict()["error"] == {"type": "ValueError", "message": None}
+        assert one.to_dict(errors=True)["error"] == {"type": "ValueError", "message": "card declined"}
+        assert other.to_dict(errors=True)["error"]["message"] == "<Mute>"
+
+
+# -- results -------------------------------------------------------------------------------------------------
+
+
+async def test_results(events: list[Any]) -> None:
+    """They are kept only with `results=True`, as copies in terms of JSON, and shown only where asked for."""
+    value = {"a": [1, (2.5, None)]}
+    async with SerialExecutor(results=True) as executor, SerialExecutor() as other:
+        job, in_thread = executor.submit_nowait(gives, value), executor.submit_nowait(gives, Payload())
+        elsewhere = other.submit_nowait(gives, value)
+        await executor.join()
+        await elsewhere
+        value["a"] = []
+        assert job.to_dict()["result"] is None
+        assert job.to_dict(results=True)["result"] == {"a": [1, [2.5, None]]}
+        assert in_thread.to_dict(results=True)["result"] is None
+        assert "Payload is not JSON" in in_thread.to_dict(results=True)["result_omitted"]
+        assert elsewhere.to_dict(results=True)["result"] is None
+
+
+async def test_results_are_bounded() -> None:
+    """The newest results are kept, as far as they fit; a single large one is not."""
+    async with SerialExecutor(results=True, results_bytes=10_000, history=100) as executor:
+        large = executor.submit_nowait(gives, "x" * 1100)
+        jobs = [executor.submit_nowait(gives, "x" * 900) for _ in range(30)]
+        await executor.join()
+        assert large.to_dict(results=True)["result_omitted"] == "it is too large"
+        kept = [job.to_dict(results=True)["result"] is not None for job in jobs]
+        assert kept == [False] * 19 + [True] * 11
+        assert jobs[0].to_dict(results=True)["result_omitted"] == "newer results took its place"
+        history: Any = executor._runner.scheduler.history
+        assert history._bytes == 11 * 908
+        for _ in range(200):
+            executor.submit_nowait(print)
+        await executor.join()
+        assert history._bytes == 0 or len(history.records) == 100
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Odd(dict):  # type: ignore[type-arg]
+    def items(self) -> Any:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (None, None),
+        (True, True),
+        (7, 7),
+        ("ü\ud800", "ü\ud800"),
+        ({1: Colour.RED, Colour.RED: {2}}, {"1": "red", "red": [2]}),
+        (UUID(int=1), str(UUID(int=1))),
+        (Decimal("1.10"), "1.10"),
+        (date(2026, 11, 26), "2026-11-26"),
+    ],
+    ids=str,
+)
+def test_plain_values(value: object, plain: object) -> None:
+    """A value in terms of JSON; others become text where that says all."""
+    copy, _, omitted = as_plain(value, 1000)
+    assert (copy, omitted) == (plain, None)
+    json.dumps(copy, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (float("inf"), "nan"),
+        (1 << 5000, "too large"),
+        ("x" * 2000, "too large"),
+        ([None] * 2000, "too large"),
+        ({(1, 2): 3}, "key of type tuple"),
+        (Odd(a=1), "raised RuntimeError"),
+        (b"bytes", "bytes is not JSON"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_that_are_not_kept(value: object, why: str) -> None:
+    """What is no JSON, or too large, is left out, with the reason."""
+    copy, size, omitted = as_plain(value, 1000)
+    assert (copy, size) == (None, 0)
+    assert omitted is not None
+    assert why in omitted
+
+
+def test_deep_values() -> None:
+    """A value that contains itself is left out."""
+    loop: list[Any] = []
+    loop.append(loop)
+    assert as_plain(loop, 10_000)[2] == "it is nested too deeply"
+    assert text_of(Odd(a=1)) == "{'a': 1}"
+
+
+def test_settings() -> None:
+    """Wrong ones are refused where they are given."""
+    with pytest.raises(ValueError, match="history=-1: give 0 or more"):
+        SerialExecutor(history=-1)
+    with pytest.raises(ValueError, match="results=True needs a history"):
+        SerialExecutor(history=0, results=True)
+    with pytest.raises(TypeError, match="results=1"):
+        SerialExecutor(results=1)  # type: ignore[arg-type]
+
+
+# -- many ----------------------------------------------------------------------------------------------------
+
+
+async def test_jobs_are_found(events: list[Any]) -> None:
+    """By state, lane, function, a part of a name, and page by page, newest first."""
+    work = Work(events)
+    async with SerialExecutor() as executor:
+        for n in range(4):
+            executor.lane(n % 2).submit_nowait(work.quick, n)
+        await executor.join()
+        lane = executor.lane(1)
+        lane.pause()
+        waiting = lane.submit_nowait(work.sync, 5)
+        await wait_all_tasks_blocked()
+        everything = await executor.jobs()
+        assert [job.number for job in everything] == [5, 4, 3, 2, 1]
+        assert await executor.jobs(limit=2, before=4) == everything[2:4]
+        assert [job.number for job in await executor.jobs(states={JobState.QUEUED})] == [5]
+        in_lane = await executor.jobs(lane=everything[0].lane_name.id)
+        assert [job.number for job in in_lane] == [5, 4, 2]
+        assert await executor.jobs(lane="unknown") == []
+        assert [job.number for job in await executor.jobs(function="Work.sync")] == [5]
+        for search in ("WORK.SY", "5", waiting.id[:9]):
+            assert [job.number for job in await executor.jobs(search=search)] == [5], search
+        assert await executor.jobs(search="nothing") == []
+        assert len(await executor.jobs(search="1")) == 3
+        lane.clear()
+
+
+async def test_many_jobs_take_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While thousands of jobs and lanes are looked at, the event loop gets its turn."""
+    monkeypatch.setattr("fifo_background._run.overview._STEP", 10)
+    monkeypatch.setattr("fifo_background._run.overview._PICTURES", 5)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with SerialExecutor() as executor, anyio.create_task_group() as group:
+        for n in range(30):
+            executor.lane(("ended", n)).submit_nowait(print)
+        await executor.join()
+        for n in range(100):
+            executor.lane(n).pause()
+            executor.lane(n).submit_nowait(print)
+        group.start_soon(count)
+        assert len(await executor.jobs(limit=100)) == 100
+        assert turns > 15
+        turns = 0
+        lanes = await executor.lanes(limit=110)
+        assert turns > 15
+        assert (len(lanes.items), lanes.total) == (110, 130)
+        assert lanes.oldest is not None
+        assert [lane.state for lane in lanes.items] == ["paused"] * 100 + ["idle"] * 10
+        group.cancel_scope.cancel()
+        for n in range(100):
+            executor.lane(n).clear()
+
+
+async def test_a_lane_is_drawn_as_its_queue(events: list[Any]) -> None:
+    """Past, now and next: the recent ends, the running job, and runs of what waits."""
+    work = Work(events)
+    async with SerialExecutor() as executor:
+        lane = executor.lane("a")
+        lane.submit_nowait(work.quick, 1)
+        failed = lane.submit_nowait(fails)
+        running = lane.submit_nowait(work.gated, 2)
+        for function in (work.quick, work.quick, work.sync, work.quick, work.sync, work.sync):
+            lane.submit_nowait(function, 3)
+        await wait_all_tasks_blocked()
+        picture = lane.picture
+        assert picture.running is not None
+        assert (picture.running.number, picture.waiting, picture.more) == (running.number, 6, 2)
+        names = [(run.first, run.last, run.name) for run in picture.next]
+        assert names == [(1, 2, "Work.quick"), (3, 3, "Work.sync"), (4, 4, "Work.quick")]
+        assert (picture.ended, picture.failed) == (2, 1)
+        shown = picture.to_dict()
+        assert json.loads(json.dumps(shown)) == shown
+        assert [one["state"] for one in shown["recent"]] == ["succeeded", "failed"]
+        assert shown["ran"].keys() == {"p50", "p95"}
+        found = executor.find_lane(shown["id"])
+        assert found is not None
+        assert found.key == "a"
+        assert executor.find_lane("unknown") is None
+        work.gate(2).set()
+        await executor.join()
+        assert failed.done()
+        assert lane.picture.state == "idle"
+        assert [one.lane_name.name for one in (await executor.lanes()).items] == ["a"]
+
+
+class Refuses:
+    """A key that cannot be compared once it is in use."""
+
+    compares = True
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        if not Refuses.compares:
+            raise ZeroDivisionError
+        return self is other
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+async def test_odd_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that are no text, and that raise, are shown; nothing else is lost for them."""
+    async with SerialExecutor() as executor:
+        for key in (1, "1", (1, "a"), Refuses(), Refuses()):
+            executor.lane(key).submit_nowait(print)
+        await executor.join()
+        monkeypatch.setattr(Refuses, "compares", False)
+        jobs = await executor.jobs(search="a")
+        assert len(await executor.jobs()) == 5
+        assert [job.lane_name.name for job in jobs if type(job.lane) is tuple] == ["(1, 'a')"]
+        assert (await executor.lanes()).total >= 4
+        paused = executor.lane("paused")
+        paused.pause()
+        lanes = await executor.lanes()
+        assert lanes.items[0].key == "paused"
+        assert await executor.jobs(lane=lanes.items[0].lane_name.id) == []
+        paused.resume()
+
+
+async def test_lane_ids_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lanes that were listed long ago the id is forgotten."""
+    monkeypatch.setattr("fifo_background._core.names._MOST_LANES", 2)
+    async with SerialExecutor() as executor:
+        ids = [executor.lane(n).picture.lane_name.id for n in range(3)]
+        assert executor.find_lane(ids[0]) is None
+        assert executor.find_lane(ids[2]) is not None
+
+
+async def test_changes(events: list[Any]) -> None:
+    """Who follows an executor hears of an add, a start, an end, a report, a pause, and the closing."""
+    work = Work(events)
+    heard: list[int] = []
+
+    async def follow() -> None:
+        version = 0
+        try:
+            while True:
+                version = await executor.changed(version)
+                heard.append(version)
+        except ExecutorClosed:
+            heard.append(-1)
+
+    async def reports(go: anyio.Event) -> None:
+        await go.wait()
+        report(1)
+        await work.gate(9).wait()
+
+    async def heard_something() -> bool:
+        await wait_all_tasks_blocked()
+        found, heard[:] = bool(heard), []
+        return found
+
+    async with anyio.create_task_group() as group:
+        executor = SerialExecutor()
+        group.start_soon(follow)
+        await heard_something()
+        job = executor.submit_nowait(work.gated, 1)
+        assert await heard_something()
+        assert not await heard_something()
+        work.gate(1).set()
+        assert await heard_something()
+        assert job.done()
+        executor.lane("a").pause()
+        assert await heard_something()
+        go = anyio.Event()
+        executor.submit_nowait(reports, go)
+        assert await heard_something()
+        go.set()
+        assert await heard_something()
+        work.gate(9).set()
+        await executor.join()
+        await executor.aclose()
+        await wait_all_tasks_blocked()
+        assert heard[-1] == -1
+
+
+async def test_a_cancelled_follower_is_forgotten() -> None:
+    """A wait for changes that is cancelled leaves nothing behind."""
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(print)
+        version = await executor.changed()
+        with anyio.move_on_after(0.01):
+            await executor.changed(version)
+        assert executor._runner.changes.waiters == []
+
+
+async def test_statistics_are_json(events: list[Any]) -> None:
+    """`statistics().to_dict()` is JSON as it is; the snapshot can be copied and pickled."""
+    work = Work(events)
+    async with SerialExecutor() as executor:
+        executor.lane(("a", 1)).submit_nowait(work.gated, 1)
+        executor.submit_nowait(work.quick, 1)
+        await wait_all_tasks_blocked()
+        statistics = executor.statistics()
+        shown = statistics.to_dict()
+        assert json.loads(json.dumps(shown)) == shown
+        assert shown["lanes"][0]["key"] == "('a', 1)"
+        assert shown["lanes"][0]["blocked_by"] == "running"
+        assert pickle.loads(pickle.dumps(statistics)) == statistics
+        assert dataclasses.asdict(statistics)["running"] == 1
+        work.gate(1).set()
