@@ -367,7 +367,7 @@ def test_cancelled_job_of_nobody_keeps_no_other() -> None:
 
 @pytest.mark.parametrize("waits", [False, True])
 async def test_ended_job_keeps_no_key(waits: bool, events: list[Any]) -> None:
-    """Without a history the handle of a task that was counted in its lane does not keep the lane, nor its key."""
+    """Without a history, the handle of a task that was counted in its lane keeps neither lane nor key."""
     key = Key(1)
     kept = weakref.ref(key)
     async with SerialExecutor(history=0) as executor:
