@@ -109,7 +109,7 @@ def _percentiles(values: list[float]) -> tuple[float, float] | None:
 
 def _is_held(lane: Lane) -> bool:
     head = lane.first
-    return lane.running is None and head is not None and head.first is None and lane.is_open
+    return not lane.occupied and head is not None and head.first is None and (head.arriving or head.has_added)
 
 
 def state_of(lane: Lane) -> str:
@@ -152,9 +152,7 @@ def of_lane(scheduler: Scheduler, key: Hashable, lane: Lane | None, records: Seq
         running, head, state = lane.running, lane.peek(), state_of(lane)
         first = lane.first
         held_by = str(first.owner) if state == "held" and first is not None else None
-        if head is None and first is not None and first.arriving:
-            held_by = str(first.owner)
-        waiting = lane.queued + (len(first.pending) if first is not None and first.first is None else 0)
+        waiting = lane.queued + (len(first.pending) if first is not None and state == "held" else 0)
         skips_head = running is None and lane.stopped is None
         runs, seen = _runs(lane, int(skips_head))
         more = max(0, waiting - int(skips_head and waiting > 0) - seen)

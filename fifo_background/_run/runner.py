@@ -186,6 +186,9 @@ class Runner:
             self.pump_soon()
 
     def picture_of(self, job: Job[Any]) -> JobRecord:
+        if self.scheduler.inbox and self.is_current():
+            self.scheduler.drain()  # what has just been added counts
+            self.pump_soon()
         return of_job(self.scheduler, job)
 
     async def wait_for(self, job: Job[Any], raises: bool) -> None:
