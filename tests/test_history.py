@@ -605,9 +605,13 @@ async def test_odd_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         for key in (1, "1", (1, "a"), Refuses(), Refuses()):
             executor.lane(key).submit_nowait(print)
         await executor.join()
+        refuses = Refuses()
+        executor.lane(refuses).pause()
+        executor.lane(Refuses()).submit_nowait(print)
+        await executor.join()
         monkeypatch.setattr(Refuses, "compares", False)
         jobs = await executor.jobs(search="a")
-        assert len(await executor.jobs()) == 5
+        assert len(await executor.jobs()) == 6
         assert [job.lane_name.name for job in jobs if type(job.lane) is tuple] == ["(1, 'a')"]
         assert (await executor.lanes()).total >= 4
         paused = executor.lane("paused")
@@ -740,9 +744,7 @@ async def test_a_record_of_an_arriving_request(events: list[Any]) -> None:
     async with anyio.create_task_group() as group:
         await start(Client(app, group), "/arrives", 1)
         respond.set()
-    assert [(lane.state, lane.held_by, lane.head and lane.head.number) for lane in seen] == [
-        ("held", "GET /arrives", 1)
-    ]
+    assert [(lane.state, lane.held_by, lane.head) for lane in seen] == [("held", "GET /arrives", None)]
 
 
 async def test_a_report_after_the_end(events: list[Any]) -> None:
@@ -763,3 +765,76 @@ async def test_a_report_after_the_end(events: list[Any]) -> None:
         go.set()
         await wait_all_tasks_blocked()
         assert job.progress is None
+
+
+async def test_jobs_that_end_while_they_are_listed(
+    events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that ends between two steps of the listing is shown as it is then, if there is a history."""
+    monkeypatch.setattr("fifo_background._run.overview._STEP", 1)
+    monkeypatch.setattr("fifo_background._run.overview._PICTURES", 1)
+    for history in (0, 100):
+        async with SerialExecutor(history=history) as executor:
+            lane = executor.lane("a")
+            lane.pause()
+            for _ in range(20):
+                lane.submit_nowait(print)
+            await wait_all_tasks_blocked()
+            found: list[JobRecord] = []
+
+            async def look(executor: SerialExecutor, found: list[JobRecord]) -> None:
+                found += await executor.jobs(search="print")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(look, executor, found)
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                lane.clear()
+            assert len(found) <= 20
+            assert (len(found) == 20) == bool(history)
+
+
+async def test_what_a_thread_sees(events: list[Any]) -> None:
+    """A thread sees the queue as it is before the loop has heard of a cancel; it waits for nothing."""
+    async with SerialExecutor() as executor:
+        lane = executor.lane("a")
+        lane.pause()
+        jobs = [lane.submit_nowait(print) for _ in range(3)]
+        assert executor.submit_nowait(print).blocked_by is None  # it starts in the loop's next turn
+        await wait_all_tasks_blocked()
+        seen: list[Any] = []
+
+        def look() -> None:
+            seen.extend([jobs[0].cancel(), jobs[2].ahead])
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert seen == [True, 1]
+        lane.clear()
+
+
+async def test_a_pending_job(events: list[Any]) -> None:
+    """A job whose request has no position yet waits for that request; what was cancelled is not ahead."""
+    seen: list[Any] = []
+
+    async def adds(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        jobs = [tasks.add_task(print) for _ in range(3)]
+        jobs[0].cancel()
+        blocker = jobs[1].blocked_by
+        seen.extend([jobs[1].ahead, blocker and (blocker.kind, blocker.name)])
+        return Response(background=tasks)
+
+    async def queues(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        jobs = [tasks.add_task(print) for _ in range(3)]
+        jobs[0].cancel()
+        seen.append(jobs[2].ahead)
+        return Response(background=tasks)
+
+    async with anyio.create_task_group() as group:
+        await start(Client(make_app(adds, order="responded"), group), "/adds", 1)
+        await start(Client(make_app(queues), group), "/queues", 1)
+    assert seen == [None, ("request", "GET /adds"), 1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from fifo_background._core.job import Job, Progress
 from fifo_background._core.plain import as_plain, text_of
@@ -91,8 +91,7 @@ class History:
 
     def keep_message(self, record: Record, error: BaseException) -> None:
         """After the move: what the error says."""
-        if record.more is not None:
-            record.more.error = type(error).__qualname__, text_of(error)
+        cast(More, record.more).error = type(error).__qualname__, text_of(error)
 
     def keep_result(self, record: Record, result: object) -> None:
         """After the move: a copy of the result, if there is space for it."""
@@ -100,17 +99,14 @@ class History:
         more.result, size, more.omitted = as_plain(result, self._most_bytes // 10)
         more.size = size
         self._bytes += size
-        if self._bytes > self._most_bytes:
-            self._forget_results()
+        self._forget_results()
 
     def _forget_results(self) -> None:
-        for record in self.records:
-            more = record.more
-            if more is not None and more.size:
-                self._bytes -= more.size
-                more.result, more.size, more.omitted = None, 0, "newer results took its place"
-                if self._bytes <= self._most_bytes:
-                    break
+        old = (record.more for record in self.records if record.more is not None and record.more.size)
+        while self._bytes > self._most_bytes:
+            more = next(old)
+            self._bytes -= more.size
+            more.result, more.size, more.omitted = None, 0, "newer results took its place"
 
     def forget_old(self, now: float) -> None:
         """Outside of moves: forget the records that are too old."""

@@ -153,9 +153,9 @@ def of_lane(scheduler: Scheduler, key: Hashable, lane: Lane | None, records: Seq
         first = lane.first
         held_by = str(first.owner) if state == "held" and first is not None else None
         waiting = lane.queued + (len(first.pending) if first is not None and state == "held" else 0)
-        skips_head = running is None and lane.stopped is None
+        skips_head = running is None and lane.stopped is None and head is not None
         runs, seen = _runs(lane, int(skips_head))
-        more = max(0, waiting - int(skips_head and waiting > 0) - seen)
+        more = max(0, waiting - int(skips_head) - seen)
     return LaneRecord(
         key=plain_key(key),
         lane_name=LaneName(*scheduler.names.of_lane(key)),

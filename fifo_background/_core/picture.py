@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from datetime import datetime, timezone
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._core.history import NOTHING_MORE, Record
@@ -135,11 +136,8 @@ def ahead_of(job: Job[Any], position: Position) -> int | None:
         return None
     lane = position.lane
     ahead = 0 if lane.running is None and lane.stopped is None else 1
-    for other in waiting_in(lane):
-        if other is job or ahead > MOST_AHEAD:
-            break
-        ahead += 1
-    return ahead
+    before = takewhile(lambda other: other is not job, waiting_in(lane))
+    return ahead + sum(1 for _ in islice(before, MOST_AHEAD + 1))
 
 
 def blocker_of(scheduler: Scheduler, job: Job[Any], position: Position) -> Blocker | None:

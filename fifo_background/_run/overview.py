@@ -144,14 +144,14 @@ class Overview:
             return False
         if not in_lane and sought is None:
             return True
-        if type(one) is Record:
-            its_key = one.key
-        elif one._position is not None:
-            its_key = one._position.lane.key
-        elif one._record is not None:
-            its_key = one._record.key
+        position = None if type(one) is Record else one._position
+        if position is not None:
+            its_key = position.lane.key
         else:
-            return False
+            record = one if type(one) is Record else one._record
+            if record is None:  # it has ended meanwhile, without a history
+                return False
+            its_key = record.key
         if in_lane and not _equal(its_key, key):
             return False
         if sought is None or sought in one.name.casefold():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import cast
 
-from fifo_background._core.job import Job, Progress
+from fifo_background._core.job import Job, JobRunner, Progress
 from fifo_background._core.plain import LONGEST_TEXT
 from fifo_background._run.current import current_party
 
@@ -28,8 +29,7 @@ def report(done: float, total: float | None = None, note: str | None = None) -> 
         return
     job = job._outermost
     job._make_special().progress = Progress(done, total, None if note is None else str(note)[:LONGEST_TEXT])
-    if job._runner is not None:
-        job._runner.note_change()
+    cast(JobRunner, job._runner).note_change()
 
 
 def _checked(name: str, value: float) -> float:
