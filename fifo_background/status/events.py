@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from fifo_background import ExecutorClosed, SerialExecutor
 from fifo_background.status.waiting import until_disconnected
-from fifo_background.status.watch import ENDED, Picture, Watch
+from fifo_background.status.watch import Picture, Tick, Watch
 
 __all__ = ("EventStream",)
 
@@ -118,19 +118,16 @@ class EventStream(Response):
 
     def _tick(self, picture: Picture) -> bytes:
         """The next tick of this client. It begins with a reset if the client has missed too much."""
-        reset, jobs = b"", b"[]"
-        if self._cursor < 0:
-            self._cursor = picture.ended
-        elif self._cursor < picture.ended:
-            found = self._executor.ended(self._cursor, min(ENDED, picture.ended - self._cursor))
-            if found is None:
-                reset, self._cursor = _RESET, picture.ended
-            else:
-                jobs = picture.jobs(self._cursor, found[0], self._errors)
-                self._cursor = found[1]
-        data = picture.data(jobs, errors=self._errors, operate=self._operate)
-        event_id = f"{self._executor.epoch}-{self._cursor}".encode()
-        return reset + b"event: tick\nid: %b\ndata: %b\n\n" % (event_id, data)
+        after = picture.ended if self._cursor < 0 else self._cursor
+        reset, tick = b"", self._tick_after(picture, after)
+        if tick is None:
+            reset, tick = _RESET, self._tick_after(picture, picture.ended)
+        assert tick is not None
+        self._cursor = tick.ended
+        return reset + tick.event
+
+    def _tick_after(self, picture: Picture, after: int) -> Tick | None:
+        return picture.tick(self._executor, after, errors=self._errors, operate=self._operate)
 
 
 _RESET = b"event: reset\ndata: {}\n\n"

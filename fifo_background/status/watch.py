@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
 from fifo_background import JobRecord, LaneList, SerialExecutor
 from fifo_background.status.responses import dumped
 
-__all__ = ("Picture", "Watch", "figures", "now")
+__all__ = ("Picture", "Tick", "Watch", "figures", "now")
 
 # Seconds between two pictures, at least: always, for each client, and as a multiple of the last one's work.
 PAUSE, PAUSE_PER_CLIENT, PAUSE_TO_WORK = 0.1, 0.001, 10
@@ -33,6 +33,14 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class Tick(NamedTuple):
+    """What is sent to every client that has heard of the same ended jobs, and sees as much."""
+
+    event: bytes
+    ended: int
+    """How many ended jobs who gets it has heard of."""
+
+
 class Picture:
     """The figures and the worst lanes of an executor at one moment, and the ticks that say so."""
 
@@ -42,32 +50,41 @@ class Picture:
         self._time = now()
         self._summary = summary
         self._lanes = lanes
-        self._parts: dict[tuple[str, bool], bytes] = {}
-        self._jobs: dict[tuple[int, bool], bytes] = {}
+        self._lanes_json: dict[bool, bytes] = {}  # with or without messages of errors
+        self._ticks: dict[tuple[int, bool, bool], Tick] = {}
 
-    def data(self, jobs: bytes, *, errors: bool, operate: bool) -> bytes:
-        """The data of a tick with these ended jobs."""
-        head = b'{"time":%b,"summary":%b,' % (dumped(self._time), self._summary_for(operate))
-        return head + b'"lanes":%b,"ended":%b}' % (self._lanes_for(errors), jobs)
+    def tick(self, executor: SerialExecutor, after: int, *, errors: bool, operate: bool) -> Tick | None:
+        """For who has heard of the first `after` ended jobs. None if the history has forgotten the next.
 
-    def jobs(self, after: int, records: Sequence[JobRecord], errors: bool) -> bytes:
-        """Ended jobs as JSON: the same for all clients that have seen as much."""
-        made = self._jobs.get((after, errors))
-        if made is None:
-            made = self._jobs[after, errors] = dumped([record.to_dict(errors=errors) for record in records])
+        Made once: a thousand clients, of which some do not read, share its bytes.
+        """
+        key = (after, errors, operate)
+        made = self._ticks.get(key)
+        if made is None and after >= self.ended:
+            made = self._made(executor, [], after, errors, operate)
+        elif made is None:
+            found = executor.ended(after, min(ENDED, self.ended - after))
+            if found is None:
+                return None
+            made = self._made(executor, *found, errors, operate)
+        self._ticks[key] = made
         return made
 
-    def _summary_for(self, operate: bool) -> bytes:
-        made = self._parts.get(("summary", operate))
-        if made is None:
-            made = self._parts["summary", operate] = dumped(self._summary | {"operate": operate})
-        return made
+    def _made(
+        self, executor: SerialExecutor, records: Sequence[JobRecord], ended: int, errors: bool, operate: bool
+    ) -> Tick:
+        jobs = dumped([record.to_dict(errors=errors) for record in records])
+        figures = dumped(self._summary | {"operate": operate})
+        event = b'event: tick\nid: %b-%d\ndata: {"time":%b,"summary":%b,"lanes":%b,"ended":%b}\n\n' % (
+            *(executor.epoch.encode(), ended, dumped(self._time), figures, self._lanes_for(errors), jobs),
+        )
+        return Tick(event, ended)
 
     def _lanes_for(self, errors: bool) -> bytes:
-        made = self._parts.get(("lanes", errors))
+        made = self._lanes_json.get(errors)
         if made is None:
             items = [lane.to_dict(errors=errors) for lane in self._lanes.items]
-            made = self._parts["lanes", errors] = dumped({"items": items, "total": self._lanes.total})
+            made = self._lanes_json[errors] = dumped({"items": items, "total": self._lanes.total})
         return made
 
 
