@@ -29,7 +29,7 @@ from fifo_background._run.waits import AwaitedJobs
 from fifo_background._settings import Settings, check_key
 from fifo_background.exceptions import ExecutorClosed
 
-__all__ = ("ENDED", "HANDLING", "RESPONDED", "SCOPE_KEY", "TrackedRequest")
+__all__ = ("ENDED", "HANDLING", "RESPONDED", "SCOPE_KEY", "TrackedRequest", "leave_queue")
 
 # Where the scope of a request has its `TrackedRequest`.
 SCOPE_KEY = "fifo_background"
@@ -434,6 +434,14 @@ class TrackedRequest:
             "its response did not carry them. The response had a background of its own, or was not given "
             "`background=tasks`, or an exception (HTTPException) became the response"
         )
+
+
+def leave_queue(scope: Scope) -> None:
+    """The request of that scope adds no tasks: nobody waits for the position that it took as it arrived."""
+    request = scope.get(SCOPE_KEY)
+    if isinstance(request, TrackedRequest) and request.positions:
+        request.arrived()
+        request.runner.pump_soon()
 
 
 def _runs(position: Position) -> bool:

@@ -30,7 +30,10 @@ LAYERS = (
     ("_fastapi",),
     ("_middleware",),
     ("", "__main__"),
+    ("status",),
 )
+# What `status` uses of the package beside its public names: a request of it takes no position.
+STATUS_USES = {"", "_request"}
 # `spans.py` is the one file of `_fastapi` that works without FastAPI: it then finds no spans.
 EXCEPTIONS = {("_background", "_fastapi.spans")}
 
@@ -97,6 +100,25 @@ def test_layers() -> None:
         if layer(other) > layer(module)
     }
     assert upward == EXCEPTIONS
+
+
+def test_status_is_outside() -> None:
+    """`status` uses the package as a user does, and only a user imports it."""
+    used = {
+        other
+        for module, others in GRAPHS[True].items()
+        for other in others
+        if layer(module) == layer("status") and layer(other) != layer("status")
+    }
+    assert used == STATUS_USES
+    taken = {
+        alias.name
+        for path in (PACKAGE / "status").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "fifo_background._request"
+        for alias in node.names
+    }
+    assert taken == {"leave_queue"}
 
 
 def test_core_is_pure() -> None:

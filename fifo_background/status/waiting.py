@@ -1,0 +1,51 @@
+"""Waits for the end of a job on behalf of a client."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from starlette.requests import Request
+from starlette.types import Receive
+
+from fifo_background import ExecutorClosed, Job, SerialExecutor
+
+__all__ = ("until_disconnected", "wait_for_end")
+
+# Seconds between two looks whether the executor takes work, while things change.
+LOOK_EVERY = 0.25
+
+
+async def wait_for_end(request: Request, executor: SerialExecutor, job: Job[Any], seconds: float) -> None:
+    """Until the job has ended, the client is gone, the executor closes, or the time is over."""
+    with anyio.move_on_after(seconds):
+        await _until_first(request, executor, job)
+
+
+async def _until_first(request: Request, executor: SerialExecutor, job: Job[Any]) -> None:
+    async with anyio.create_task_group() as group:
+
+        async def first(wait: Callable[[], Awaitable[object]]) -> None:
+            await wait()
+            group.cancel_scope.cancel()
+
+        async def executor_closes() -> None:
+            version = -1
+            with suppress(ExecutorClosed):
+                while True:
+                    version = await executor.changed(version)
+                    await anyio.sleep(LOOK_EVERY)
+
+        async def client_leaves() -> None:
+            await until_disconnected(request.receive)
+
+        for wait in (job.wait, executor_closes, client_leaves):
+            group.start_soon(first, wait)
+
+
+async def until_disconnected(receive: Receive) -> None:
+    """Read what the client still sends, until it is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
