@@ -192,7 +192,7 @@ async function refresh() {
     const older = await jobs(PAGE, next);
     [items, next] = [items.concat(older.items), older.next];
   }
-  if (turn !== list.turn) return;
+  if (turn !== list.turn || halted) return;
   const apart = next && items.at(-1).number > newest;
   const tooMany = list.rows.length > MOST_ROWS && ui.scroller.scrollTop === 0;
   const end = !next || apart || tooMany ? list.rows.length : place(items.at(-1).number - 0.5);
@@ -313,9 +313,9 @@ function announce(sentence) {
 }
 
 function tellNews(lanes, newly) {
-  for (const job of newly) if (job.state === "failed") announce(`${short(job.function)} failed in ${job.lane.name}.`);
   const before = new Set(now.lanes.filter((lane) => lane.state === "stopped").map((lane) => lane.id));
   for (const lane of lanes) if (lane.state === "stopped" && !before.has(lane.id)) announce(`Lane ${lane.name} stopped.`);
+  for (const job of newly) if (job.state === "failed") announce(`${short(job.function)} failed in ${job.lane.name}.`);
 }
 
 function toast(text) {
@@ -430,7 +430,7 @@ function why({ state, head, running, waiting, ...lane }) {
   if (state === "paused") return `Paused.${running ? " What runs still ends." : ""} ${waiting ? wait(waiting) : "Nothing waits"}${first}.`;
   if (state === "idle") return `Idle.${lane.ended ? ` ${count(lane.ended)} ended${lane.failed ? `, ${count(lane.failed)} failed` : ""}.` : ""}`;
   if (running) return `${behind}${first}.`;
-  return `${wait(waiting)}${first}${head?.blocked_by?.kind === "slot" ? ": as many jobs run as may" : ""}.`;
+  return `${wait(waiting)}${first}${head?.blocked_by?.kind === "slot" ? ": all slots are taken" : ""}.`;
 }
 
 function paintOperations(card, lane) {
@@ -548,11 +548,13 @@ function paintRows() {
   // The box grows with its rows and stays so, or the page would jump when one chooses another state.
   tallest = Math.max(tallest, rows.length * height + 36);
   ui.scroller.style.setProperty("min-height", `min(${tallest}px, 514px, 80vh)`);
+  const first = Math.floor(top / height);
+  const [from, to] = [Math.max(0, first - OVERSCAN), Math.ceil((top + view) / height) + OVERSCAN];
   ui.rows.style.setProperty("height", `${rows.length * height}px`);
+  ui.rows.style.setProperty("padding-top", `${from * height}px`);
   if (stays && top !== ui.scroller.scrollTop) ui.scroller.scrollTop = top;
 
-  const first = Math.floor(top / height);
-  const wanted = new Set(rows.slice(Math.max(0, first - OVERSCAN), Math.ceil((top + view) / height) + OVERSCAN));
+  const wanted = new Set(rows.slice(from, to));
   // What has the focus, or whose dialog is open, stays though it is not seen: the focus is to come back to it.
   for (const number of [focused, detail?.job?.number]) if (listed(number)) wanted.add(listed(number));
   const shown = [...wanted].sort((a, b) => b.number - a.number);
@@ -561,7 +563,10 @@ function paintRows() {
   for (const job of shown) {
     // A row that has gone out of sight is used again: new elements would cost several times the drawing.
     if (!drawnRows.has(job.number)) drawnRows.set(job.number, spare.shift()?.[1] ?? stamp(ui.row));
-    paintRow(drawnRows.get(job.number), job, place(job.number) * height);
+    const [row, at] = [drawnRows.get(job.number), place(job.number)];
+    row.root.classList.toggle("far", at < from || at >= to);
+    if (at < from || at >= to) row.root.style.setProperty("top", `${at * height}px`);
+    paintRow(row, job, at + 2); // after the row of headings, and counted from one
   }
   arrange(ui.rows, shown.map((job) => drawnRows.get(job.number).root));
   // The row with the focus is no longer among these jobs: the one in its place takes over.
@@ -578,11 +583,10 @@ function paintRows() {
   if (list.next && !list.loading && (top + view) / height > rows.length - 40) load(list.next);
 }
 
-function paintRow(row, job, y) {
+function paintRow(row, job, index) {
   row.job = job;
   const [kind, word] = look(job);
-  row.root.style.setProperty("transform", `translateY(${y}px)`);
-  set(row.root, "aria-rowindex", place(job.number) + 2);
+  set(row.root, "aria-rowindex", index);
   set(row.state, "data-look", kind);
   fill(row, {
     number: job.number, function: [short(job.function), job.function], error: [errorText(job), errorText(job)], state: word,
@@ -659,7 +663,7 @@ function blocked(job) {
   const { kind, name, for: seconds } = job.blocked_by ?? {};
   const by = {
     job: short(name ?? "another job"), request: `${name ?? "a request"}, which has not responded`, paused: `${job.lane.name} is paused`,
-    failed: `${job.lane.name} has stopped: ${short(name ?? "a job")} failed`, slot: "as many jobs run as may",
+    failed: `${job.lane.name} has stopped: ${short(name ?? "a job")} failed`, slot: "all slots are taken",
   }[kind];
   const long = by && seconds != null ? `, for ${duration(seconds + since(detail.at))}` : "";
   const ahead = job.ahead == null ? null : `${job.ahead_more ? "more than " : ""}${count(job.ahead)} ahead`;
