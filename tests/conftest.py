@@ -16,6 +16,7 @@ from tests.support.loops import LOOPS, VIRTUAL, Backend, backend_of, leaves_noth
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "virtual_clock: time jumps when every task waits for it")
+    config.addinivalue_line("markers", "one_loop: nothing in it depends on the event loop")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the plugin looks for the marker
@@ -28,6 +29,8 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "anyio_backend" in metafunc.fixturenames:
         loops = VIRTUAL if metafunc.definition.get_closest_marker("virtual_clock") else LOOPS
+        if metafunc.definition.get_closest_marker("one_loop"):
+            loops = LOOPS[:1]
         metafunc.parametrize("anyio_backend", loops, indirect=True)
 
 

@@ -13,6 +13,8 @@ from fifo_background.status import StatusApp
 from fifo_background.status.api import ENDPOINTS
 from tests.support.status import FACES, HAS_FASTAPI, Site
 
+pytestmark = pytest.mark.one_loop
+
 PATHS = [
     (one.method, one.path.replace("{id}", "x").replace("{lane_id}", "x")) for one in ENDPOINTS if one.path
 ]

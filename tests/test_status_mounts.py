@@ -23,6 +23,8 @@ from tests.support.apps import Work
 from tests.support.asgi import Client
 from tests.support.status import FACES, HAS_FASTAPI, Site, status_at
 
+pytestmark = pytest.mark.one_loop
+
 STATIC = Path(fifo_background.status.__file__).parent / "static"
 LOCAL = {"base_url": "http://localhost:8000"}
 

@@ -16,6 +16,8 @@ from fifo_background.status.query import cursor_of
 from tests.support.asgi import get
 from tests.support.status import FACES, HAS_FASTAPI, HOST, Answer, Site
 
+pytestmark = pytest.mark.one_loop
+
 
 @pytest.fixture(params=FACES)
 def site(request: pytest.FixtureRequest) -> Site:
