@@ -24,6 +24,8 @@ from common import Report, options
 from per_task import Countdown, app_of, floor, one_round, ours
 from starlette.background import BackgroundTasks as StarletteTasks
 
+from fifo_background import SerialExecutor
+
 
 def fastapi_app(task: Any, ordered: bool) -> Any:
     """A FastAPI app whose one endpoint adds the task."""
@@ -43,10 +45,26 @@ def fastapi_app(task: Any, ordered: bool) -> Any:
     return app
 
 
+def submitted(task: Any, **settings: Any) -> Any:
+    """An app whose requests submit the task, and do nothing else."""
+    executors: dict[Any, SerialExecutor] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        loop = asyncio.get_running_loop()
+        if loop not in executors:
+            executors[loop] = SerialExecutor(**settings)
+        executors[loop].submit_nowait(task)
+
+    return app
+
+
 SIDES: dict[str, Callable[[Any], Any]] = {
     "Starlette": lambda task: app_of(StarletteTasks, task),
     "ours": ours,
     "ours, detached": lambda task: ours(task, wait=False),
+    "ours, history=0": lambda task: ours(task, history=0),
+    "submit_nowait": submitted,
+    "submit_nowait, history=0": lambda task: submitted(task, history=0),
     "floor": floor,
     "FastAPI": lambda task: fastapi_app(task, False),
     "FastAPI, ours": lambda task: fastapi_app(task, True),
@@ -103,7 +121,7 @@ def main() -> None:
     if shutil.which("valgrind") is None:
         sys.exit("valgrind is not installed: `apt install valgrind`")
     more = 12 if chosen.quick else 42
-    columns = {"task": "6", "side": "15", "instructions": ".0f", "bytecodes": ".0f", "of plain's": ".2f"}
+    columns = {"task": "6", "side": "24", "instructions": ".0f", "bytecodes": ".0f", "of plain's": ".2f"}
     report = Report("Instructions and bytecodes per request with one task, asyncio", columns, chosen.json)
     plain: dict[str, float] = {}
     for kind in ("async", "sync"):
