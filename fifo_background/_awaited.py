@@ -35,14 +35,23 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
     """
     jobs, listed = AwaitedJobs(), list(collected.tasks)
     try:
-        jobs += _jobs_of(request, around, listed)
+        new = _jobs_of(request, around, listed)
+        if request.stage is HANDLING:
+            _hold_back(request, collected, around, listed, new)
+            return
+        jobs += new
         collected._fifo_was_awaited(request, jobs)
         if len(collected.tasks) > len(listed):  # a thread has added to it meanwhile
-            listed, late = list(collected.tasks), collected.tasks[len(listed) :]
-            jobs += _jobs_of(request, around, late)
-        waits = bool(jobs) and _hand_over(request, jobs, jobs)
+            before, listed = listed, list(collected.tasks)
+            late = _jobs_of(request, around, _put_in(request, listed, before))
+            jobs += late
+            new += late
+        waits = bool(new) and _hand_over(request, jobs, new)
     except BaseException as error:  # such as the `__eq__` of a key
         request.runner.waits.leave(jobs, request)
+        for job in jobs:
+            if not job._queued:
+                job._attached = None  # it was not handed over: the request's end drops it
         if not request.named:  # nobody else ends it
             request.end(error)
         raise
@@ -56,18 +65,31 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
         if job._own_state is not SUCCEEDED:
             await request.runner.waits.attached(jobs, request)
         while len(collected.tasks) > len(listed):
-            listed, entries = list(collected.tasks), _put_in(request, collected.tasks, listed, jobs)
-            added = _jobs_of(request, around, entries)
+            before, listed = listed, list(collected.tasks)
+            added = _jobs_of(request, around, _put_in(request, listed, before))
             jobs += added
             _hand_over(request, jobs, added)
             await request.runner.waits.attached(jobs, request)
 
 
-def _put_in(
+def _hold_back(
     request: TrackedRequest,
-    tasks: list[BackgroundTask],
+    collected: Collected,
+    around: Around,
     listed: list[BackgroundTask],
-    jobs: AwaitedJobs,
+    new: list[Job[Any]],
+) -> None:
+    """They run when the response has ended: the object's jobs are those of the request from here on."""
+    held = request.hold_back(new)
+    at = len(held)
+    collected._fifo_was_awaited(request, held)
+    if len(collected.tasks) > len(listed):  # a thread has added to it meanwhile, and then perhaps to `held`
+        entries = _put_in(request, list(collected.tasks), listed)
+        request.hold_back(_jobs_of(request, around, entries), at)
+
+
+def _put_in(
+    request: TrackedRequest, tasks: list[BackgroundTask], listed: list[BackgroundTask]
 ) -> list[BackgroundTask]:
     """What a task has put into the list by hand: Starlette runs that, too.
 
@@ -78,14 +100,14 @@ def _put_in(
     else:
         known = set(map(id, listed))
         new = [task for task in tasks if id(task) not in known]
-    return [task for task in new if _is_nobodys(request, job_of_entry(task), jobs)]
+    return [task for task in new if _is_nobodys(request, job_of_entry(task))]
 
 
-def _is_nobodys(request: TrackedRequest, job: Job[Any] | None, jobs: AwaitedJobs) -> bool:
+def _is_nobodys(request: TrackedRequest, job: Job[Any] | None) -> bool:
     if job is None or job._runner is None:
         return True
     position = job._position
-    return position is not None and position.owner is request and not job._queued and job not in jobs
+    return position is not None and position.owner is request and job._attached is None
 
 
 def _jobs_of(request: TrackedRequest, around: Around, entries: Sequence[Any]) -> list[Job[Any]]:
@@ -157,16 +179,13 @@ def _adopt(
 
 
 def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) -> bool:
-    """The new ones of these jobs were awaited. False if they run later: the response has not ended."""
+    """The new ones of these jobs were awaited, and are ready."""
     jobs.waited = waits = request.waits
     for job in new:
         job._attached = waits and job._options.wait
-    if request.stage is HANDLING:
-        request.hold_back(jobs)
-        return False
     if request.settings.order == "arrived":
         request.arrived()
     if request.handed_over is not None:  # those that were awaited before run before these
-        request.runner.hand_over([job for job in request.handed_over if not (job.done() or job._queued)])
+        request.runner.hand_over(request.take_held_back(), held_back=True)
     request.runner.hand_over(new)
     return True

@@ -230,7 +230,15 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if entry is not None:
             task._fifo_entry = entry
         self.tasks.append(task)
+        if self._fifo_state is AWAITED and job._attached is None:
+            self._fifo_join(job)
         return job
+
+    def _fifo_join(self, job: Job[Any]) -> None:
+        """It was awaited while this thread was adding. Who awaited it may have found the job: no harm."""
+        request, position = self._fifo_awaited_by, job._position
+        if request is not None and position is not None and position.owner is request:
+            request.join(job, self._fifo_jobs)
 
     def _fifo_add_through(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
         """An instrumentation or a mock has replaced `add_task` of a class below ours: it has its say."""

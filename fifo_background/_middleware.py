@@ -190,7 +190,7 @@ class OrderedBackgroundMiddleware:
         if refusal is not None:
             await _refuse(refusal, scope, receive, send)  # outside of the request's context
             return
-        held_back = request.handed_over is not None and request.stage is RESPONDED
+        held_back = bool(request.handed_over) and request.stage is RESPONDED
         request.end(None)
         if held_back:
             self._warn_held_back(request)

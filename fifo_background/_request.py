@@ -25,7 +25,7 @@ from fifo_background._core.state import DROPPED, OPEN
 from fifo_background._entries import Entry, take_in
 from fifo_background._run.current import Party, alive, current
 from fifo_background._run.runner import Runner
-from fifo_background._run.waits import AwaitedJobs
+from fifo_background._run.waits import AwaitedJobs, HeldBack
 from fifo_background._settings import Settings, check_key
 from fifo_background.exceptions import ExecutorClosed
 
@@ -76,8 +76,8 @@ class TrackedRequest:
         self.scope: Scope = scope
         self.stage: Stage = HANDLING
         self.positions: dict[Hashable, Position] = {}
-        # jobs that were awaited before the response had ended: the middleware waits for them
-        self.handed_over: AwaitedJobs | None = None
+        # jobs of all objects that were awaited before the response had ended: the middleware waits for them
+        self.handed_over: HeldBack | None = None
         self.awaits: Sequence[Job[Any]] = ()  # its own jobs that it waits for
         self.made_by: Party = made_by and alive(made_by)  # made this one, in this process
         self._send: Send = send
@@ -247,7 +247,7 @@ class TrackedRequest:
     def add(self, task: BackgroundTask, entry: Entry | None, joins: AwaitedJobs | None = None) -> Job[Any]:
         """`add_task`, from any thread: the request takes its position here, or its settings say later.
 
-        `joins`: jobs of an object that was awaited, which have not ended: the new one is ready at once.
+        `joins`: the jobs of an object that was awaited: the new one is one of them.
         """
         runner = self.runner
         options, key = self.settings.options, self._key
@@ -260,34 +260,34 @@ class TrackedRequest:
                 raise self.too_late(task)
             joins = self.handed_over
         job = runner.make_job(task, options)
-        position = self.accept(job, key, True)
         if joins is not None:
-            if position.context is None:
-                position.context = copy_context()
-            self._attach(job, joins)
-            runner.look_at(job)
-            runner.post(job)
-        elif (self.stage is ENDED or runner.scheduler.status is not OPEN) and job._claim():
+            job._attached = False  # it was awaited: before it is accepted, as `end` drops what was not
+            self.accept(job, key, True)
+            self.join(job, joins)
+            return job
+        self.accept(job, key, True)
+        if (self.stage is ENDED or runner.scheduler.status is not OPEN) and job._claim():
             # the request has ended, or the executor was closed, just now: the loop did not see the job
             self._forget(job)
             raise self.too_late(task) if self.stage is ENDED else ExecutorClosed(name_of(task))
         return job
 
-    def _attach(self, job: Job[Any], awaited: AwaitedJobs) -> None:
-        """One more job of those that were awaited: from any thread, before the loop hears of the job.
+    def join(self, job: Job[Any], awaited: AwaitedJobs) -> None:
+        """One more job of those that were awaited: from any thread.
 
-        Whoever waits for them clears `waited` before its last look at the list. So either that look finds the
-        job, or this one finds that nobody waits.
+        Whoever waits for them clears `waited` before its last look at the list, and whoever hands them over
+        sets `are_ready` before the look: either that look finds the job, or this one finds that it is over.
         """
+        position = job._position
+        if position is not None and position.context is None:
+            position.context = copy_context()
         job._attached = job._options.wait
         awaited.append(job)
-        if awaited.waited:
-            return
-        handed_over = self.handed_over
-        if handed_over is not None and handed_over is not awaited:
-            handed_over.append(job)
-        if handed_over is None or not handed_over.waited:
+        if not awaited.waited:
             job._attached = False
+        if awaited.are_ready:
+            self.runner.look_at(job)
+            self.runner.post(job)
 
     def accept(self, job: Job[Any], key: Hashable, refuse: bool) -> Position:
         """Give a job its position, which the request has, or takes now or later."""
@@ -329,29 +329,39 @@ class TrackedRequest:
         """Whether the tasks of a websocket, which only the middleware awaits, run now."""
         return self.scope["type"] == "websocket" and any(not job.done() for job in self.handed_over or ())
 
-    def join(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
-        """`add_task` on an object that was awaited before the response had ended."""
-        job = self.add(task, entry)
-        self._attach(job, cast(AwaitedJobs, self.handed_over))
-        return job
-
     def add_awaited(self, task: BackgroundTask, entry: Entry | None, jobs: AwaitedJobs) -> Job[Any] | None:
         """`add_task` on an object that was awaited here, with these jobs. None if all of them have ended."""
-        if self.stage is HANDLING:
-            return self.join(task, entry)
-        if all(job.done() for job in reversed(jobs)):  # the last one is mostly not
+        if jobs.are_ready and all(job.done() for job in reversed(jobs)):  # the last one is mostly not
             return None
         return self.add(task, entry, jobs)
 
-    def hold_back(self, jobs: AwaitedJobs) -> None:
-        """Keep jobs that were awaited before the response has ended."""
+    def hold_back(self, jobs: Sequence[Job[Any]], at: int | None = None) -> HeldBack:
+        """Keep jobs that were awaited before the response has ended, where `at` says: else behind the others.
+
+        Threads may be adding to the list: each change of it is one atomic act.
+        """
+        held = self.handed_over
+        if held is None:
+            held = self.handed_over = HeldBack()
+        held.waited = waits = self.waits
         again = set(jobs)  # one that was added since the last await stands where this one puts it
-        self.handed_over = AwaitedJobs(job for job in self.handed_over or () if job not in again)
-        self.handed_over += jobs
-        self.handed_over.waited, jobs.waited = jobs.waited, False
+        known = len(held)
+        held[:known] = [job for job in held[:known] if job not in again]
+        at = len(held) if at is None else at
+        held[at:at] = jobs
         for job in jobs:
+            job._attached = waits and job._options.wait
             if job._position is not None and job._position.context is None:
                 job._position.context = copy_context()
+        return held
+
+    def take_held_back(self) -> list[Job[Any]]:
+        """Those that were held back are ready now: what joins them from here on is handed over by itself."""
+        held = self.handed_over
+        if held is None:
+            return []
+        held.are_ready = True  # before the look: see `join`
+        return [job for job in held if not job.done() and not job._queued]
 
     def _forget(self, job: Job[Any]) -> None:
         job._end(DROPPED)
@@ -375,8 +385,10 @@ class TrackedRequest:
         self.stage = ENDED  # before the look at what was added: see `add`
         if self.made_by is not None:
             self.made_by = alive(self.made_by)
-        if error is not None and self.handed_over is not None and not self.ends_normally(error):
-            self.runner.waits.leave(self.handed_over, self)
+        if self.handed_over is not None:
+            self.handed_over.are_ready = True  # before the look at it, as above: see `join`
+            if error is not None and not self.ends_normally(error):
+                self.runner.waits.leave(self.handed_over, self)
         for position in tuple(self.positions.values()):
             if position.added or position.state is not GONE:
                 self._end_positions(error, interrupted)
@@ -394,22 +406,20 @@ class TrackedRequest:
     def _give_up_positions(self, error: BaseException | None, interrupted: bool) -> None:
         runner = self.runner
         self.arrived()
-        ready = [job for job in self.handed_over or () if not job.done() and not job._queued]
-        added = [job for position in tuple(self.positions.values()) for job in position.pending]
+        positions = tuple(self.positions.values())
+        added = [job for position in positions for job in position.pending if job._attached is None]
+        dropped: list[Job[Any]] = []
         if self.scope["type"] == "websocket" and (error is None or self.ends_normally(error)):
             for job in added:  # only the middleware awaits its objects
                 take_in(job._task, job)
-            self.handed_over = AwaitedJobs(job for job in added if job._position is not None)
-            self.handed_over.waited = self.waits
-            ready = list(self.handed_over)
-            for job in ready:
-                job._attached = self.handed_over.waited and job._options.wait
-        runs = set(ready)
-        dropped = [job for job in added if job._position is not None and job not in runs and job._claim()]
+            self.hold_back([job for job in added if job._position is not None])
+        else:
+            dropped = [job for job in added if job._claim()]
         for job in dropped:
             self._forget(job)
+        ready = self.take_held_back()
         if ready:
-            runner.hand_over(ready)
+            runner.hand_over(ready, held_back=True)
         else:
             runner.pump()
         if dropped:

@@ -233,8 +233,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "closing keeps held positions": (
         "_core/operations.py",
-        "        if job not in awaited[owner] and scheduler.end_waiting(job, DROPPED):",
-        "        if False:",
+        "    return [job for job in jobs if job._attached is None and scheduler.end_waiting(job, DROPPED)]\n",
+        "    return []\n",
     ),
     "closing keeps what is behind a paused head": (
         "_core/operations.py",

@@ -209,7 +209,8 @@ class Job(Generic[T]):
         self._queued: bool = False  # in the chain of its position
         self._on_loop: bool = True  # not in a thread
         self._direct: bool = False  # nothing is around the function
-        self._attached: bool = False  # a request waits for it, and raises what it fails with
+        # a request waits for it, and raises what it fails with; None until its object is awaited
+        self._attached: bool | None = None
         self._waiters: dict[Any, bool] | None = None  # with what each asks: TOLD or RAISES
         self._special: Special | None = None
         self._counted_in: Lane | None = None  # see `Capacity`

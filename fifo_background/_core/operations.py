@@ -113,15 +113,7 @@ def close(scheduler: Scheduler) -> list[Job[Any]]:
 
 
 def _drop_unawaited(scheduler: Scheduler, jobs: list[Job[Any]]) -> list[Job[Any]]:
-    awaited: dict[object, set[Job[Any]]] = {}
-    dropped: list[Job[Any]] = []
-    for job in jobs:
-        owner = None if job._position is None else job._position.owner
-        if owner not in awaited:
-            awaited[owner] = set() if owner is None else set(owner.handed_over or ())
-        if job not in awaited[owner] and scheduler.end_waiting(job, DROPPED):
-            dropped.append(job)
-    return dropped
+    return [job for job in jobs if job._attached is None and scheduler.end_waiting(job, DROPPED)]
 
 
 def drop_closed_head(scheduler: Scheduler, lane: Lane) -> list[Job[Any]]:

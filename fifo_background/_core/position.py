@@ -25,11 +25,6 @@ class Owner(Protocol):
         ...
 
     @property
-    def handed_over(self) -> list[Job[Any]] | None:
-        """Jobs that were awaited before its response had ended: they run."""
-        ...
-
-    @property
     def has_ended(self) -> bool:
         """Whether nothing can be awaited in it anymore."""
         ...

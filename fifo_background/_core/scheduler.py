@@ -144,9 +144,12 @@ class Scheduler:
                 else:
                     joined.append(entry)
             elif entry._position is not None:  # ended by others: cancelled, or in a thread
-                if entry._own_state is FAILED:
-                    self._failed(entry)
-                self._over(entry)
+                if entry._own_state is SUCCEEDED:
+                    self._over(entry)
+                elif entry._own_state is not RUNNING:  # else two have handed it over, and it has started
+                    if entry._own_state is FAILED:
+                        self._failed(entry)
+                    self._over(entry)
             elif entry._waiters is not None:  # a part of a job
                 self.tell_end(entry)
             inbox.popleft()  # last: a KeyboardInterrupt in between does no harm

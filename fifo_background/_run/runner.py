@@ -408,8 +408,11 @@ class Runner:
         if trip is not None and not job._on_loop:
             give(trip, job, position)
 
-    def hand_over(self, jobs: Sequence[Job[Any]]) -> None:
-        """A move, and what follows: these jobs of a request are ready."""
+    def hand_over(self, jobs: Sequence[Job[Any]], *, held_back: bool = False) -> None:
+        """A move, and what follows: these jobs of a request are ready.
+
+        `held_back`: they were awaited before, and keep the context of that.
+        """
         scheduler = self.scheduler
         if scheduler.moving:  # a finalizer drives a coroutine inside a move
             for job in jobs:
@@ -427,7 +430,7 @@ class Runner:
                 position = job._position
                 if position is None:  # cancelled a moment ago
                     continue
-                if position.context is None or (position.first is None and not _runs(position)):
+                if position.context is None or not (held_back or position.first or _runs(position)):
                     position.context = copy_context()  # one for each lane, as they run side by side
                 self.look_at(job)
                 self._ready(job, position)

@@ -22,7 +22,7 @@ from fifo_background.exceptions import LaneStopped, QueueFull, WouldDeadlock
 if TYPE_CHECKING:
     from fifo_background._run.runner import Runner
 
-__all__ = ("AwaitedJobs", "Waits")
+__all__ = ("AwaitedJobs", "HeldBack", "Waits")
 
 
 class AwaitedJobs(list[Job[Any]]):
@@ -33,9 +33,22 @@ class AwaitedJobs(list[Job[Any]]):
     waited: bool
     """Whether the request waits for those that are attached, and raises their failures."""
 
+    are_ready = True
+    """Whether they were handed over, or are in this moment: one more is handed over by who adds it."""
+
     def __init__(self, jobs: Iterable[Job[Any]] = ()) -> None:
         super().__init__(jobs)
         self.waited = False
+
+
+class HeldBack(AwaitedJobs):
+    """The jobs that were awaited before the response of their request had ended: it hands them over later."""
+
+    __slots__ = ("are_ready",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.are_ready = False
 
 
 class Waits:

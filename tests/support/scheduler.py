@@ -18,7 +18,6 @@ class Request:
     """An owner of positions, who skips the rest after a failure."""
 
     skips_rest = True
-    handed_over = None
     named = True
     label = "POST /"
     has_ended = True
