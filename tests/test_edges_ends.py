@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -99,4 +100,116 @@ async def test_task_cannot_be_started(monkeypatch: pytest.MonkeyPatch, anyio_bac
         assert type(job.exception()) is RecursionError
         assert executor.is_open
         assert await executor.submit_nowait(anyio.sleep, 0) is None
+    check_idle(executor)
+
+
+# -- a wait that waits for its slot ------------------------------------------------------------------------
+
+
+async def test_cancelled_while_it_waits_for_its_slot(log: Log) -> None:
+    """A task whose job has failed, and which is cancelled as it waits for its slot, leaves it to the log."""
+    gate, failing = anyio.Event(), anyio.Event()
+
+    async def fails_then() -> None:
+        await failing.wait()
+        await fails()
+
+    async def waits() -> None:
+        job = executor.lane("b").submit_nowait(fails_then)
+        executor.lane("c").submit_nowait(gate.wait)
+        with scope:
+            await job
+
+    async with SerialExecutor(max_lanes_running=1) as executor:
+        scope = anyio.CancelScope()
+        job = executor.lane("a").submit_nowait(waits)
+        await wait_all_tasks_blocked()
+        failing.set()
+        await wait_all_tasks_blocked()
+        assert executor.statistics().lanes["c"].running == "Event.wait"
+        assert log == [], "the wait has it still"
+        scope.cancel()
+        await wait_all_tasks_blocked()
+        assert [said.split("<locals>.")[-1] for said in log] == ["fails_then failed"]
+        gate.set()
+        assert await job.wait() is S.SUCCEEDED
+    assert len(log) == 1
+    check_idle(executor)
+
+
+async def test_request_leaves_while_a_task_waits_for_its_slot(events: list[Any], log: Log) -> None:
+    """A failure that a task will raise once it has its slot is not logged by the request that leaves."""
+    gate, failing = anyio.Event(), anyio.Event()
+
+    async def fails_then() -> None:
+        await failing.wait()
+        await fails()
+
+    async def waits(job: Job[Any]) -> None:
+        try:
+            await job
+        except ValueError as error:
+            events.append(str(error))
+
+    async def handle(path: str, respond: Respond) -> None:
+        tasks = BackgroundTasks()
+        job = tasks.lane("b").add_task(fails_then)
+        tasks.lane("d").add_task(gate.wait)  # the request waits for this one, too
+        app.executor.lane("a").submit_nowait(waits, job)
+        app.executor.lane("c").submit_nowait(gate.wait)
+        await wait_all_tasks_blocked()
+        await respond()
+        await tasks()
+
+    app = app_of(handle, max_lanes_running=2)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start()
+        await wait_all_tasks_blocked()
+        failing.set()
+        await wait_all_tasks_blocked()
+        exchange.cancel_scope.cancel()
+        await exchange.ended.wait()
+        gate.set()
+    await app.executor.join()
+    assert events == ["it fails"]
+    assert not [said for said in log if "failed" in said], "it is told once"
+    check_idle(app.executor)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["wrong arguments", "cancelled", "pause in another thread"])
+async def test_refused_leaves_no_lane(why: str) -> None:
+    """Of a key for which nothing could be done nothing is kept."""
+
+    def takes_one(n: int) -> None: ...
+
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(anyio.sleep, 0)
+        lane = executor.lane("k")
+        if why == "wrong arguments":
+            with pytest.raises(TypeError):
+                lane.submit_nowait(takes_one)  # type: ignore[call-arg]
+            with pytest.raises(TypeError):
+                await lane.submit(takes_one)  # type: ignore[call-arg]
+        elif why == "cancelled":
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await lane.submit(takes_one, 1)
+        else:
+            refused: list[BaseException] = []
+
+            def pause() -> None:
+                try:
+                    lane.pause()
+                except RuntimeError as error:
+                    refused.append(error)
+
+            thread = threading.Thread(target=pause)
+            thread.start()
+            thread.join()
+            assert len(refused) == 1
+            await executor.submit_nowait(anyio.sleep, 0)
+        assert executor._runner.scheduler.lanes.by_key == {}
     check_idle(executor)
