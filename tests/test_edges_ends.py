@@ -139,13 +139,14 @@ async def test_cancelled_while_it_waits_for_its_slot(log: Log) -> None:
 
 async def test_request_leaves_while_a_task_waits_for_its_slot(events: list[Any], log: Log) -> None:
     """A failure that a task will raise once it has its slot is not logged by the request that leaves."""
-    gate, failing = anyio.Event(), anyio.Event()
+    gate, failing, waiting = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def fails_then() -> None:
         await failing.wait()
         await fails()
 
     async def waits(job: Job[Any]) -> None:
+        waiting.set()
         try:
             await job
         except ValueError as error:
@@ -157,7 +158,7 @@ async def test_request_leaves_while_a_task_waits_for_its_slot(events: list[Any],
         tasks.lane("d").add_task(gate.wait)  # the request waits for this one, too
         app.executor.lane("a").submit_nowait(waits, job)
         app.executor.lane("c").submit_nowait(gate.wait)
-        await wait_all_tasks_blocked()
+        await waiting.wait()
         await respond()
         await tasks()
 
