@@ -214,3 +214,38 @@ async def test_refused_leaves_no_lane(why: str) -> None:
             await executor.submit_nowait(anyio.sleep, 0)
         assert executor._runner.scheduler.lanes.by_key == {}
     check_idle(executor)
+
+
+async def test_wait_goes_on_where_the_lane_has_stopped(events: list[Any]) -> None:
+    """Who waits for a request's task whose lane stops is told of its end alone, and not of the stop."""
+    failing, waiting = anyio.Event(), anyio.Event()
+
+    async def fails_then() -> None:
+        await failing.wait()
+        await fails()
+
+    async def waits(job: Job[Any]) -> None:
+        waiting.set()
+        events.append(await job.wait())
+
+    async def handle(path: str, respond: Respond) -> None:
+        lane = app.executor.lane("k", after_failure="stop")
+        lane.submit_nowait(fails_then)
+        tasks = BackgroundTasks()
+        job = tasks.lane("k").add_task(events.append, "ran")
+        app.executor.lane("a").submit_nowait(waits, job)
+        await waiting.wait()
+        await respond()
+        await tasks()
+
+    app = app_of(handle)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start()
+        failing.set()
+        await exchange.ended.wait()
+        await wait_all_tasks_blocked()
+        assert events == []
+        assert app.executor.lane("k").skip_head() is not None
+    await app.executor.join()
+    assert events == ["ran", S.SUCCEEDED]
+    check_idle(app.executor)
