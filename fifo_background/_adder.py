@@ -25,7 +25,15 @@ class _AskedFor(threading.local):
     """What is asked for a task while somebody else's `add_task` adds it: no context is copied with it."""
 
     tasks: object = None
+    func: object = None
     entry: Entry | None = None
+
+    def of(self, func: object) -> Entry | None:
+        """What is asked for a task that is added meanwhile. Once it is the one that was meant, no more is."""
+        entry = self.entry
+        if func is self.func:
+            self.entry = None
+        return entry
 
 
 asked_for = _AskedFor()
@@ -98,12 +106,14 @@ class TaskAdder:
     def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """As `OrderedBackgroundTasks.add_task`."""
         tasks = self._tasks
-        if tasks._fifo_adds_itself or asked_for.tasks is tasks:  # or an overriding `add_task` calls this
+        if tasks._fifo_adds_itself:
             return tasks._fifo_add(func, args, kwargs, self._entry)
-        before = asked_for.tasks, asked_for.entry
-        asked_for.tasks, asked_for.entry = tasks, self._entry
+        if asked_for.tasks is tasks:  # an overriding `add_task` calls this
+            return tasks._fifo_add(func, args, kwargs, self._entry.after(asked_for.of(func)))
+        before = asked_for.tasks, asked_for.func, asked_for.entry
+        asked_for.tasks, asked_for.func, asked_for.entry = tasks, func, self._entry
         try:
             job: Job[Any] = tasks.add_task(func, *args, **kwargs)
             return job
         finally:
-            asked_for.tasks, asked_for.entry = before
+            asked_for.tasks, asked_for.func, asked_for.entry = before

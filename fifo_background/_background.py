@@ -15,6 +15,7 @@ from fifo_background._core.job import Job, name_of
 from fifo_background._core.state import DROPPED, RUNNING
 from fifo_background._entries import (
     Entry,
+    added_to,
     attach,
     has_arguments,
     is_left_out,
@@ -179,7 +180,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         `lifespan.shutdown`.
         """
         # by `tasks.lane(key).add_task`, through an `add_task` that is not this one
-        entry = asked_for.entry if asked_for.tasks is self else None
+        entry = asked_for.of(func) if asked_for.tasks is self else None
         return self._fifo_add(func, args, kwargs, entry)
 
     @property
@@ -242,9 +243,9 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
     def _fifo_add_through(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
         """An instrumentation or a mock has replaced `add_task` of a class below ours: it has its say."""
-        before = set(map(id, self.tasks))
+        before = self.tasks.copy()
         super().add_task(func, *args, **kwargs)
-        added = [task for task in self.tasks if id(task) not in before]
+        added = added_to(self.tasks, before)
         # other threads may be adding, too
         added = [task for task in added if has_arguments(task, args)] or added
         job: Job[Any] | None = None

@@ -11,6 +11,7 @@ from fifo_background._core.state import CANCELLED, SKIPPED, SUPERSEDED
 
 __all__ = (
     "Entry",
+    "added_to",
     "attach",
     "has_arguments",
     "is_left_out",
@@ -31,6 +32,22 @@ class Entry(NamedTuple):
 
     key: Any  # `...` for the request's lane
     changes: dict[str, Any]  # of `Options`
+
+    def after(self, first: Entry | None) -> Entry:
+        """What is asked for if this is said after `first`."""
+        if first is None:
+            return self
+        return Entry(first.key if self.key is ... else self.key, {**first.changes, **self.changes})
+
+
+def added_to(tasks: list[Any], before: list[Any]) -> list[Any]:
+    """What is in the list and was not before: mostly at its end, which needs no look at all of it."""
+    known = len(before)
+    added = tasks[known:]
+    if added and (not known or (tasks[known - 1] is before[-1] and added[-1] is not before[-1])):
+        return added
+    ids = set(map(id, before))
+    return [task for task in tasks if id(task) not in ids]
 
 
 def attach(task: Any, job: Job[Any], entry: Entry | None) -> None:

@@ -97,8 +97,8 @@ class Submitter:
         never waits: it raises `QueueFull`. In the executor's event loop only.
         """
         self._runner.check_in_loop()
-        job, position = self._prepare("submit", func, args, kwargs)
         await anyio.lowlevel.checkpoint_if_cancelled()
+        job, position = self._prepare("submit", func, args, kwargs)
         await self._runner.waits.wait_for_capacity(job, position)
         try:
             await anyio.lowlevel.cancel_shielded_checkpoint()
@@ -115,10 +115,11 @@ class Submitter:
             raise not_callable(name, func)
         runner = self._runner
         runner.check_has_loop()
+        job = runner.make_job(make_task(name, BackgroundTask, func, args, kwargs), self._options)
+        # last of what may raise: a lane that is made here stays until something has been in it
         position = Position(runner.scheduler.lanes.of(self._key), None)
         position.context = copy_context()
         position.made_by = alive(current_party())
-        job = runner.make_job(make_task(name, BackgroundTask, func, args, kwargs), self._options)
         job._position = position
         return job, position
 
@@ -161,7 +162,11 @@ class ExecutorLane(Submitter):
         def pause() -> None:
             operations.pause(scheduler, lane if lane.listed else scheduler.lanes.list_lane(lane))
 
-        self._on_loop("pause", pause)
+        try:
+            self._on_loop("pause", pause)
+        except BaseException:
+            scheduler.inbox.append(lane)  # it may have been made for nothing
+            raise
 
     def resume(self) -> bool:
         """Let a paused lane run again. False if there is no such lane."""

@@ -283,6 +283,52 @@ async def test_lane_is_that_of_one_task(events: list[Any]) -> None:
     assert lanes == [[None] * 3, [None, "k", None]]
 
 
+def asked_of(tasks: Any) -> list[Any]:
+    """What was asked for each entry of an object."""
+    return [entry._fifo_entry and tuple(entry._fifo_entry) for entry in tasks.tasks]
+
+
+def test_options_in_an_overridden_add_task() -> None:
+    """What an overriding `add_task` asks for by `options` and `lane` is added to what was asked of it."""
+
+    class Timed(BackgroundTasks):
+        def add_task(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.options(timeout=5.0).add_task(func, *args, **kwargs)
+
+    class Mails(BackgroundTasks):
+        def add_task(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.lane("mails").add_task(func, *args, **kwargs)
+
+    timed, mails = Timed(), Mails()
+    timed.add_task(print)
+    timed.lane("k", after_failure="stop").options(wait=False).add_task(print)
+    timed.options(timeout=3.0).add_task(print)
+    assert asked_of(timed) == [
+        (..., {"timeout": 5.0}),
+        ("k", {"after_failure": "stop", "wait": False, "timeout": 5.0}),
+        (..., {"timeout": 5.0}),
+    ]
+    mails.options(timeout=3.0).add_task(print)
+    mails.lane("k").add_task(print)
+    assert asked_of(mails) == [("mails", {"timeout": 3.0}), ("mails", {})]
+
+
+def test_overridden_add_task_adds_one_more() -> None:
+    """What was asked of an overriding `add_task` does not hold for what it adds after the task."""
+
+    class Audits(BackgroundTasks):
+        def add_task(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+            job = super().add_task(func, *args, **kwargs)
+            super().add_task(print, func)
+            self.options(wait=False).add_task(print, func)
+            return job
+
+    tasks = Audits()
+    tasks.lane("k", max_waiting=1).add_task(repr, 1)
+    assert [entry.func for entry in tasks.tasks] == [repr, print, print]
+    assert asked_of(tasks) == [("k", {"max_waiting": 1}), None, (..., {"wait": False})]
+
+
 async def test_replaced_add_task_of_one_object(events: list[Any]) -> None:
     """Who puts a function around one object's `add_task` sees every call, and lanes and options hold."""
     tasks: Any = BackgroundTasks()

@@ -92,6 +92,24 @@ async def test_wrapper_that_changes_the_list(
     assert [record.split(":")[0] for record in log] == ["WARNING GET /handler ended without running 1 task"]
 
 
+def test_wrapper_that_appends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a wrapper appends the entry, as Starlette does, the others in the list are not looked at."""
+
+    class Watched(list[Any]):
+        looks = 0
+
+        def __iter__(self) -> Any:
+            self.looks += 1
+            return super().__iter__()
+
+    monkeypatch.setattr(StarlettesTasks, "add_task", _traced)
+    tasks = BackgroundTasks()
+    tasks.tasks = watched = Watched()
+    jobs = [tasks.add_task(print, n) for n in range(3)]
+    assert watched.looks == 0
+    assert [entry._fifo_job for entry in tasks.tasks] == jobs
+
+
 async def test_threads_through_a_wrapper(
     events: list[Any], log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:

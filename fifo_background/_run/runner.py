@@ -76,8 +76,6 @@ class Runner:
         self._asked = False  # the loop is to pump in its next turn
         self._pumping = False
         self._started = 0  # jobs since the loop had its turn
-        # contexts of runs that are at their end, and pump: nothing else can enter them before the next turn
-        self._leaving: list[Context | None] = []
 
     # -- the loop it belongs to ------------------------------------------------------------------------------
 
@@ -258,8 +256,7 @@ class Runner:
             self.thread_runs.fill(lane, lane.trip)
             run, context = self.thread_runs.run(lane, lane.trip), Context()
         try:
-            at_once = not (self._leaving and any(context is left for left in self._leaving))
-            handle = self.backend.start(run, context, at_once=at_once)  # type: ignore[arg-type]
+            handle = self.backend.start(run, context)  # type: ignore[arg-type]
         except BaseException as error:
             run.close()
             if lane.occupied:  # no task could be started: the job fails with that error
@@ -319,18 +316,9 @@ class Runner:
                 break
             job = after
             self._started += 1
-        unfinished, context = lane.first is position, position.context
         del lane, position, job  # a traceback that holds this frame holds no request
-        if self._pumping:
-            return
-        if unfinished:  # the context of the position is ours until this task is over
-            self.pump_soon()
-            return
-        self._leaving.append(context)
-        try:
+        if not self._pumping:
             self.pump()
-        finally:
-            self._leaving.pop()
 
     def _may_go_on(self) -> bool:
         """Whether the running task may run the next job of its position.

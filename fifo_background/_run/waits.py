@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -84,27 +85,27 @@ class Waits:
             _refuse_deadlock(party, job)
         else:  # perhaps a task of another executor: that one's slot is lent
             party = current_party()
-            if not isinstance(party, Job) or party._own_state is not RUNNING or not _is_of_this_loop(party):
-                await self._until_done(job, raises)
-                return
-            runner = cast("Runner", party._runner)
-        async with _Noted(runner.waits, runner, party, job):
-            await self._until_done(job, raises)
-
-    async def _until_done(self, job: Job[Any], raises: bool) -> None:
+            if isinstance(party, Job) and party._own_state is RUNNING and _is_of_this_loop(party):
+                runner = cast("Runner", party._runner)
+            else:
+                party = None
         backend = self._runner.backend
-        while not job.done():
-            waiter = backend.waiter()
-            job._wait_with(waiter, raises)
-            try:
-                if not job.done():  # a thread may have ended it since the look above
+        waiter = backend.waiter()
+        job._wait_with(waiter, raises)  # until the wait is over: with its slot, too
+        try:
+            async with nullcontext() if party is None else _Noted(runner.waits, runner, party, job):
+                while not job.done():  # a thread may have ended it since the look above
                     await waiter
-            except BaseException:
-                job._wait_no_more(waiter)
-                if raises:
-                    self._log_unraised(job)
-                raise
+                    if not job.done():  # woken as its lane has stopped
+                        job._wait_no_more(waiter)
+                        waiter = backend.waiter()
+                        job._wait_with(waiter, raises)
+        except BaseException:
             job._wait_no_more(waiter)
+            if raises:
+                self._log_unraised(job)
+            raise
+        job._wait_no_more(waiter)
 
     def _log_unraised(self, job: Job[Any], owner: Any = None) -> None:
         """A wait that had the job's failure leaves without raising it: log it, unless another raises it."""

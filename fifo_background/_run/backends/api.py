@@ -62,12 +62,10 @@ class Backend(Protocol):
         """Whether the running task, one of ours, was cancelled, and may not have heard of it yet."""
         ...
 
-    def start(
-        self, run: Coroutine[Any, Any, None], context: Context, *, at_once: bool = True
-    ) -> Handle | None:
+    def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
         """Run a coroutine in a task of its own, in `context`. None if it has ended already.
 
-        Where tasks can start at once, this one does, unless `at_once` is False.
+        Where tasks can start at once, this one does, unless something is in its context.
         """
         ...
 

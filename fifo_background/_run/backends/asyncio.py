@@ -86,10 +86,8 @@ class AsyncioBackend:
     def is_cancelling(self) -> bool:
         return getattr(asyncio.current_task(), "is_cancelling", False)
 
-    def start(
-        self, run: Coroutine[Any, Any, None], context: Context, *, at_once: bool = True
-    ) -> Handle | None:
-        task = _start(run, _get_running_loop(), context, at_once)
+    def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
+        task = _start(run, _get_running_loop(), context)
         if task.done():
             return None
         task.backend = self
@@ -155,18 +153,24 @@ def _call_again(call: Callable[[], object], task: asyncio.Task[None]) -> None:
         call()
 
 
-if sys.version_info >= (3, 11):
-    # from 3.12 on a task starts to run at once, and needs no turn of the loop if it does not suspend
-    _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+if sys.version_info >= (3, 12):
 
-    def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context, at_once: bool) -> _RunnerTask:
-        if at_once:
-            return _RunnerTask(run, loop=loop, context=context, **_EAGER)
+    def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context) -> _RunnerTask:
+        """A task that starts to run at once, and needs no turn of the loop if it does not suspend."""
+        try:
+            context.run(bool)
+        except RuntimeError:  # a run that ends, and pumps, is in it: asyncio must not try to enter it
+            return _RunnerTask(run, loop=loop, context=context)
+        return _RunnerTask(run, loop=loop, context=context, eager_start=True)
+
+elif sys.version_info >= (3, 11):
+
+    def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context) -> _RunnerTask:
         return _RunnerTask(run, loop=loop, context=context)
 
 else:
 
-    def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context, at_once: bool) -> _RunnerTask:
+    def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context) -> _RunnerTask:
         task = _RunnerTask(_in_context(run, context), loop=loop)
         task.add_done_callback(lambda _: run.close())  # it may have been cancelled before its first step
         return task

@@ -83,9 +83,7 @@ class TrioBackend:
     def is_cancelling(self) -> bool:
         return False  # a user's own cancel scope ends with the job
 
-    def start(
-        self, run: Coroutine[Any, Any, None], context: Context, *, at_once: bool = True
-    ) -> Handle | None:
+    def start(self, run: Coroutine[Any, Any, None], context: Context) -> Handle | None:
         scope = self._trio.CancelScope()
 
         async def system_task() -> None:
@@ -104,10 +102,12 @@ class TrioBackend:
                     self._run_ends()
 
         try:
-            self._trio.lowlevel.spawn_system_task(system_task, context=context)
-        except RuntimeError:  # the run has ended
-            self._run_ends()
+            task = self._trio.lowlevel.spawn_system_task(system_task)
+        except RuntimeError as error:
+            if type(error) is RuntimeError:  # not, for example, RecursionError: the run has ended
+                self._run_ends()
             raise
+        task.context = context  # not given to trio, which would enter it here: a run that ends may be in it
         return scope
 
     def when_over(self, handle: trio.CancelScope, call: Callable[[Any], object]) -> None:
