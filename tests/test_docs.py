@@ -34,6 +34,7 @@ import fifo_background
 from fifo_background import JobRecord, JobState, OrderedBackgroundMiddleware, executor_of
 from fifo_background._core.state import TRANSITIONS
 from fifo_background._settings import Settings
+from fifo_background.status import StatusApp
 from fifo_background.status.api import ENDPOINTS
 from tests.support.log import Log
 
@@ -74,6 +75,7 @@ def fail(amount: int) -> None:
 
 NAMES: dict[str, Any] = {
     **{name: getattr(fifo_background, name) for name in fifo_background.__all__},
+    "StatusApp": StatusApp,
     "CORSMiddleware": CORSMiddleware,
     "account": "ann",
     "amount": 1,
