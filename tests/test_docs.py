@@ -31,7 +31,17 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import fifo_background
-from fifo_background import JobRecord, JobState, OrderedBackgroundMiddleware, executor_of
+from fifo_background import (
+    Blocker,
+    Job,
+    JobRecord,
+    JobState,
+    LaneList,
+    LaneName,
+    LaneRecord,
+    OrderedBackgroundMiddleware,
+    executor_of,
+)
 from fifo_background._core.state import TRANSITIONS
 from fifo_background._settings import Settings
 from fifo_background.status import StatusApp
@@ -204,6 +214,16 @@ def test_status_endpoints() -> None:
     (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     members = re.findall(r'"(\w+)": ', inspect.getsource(JobRecord.to_dict).partition("return {")[2])
     assert list(json.loads(example)) == members
+
+
+def test_reference_has_every_name() -> None:
+    """The reference has every public name, every attribute of a `Job`, and every field of the pictures."""
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    names = set(fifo_background.__all__) | set(inspect.signature(StatusApp).parameters)
+    names |= {f"job.{name}" for name in dir(Job) if not name.startswith("_")}
+    for picture in (JobRecord, LaneRecord, LaneName, LaneList, Blocker):
+        names |= {field.name for field in dataclasses.fields(picture)}
+    assert [name for name in sorted(names) if not re.search(rf"`(?:await )?{name}\b", text)] == []
 
 
 def test_logging_config() -> None:
