@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import runpy
 import subprocess
@@ -30,9 +31,21 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import fifo_background
-from fifo_background import JobState, OrderedBackgroundMiddleware, executor_of
+from fifo_background import (
+    Blocker,
+    Job,
+    JobRecord,
+    JobState,
+    LaneList,
+    LaneName,
+    LaneRecord,
+    OrderedBackgroundMiddleware,
+    executor_of,
+)
 from fifo_background._core.state import TRANSITIONS
 from fifo_background._settings import Settings
+from fifo_background.status import StatusApp
+from fifo_background.status.api import ENDPOINTS
 from tests.support.log import Log
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +85,7 @@ def fail(amount: int) -> None:
 
 NAMES: dict[str, Any] = {
     **{name: getattr(fifo_background, name) for name in fifo_background.__all__},
+    "StatusApp": StatusApp,
     "CORSMiddleware": CORSMiddleware,
     "account": "ann",
     "amount": 1,
@@ -86,17 +100,23 @@ NAMES: dict[str, Any] = {
 }
 
 
+# What has to be said to an app before it starts.
+CHANGES = ("@app.", "app.add_middleware", "app.include_router")
+
+
 def app_to_change(block: Block) -> Any:
     """An app that has not been started, for a block that adds a middleware or a route to it."""
-    app = pytest.importorskip("fastapi").FastAPI() if "@app." in block.text else Starlette()
+    needs_fastapi = "@app." in block.text or "app.include_router" in block.text
+    app = pytest.importorskip("fastapi").FastAPI() if needs_fastapi else Starlette()
     if "app.add_middleware" not in block.text:
         app.add_middleware(OrderedBackgroundMiddleware)
     return app
 
 
 @pytest.mark.parametrize("block", FRAGMENTS, ids=str)
-def test_block_runs(block: Block, log: Log) -> None:
+def test_block_runs(block: Block, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block of Python in the docs runs, the tasks that it adds run, and its routes answer."""
+    monkeypatch.setenv("TASKS_PASSWORD", "secret")
     for module in re.findall(r"^(?:from|import) (\w+)", block.text, re.MULTILINE):
         pytest.importorskip(module)
     code = compile(
@@ -106,7 +126,7 @@ def test_block_runs(block: Block, log: Log) -> None:
         flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
         dont_inherit=True,
     )
-    changes_app = "@app." in block.text or "app.add_middleware" in block.text
+    changes_app = any(change in block.text for change in CHANGES)
     names = dict(NAMES)
 
     async def handler(request: Request) -> Response:
@@ -127,7 +147,8 @@ def test_block_runs(block: Block, log: Log) -> None:
     if names["app"] is not host:
         with TestClient(names["app"]) as client:
             for route in names["app"].routes:
-                if getattr(route, "include_in_schema", False):  # FastAPI's own pages are not
+                shown = getattr(route, "include_in_schema", False)  # FastAPI's own pages are not
+                if shown and not route.name.startswith("tasks:"):
                     (method,) = route.methods - {"HEAD"}
                     answer = client.request(method, re.sub(r"{.*?}", "1", route.path))
                     assert answer.status_code in (200, 202), answer.text
@@ -153,6 +174,56 @@ def test_defaults(page: str) -> None:
     if page == "README.md":
         del defaults["may_add_tasks"]  # told by the how-to that the table links
     assert said == defaults
+
+
+def test_status_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of the docs that asks for a password opens with it, for looking or for operating."""
+    app = pytest.importorskip("fastapi").FastAPI()
+    app.add_middleware(OrderedBackgroundMiddleware)
+    monkeypatch.setenv("TASKS_PASSWORD", "secret")
+    (block,) = [block for block in BLOCKS if "may_see_tasks(" in block.text]
+    exec(compile(block.text, "status", "exec", dont_inherit=True), {"app": app})
+    with TestClient(app) as client:
+        refused = client.get("/tasks/")
+        assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Basic")
+        assert client.get("/tasks/", auth=("admin", "wrong")).status_code == 401
+        for name in ("admin", "guest"):
+            answer = client.get("/tasks/summary", auth=(name, "secret"))
+            assert answer.json()["operate"] == (name == "admin")
+
+
+def test_status_router() -> None:
+    """The router of the docs is in OpenAPI."""
+    app = pytest.importorskip("fastapi").FastAPI()
+    (block,) = [block for block in BLOCKS if "app.include_router" in block.text]
+    exec(compile(block.text, "status", "exec", dont_inherit=True), {"app": app})
+    assert "/tasks/jobs/{id}" in app.openapi()["paths"]
+
+
+def test_status_endpoints() -> None:
+    """The table of endpoints has each one, and the job as JSON has each of its members."""
+    text = (ROOT / "docs" / "status.md").read_text(encoding="utf-8")
+    table = text.split("| endpoint | answer |")[1].split("\n\n")[0]
+    said = set()
+    for cell in re.findall(r"^\| (`(?:GET|POST) .*?) \|", table, re.MULTILINE):
+        first, *others = re.findall(r"`(.*?)`", cell)
+        method, path = first.partition("?")[0].split()
+        said |= {(method, path), *((method, path.rpartition("/")[0] + other) for other in others)}
+    files = ("style", "script")
+    assert said == {(one.method, one.path) for one in ENDPOINTS if one.name not in files}
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    members = re.findall(r'"(\w+)": ', inspect.getsource(JobRecord.to_dict).partition("return {")[2])
+    assert list(json.loads(example)) == members
+
+
+def test_reference_has_every_name() -> None:
+    """The reference has every public name, every attribute of a `Job`, and every field of the pictures."""
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    names = set(fifo_background.__all__) | set(inspect.signature(StatusApp).parameters)
+    names |= {f"job.{name}" for name in dir(Job) if not name.startswith("_")}
+    for picture in (JobRecord, LaneRecord, LaneName, LaneList, Blocker):
+        names |= {field.name for field in dataclasses.fields(picture)}
+    assert [name for name in sorted(names) if not re.search(rf"`(?:await )?{name}\b", text)] == []
 
 
 def test_logging_config() -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -221,6 +226,81 @@ def test_gunicorn_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn_worker", plain)
     config = uvicorn.Config("main:app", **load("gunicorn_worker")["Worker"].CONFIG_KWARGS)
     assert (config.lifespan, config.timeout_graceful_shutdown) == ("on", 10)
+
+
+class TasksUI:
+    """`tasks_ui.py` on loopback under uvicorn; its tasks take no time, and the first payment fails."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """A request, and its answer's status and JSON."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, path, content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read()
+            is_json = "json" in response.getheader("Content-Type", "")
+            return response.status, json.loads(text) if is_json else text.decode()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def tasks_ui() -> Iterator[TasksUI]:
+    import uvicorn
+
+    names, draws = load("tasks_ui"), iter([0.1, 0.9])
+    names["asyncio"] = SimpleNamespace(sleep=lambda seconds: anyio.sleep(0))
+    names["random"] = SimpleNamespace(randint=lambda least, most: most, random=lambda: next(draws))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        server = uvicorn.Server(uvicorn.Config(names["app"], log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield TasksUI(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_tasks_client(tasks_ui: TasksUI) -> None:
+    """The client of `tasks_ui.py` follows each job to its result."""
+    queued, *ended = run("examples/tasks_client.py", "5", f"http://127.0.0.1:{tasks_ui.port}")
+    assert queued == "queued 5"
+    lanes = ["emails", "reports", "thumbnails", "emails", "reports"]
+    assert sorted(ended) == [
+        f"{number} {lane} succeeded {{'slept': 10}}" for number, lane in enumerate(lanes, 1)
+    ]
+
+
+def test_tasks_ui(tasks_ui: TasksUI) -> None:
+    """`tasks_ui.py` takes 1 to 100 tasks, and its page is there."""
+    for count in (0, 101):
+        assert tasks_ui.ask("POST", "/task", {"count": count})[0] == 422
+    status, answer = tasks_ui.ask("POST", "/task", {"count": 100})
+    assert (status, answer["queued"], len(set(answer["jobs"]))) == (201, 100, 100)
+    status, job = tasks_ui.ask("GET", f"/tasks/jobs/{answer['jobs'][-1]}?wait=20")
+    assert (status, job["state"], job["result"]) == (200, "succeeded", {"slept": 10})
+    assert job["progress"] == {"done": 9, "total": 10, "note": "seconds slept"}
+    status, page = tasks_ui.ask("GET", "/tasks/")
+    assert (status, "<title>Tasks</title>" in page) == (200, True)
+
+
+def test_tasks_ui_retries(tasks_ui: TasksUI) -> None:
+    """A failed payment of `tasks_ui.py` stops its lane, and a retry lets the lane go on."""
+    _, paid = tasks_ui.ask("POST", "/payments/5", {})
+    _, failed = tasks_ui.ask("GET", f"/tasks/jobs/{paid['job']}?wait=20")
+    assert failed["error"] == {"type": "ConnectionError", "message": "the bank does not answer"}
+    retry = f"/tasks/lanes/{failed['lane']['id']}/retry"
+    assert tasks_ui.ask("POST", retry, {"head": failed["id"]})[0] == 200
+    _, found = tasks_ui.ask("GET", "/tasks/jobs?limit=1")
+    _, again = tasks_ui.ask("GET", f"/tasks/jobs/{found['items'][0]['id']}?wait=20")
+    assert (again["retry_of"], again["result"]) == (failed["id"], "charged 5")
 
 
 def test_tests_of_an_app(monkeypatch: pytest.MonkeyPatch) -> None:
