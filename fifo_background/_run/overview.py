@@ -166,7 +166,10 @@ class Overview:
         """The lanes that need a person most, and how many there are; those in the history are idle."""
         self._look()
         scheduler, now = self._scheduler, self._scheduler.clock()
+        past = await self._records_by_lane()
+        # both at one moment, so that no lane is in both
         known = [lane for lane in scheduler.lanes.all() if not lane.idle]
+        idle = [key for key, _ in past.values() if self._is_idle(key)]
         oldest: tuple[float, Lane] | None = None
         worst: list[tuple[tuple[int, float, int], int, Lane]] = []
         for start in range(0, len(known), _STEP):
@@ -178,8 +181,6 @@ class Overview:
                 age = age_of_head(lane, now)
                 if age is not None and (oldest is None or age > oldest[0]):
                     oldest = age, lane
-        past = await self._records_by_lane()
-        idle = [key for key, _ in past.values() if self._is_idle(key)]
         pictures = []
         for place, (_, _, lane) in enumerate(worst):
             if place and not place % _PICTURES:
