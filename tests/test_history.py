@@ -531,7 +531,7 @@ async def test_many_jobs_take_many_turns(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async with SerialExecutor() as executor, anyio.create_task_group() as group:
         for n in range(30):
-            executor.lane(("ended", n)).submit_nowait(wait_all_tasks_blocked)
+            executor.lane(("ended", n)).submit_nowait(anyio.lowlevel.checkpoint)
         await executor.join()
         for n in range(100):
             executor.lane(n).pause()
