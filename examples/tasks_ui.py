@@ -24,9 +24,9 @@ class Order(BaseModel):
 
 
 async def create_task(seconds: int) -> dict[str, int]:
-    for second in range(seconds):
-        report(second, seconds, "seconds slept")
+    for second in range(1, seconds + 1):
         await asyncio.sleep(1)
+        report(second, seconds, "seconds slept")
     return {"slept": seconds}
 
 
