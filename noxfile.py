@@ -13,6 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 # httpx below 0.28 and trio below 0.22 are what these versions of Starlette and anyio were made for
 OLD = ["httpx<0.28", "trio==0.21.0"]
 TRACING = ["logfire[fastapi]", "opentelemetry-instrumentation-fastapi"]
+BROWSER = ["playwright==1.65.2", "axe-playwright-python==0.1.8", "schemathesis==4.32.5"]
 AGENTS = ["sentry-sdk", "ddtrace", "newrelic", "scout-apm", "logfire[fastapi,starlette]"]
 STACKS = {
     "fastapi-0.96": ("3.10", ["fastapi==0.96.0", "starlette==0.27.0", "anyio==3.5.0", *OLD]),
@@ -201,6 +202,16 @@ def servers(session: nox.Session) -> None:
         session.env["VIRTUAL_ENV"] = _sibling(session, f"servers-{version}", version)
         _install(session, *TEST, *packages, *extra, *more, "-e", ".")
         _python(session, "-m", "pytest", "-q", "-W", "default", "tests/servers", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def page(session: nox.Session) -> None:
+    """The status page in Debian's Chromium, and its API as schemathesis tries it."""
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
+        session.error("no chromium is here: `apt-get install chromium`, or name one in CHROMIUM")
+    session.env["VIRTUAL_ENV"] = _sibling(session, "page-3.12", "3.12")
+    _install(session, *TEST, *BROWSER, "fastapi", "-e", ".")
+    _python(session, *PYTEST, "-W", "default", "tests/browser", *session.posargs)
 
 
 @nox.session(venv_backend="none")

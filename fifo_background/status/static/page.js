@@ -498,9 +498,11 @@ function paintNext(card, lane) {
 async function operate(card, verb, body) {
   if (card.sending || lost()) return;
   card.sending = true;
+  const asked = now.at;
   try {
     const lane = await post(`./lanes/${encodeURIComponent(card.lane.id)}/${verb}`, body);
-    now.lanes = now.lanes.map((other) => (other.id === lane.id ? lane : other));
+    // A tick that came meanwhile may be newer; if it is not, one that is newer comes, as something has changed.
+    if (now.at === asked) now.lanes = now.lanes.map((other) => (other.id === lane.id ? lane : other));
   } catch (problem) {
     toast(problem.detail);
   }

@@ -1,0 +1,623 @@
+"""The live page, in a real browser, of a real app under a real server.
+
+Run it with `python -m nox -s page`. A test waits for what it expects to see.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import Locator, Page, expect
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+import fifo_background.status
+from tests.browser.app import HOSTILE, Site
+from tests.browser.conftest import Served, Visit
+
+Serve = Callable[..., Served]
+Open = Callable[..., Visit]
+
+STATIC = Path(fifo_background.status.__file__).parent / "static"
+(AXE,) = Path(axe_playwright_python.__file__).parent.rglob("axe.min.js")
+
+# Settings of a browser's page; one that is magnified twice has half as many pixels of its own.
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light"},
+    "dark": {"color_scheme": "dark"},
+    "390 px": {"viewport": {"width": 390, "height": 844}},
+    "200 % zoom": {"viewport": {"width": 640, "height": 500}, "device_scale_factor": 2},
+}
+
+BAD_WORDS = (
+    *("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"),
+    *("eval(", "new Function", " style=", "onclick="),
+)
+
+
+def lane(page: Page, name: str) -> Locator:
+    return page.locator("#lanes > li").filter(
+        has=page.locator("h3", has_text=re.compile(f"^{re.escape(name)}$"))
+    )
+
+
+def row(page: Page, number: int) -> Locator:
+    return page.locator("#rows > tr").filter(
+        has=page.locator('[data-part="number"]', has_text=re.compile(f"^{number}$"))
+    )
+
+
+def open_row(page: Page, number: int) -> None:
+    row(page, number).locator("button.open").click()
+    expect(page.locator("#job")).to_be_visible()
+
+
+def drawn(page: Page) -> None:
+    """Wait until the page has drawn what it knows."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def numbers(page: Page) -> list[int]:
+    found: list[int] = page.evaluate(
+        """[...document.querySelectorAll('#rows [data-part="number"]')].map((one) => +one.textContent)"""
+    )
+    return found
+
+
+def numbers_while_scrolled(page: Page, pixels: int) -> tuple[set[int], int]:
+    """The numbers of all rows that one sees from the top to the end, and how many there were at most."""
+    seen: set[int] = set()
+    most, top = 0, 0
+    while True:
+        page.evaluate("(top) => { scroller.scrollTop = top; }", top)
+        drawn(page)
+        shown = numbers(page)
+        assert shown == sorted(set(shown), reverse=True)
+        seen.update(shown)
+        most = max(most, len(shown))
+        at_end, complete = page.evaluate(
+            """[scroller.scrollTop + scroller.clientHeight >= scroller.scrollHeight - 1,
+                document.querySelector("#table").getAttribute("aria-rowcount") !== "-1"]"""
+        )
+        if not at_end:
+            top += pixels
+        elif complete:  # else more are on their way
+            return seen, most
+
+
+def audit(page: Page) -> None:
+    """axe finds nothing to complain of, and nothing is wider than the window."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text(encoding="utf-8"))  # to which the page's policy does not apply
+    run = "axe.run(document, {resultTypes: ['violations']})"
+    found = page.evaluate(f"{run}.then((r) => r.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))")
+    assert found == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@contextmanager
+def all_states(serve: Serve) -> Iterator[Served]:
+    """An app with a lane in each state."""
+    served = serve(Site().app())
+    for _ in range(3):
+        served.add("stumbles", lane="billing", gate="charge")
+    served.add("gated", lane="mail", gate="mail", count=2)
+    served.add("short", lane="mail", count=9)
+    served.add("hostile", lane="mail", gate="mail")
+    served.add("short", lane="nightly", count=2)
+    with served.held("/add/short/x", lane="player-7741", gate="never"):
+        yield served
+        served.open("mail")
+
+
+# -- what it shows -----------------------------------------------------------------------------------------
+
+
+def test_jobs_go_by(serve: Serve, visit: Open) -> None:
+    """A hundred jobs go by, in order, and all of them are in the list at the end."""
+    served = serve(Site().app())
+    page = visit(served).page
+    expect(page.locator("#noLanes")).to_contain_text("background_tasks.add_task")
+    expect(page.locator("#noJobs")).to_have_text("No jobs yet.")
+    page.evaluate(
+        """() => {
+            const figure = document.querySelector("#succeeded");
+            window.seen = [];
+            const note = () => seen.push(+figure.textContent);
+            new MutationObserver(note).observe(figure, {subtree: true, childList: true, characterData: true});
+        }"""
+    )
+    served.add("short", lane="player-7741", count=100)
+    expect(page.locator("#succeeded")).to_have_text("100")
+    expect(page.locator("#waiting")).to_have_text("0")
+    expect(page.locator("#pills button[value=all] span")).to_have_text("100")
+    seen = page.evaluate("seen")
+    assert seen == sorted(seen)
+    assert any(0 < figure < 100 for figure in seen)
+    expect(row(page, 100).locator(".state")).to_have_text("succeeded")
+    assert numbers_while_scrolled(page, 360)[0] == set(range(1, 101))
+    expect(lane(page, "player-7741")).to_contain_text("100 ended")
+
+
+def test_result(serve: Serve, visit: Open) -> None:
+    """The dialog shows the result of a finished job, and its address can be shared."""
+    served = serve(Site().app())
+    served.add("gated", gate="go")
+    page = visit(served).page
+    open_row(page, 1)
+    expect(page.locator("#jobState")).to_have_text("running")
+    expect(page.locator("#jobProgress")).to_have_text("5 of 10 rows written")
+    served.open("go")
+    expect(page.locator("#jobState")).to_have_text("succeeded")
+    expect(page.locator("#jobResult")).to_contain_text('"gate": "go"')
+    expect(page.locator("#jobRequest")).to_have_text("POST /add/gated")
+    shared = page.url
+    assert "#job=1-" in shared
+    page.keyboard.press("Escape")
+    expect(page.locator("#job")).to_be_hidden()
+    assert "#" not in page.url
+    other = visit(served, shared.removeprefix(served.url)).page
+    expect(other.locator("#jobResult")).to_contain_text('"gate": "go"')
+
+
+def test_many_rows(serve: Serve, visit: Open) -> None:
+    """Of 2,000 jobs, fewer than 60 rows are in the document, wherever one looks."""
+    served = serve(Site().app())
+    served.add("gated", gate="go")
+    served.add("short", count=1999)
+    page = visit(served).page
+    expect(page.locator("#waiting")).to_have_text("1,999")
+    expect(row(page, 2000)).to_be_visible()
+    seen, most = numbers_while_scrolled(page, 2000)
+    assert most < 60
+    assert page.locator("#table").get_attribute("aria-rowcount") == "2001"
+    assert {1, 2000} <= seen
+
+
+def test_search_and_states(serve: Serve, visit: Open) -> None:
+    """The list shows what one asks for."""
+    with all_states(serve) as served:
+        page = visit(served).page
+        page.locator("#pills button[value=failed]").click()
+        expect(page.locator("#rows .state")).to_have_text(["failed"])
+        page.locator("#pills button[value=all]").click()
+        page.locator("#search").fill("STUMBLES")
+        expect(page.locator("#rows .open")).to_have_text(["stumbles"] * 3)
+        page.locator("#search").fill("nothing like it")
+        expect(page.locator("#noJobs")).to_have_text("No job matches.")
+
+
+# -- what it operates --------------------------------------------------------------------------------------
+
+
+def test_cancel(serve: Serve, visit: Open) -> None:
+    """One that waits is canceled in its dialog."""
+    served = serve(Site().app())
+    served.add("gated", gate="go", count=2)
+    page = visit(served).page
+    open_row(page, 2)
+    expect(page.locator("#jobBlocked")).to_contain_text("1 ahead")
+    page.locator("#jobCancel").click()
+    expect(page.locator("#jobState")).to_have_text("cancelled")
+    expect(page.locator("#jobCancel")).to_be_hidden()
+    served.open("go")
+    expect(page.locator("#succeeded")).to_have_text("1")
+
+
+def test_pause_and_resume(serve: Serve, visit: Open) -> None:
+    """A paused lane starts nothing, until it is resumed."""
+    served = serve(Site().app())
+    served.add("gated", lane="mail", gate="go")
+    page = visit(served).page
+    mail = lane(page, "mail")
+    mail.locator("[data-verb=pause]").click()
+    expect(mail).to_have_attribute("data-state", "paused")
+    served.add("short", lane="mail", count=3)
+    served.open("go")
+    expect(mail.locator(".why")).to_contain_text("Paused. 3 wait")
+    expect(page.locator("#succeeded")).to_have_text("1")
+    mail.locator("[data-verb=resume]").click()
+    expect(page.locator("#succeeded")).to_have_text("4")
+    expect(mail).to_have_attribute("data-state", "idle")
+
+
+def test_retry_and_skip(serve: Serve, visit: Open) -> None:
+    """A lane that has stopped runs its failed head again, or goes on without it."""
+    served = serve(Site().app())
+    for _ in range(2):
+        served.add("stumbles", lane="billing", gate="charge")
+    page = visit(served).page
+    billing = lane(page, "billing")
+    expect(billing.locator(".why")).to_have_text("Stopped: stumbles failed. 1 waits behind it.")
+    expect(billing.locator('[data-part="note"]')).to_have_text("ValueError: card declined")
+    billing.locator("[data-verb=skip]").click()
+    expect(billing.locator(".why")).to_have_text("Stopped: stumbles failed. Nothing waits behind it.")
+    served.open("charge")
+    billing.locator("[data-verb=retry]").click()
+    expect(page.locator("#succeeded")).to_have_text("1")
+    expect(billing).to_have_attribute("data-state", "idle")
+
+
+def test_stale_head(serve: Serve, visit: Open) -> None:
+    """Where another job has become the head, nothing is skipped, and the page says so."""
+    served = serve(Site().app())
+    for _ in range(2):
+        served.add("stumbles", lane="billing", gate="charge")
+    visited = visit(served)
+    visited.allowed = ("409 (Conflict)",)
+    page = visited.page
+    other = served.jobs(state="queued")[0]["id"]
+    page.route("**/skip", lambda route: route.continue_(post_data=f'{{"head": "{other}"}}'))
+    lane(page, "billing").locator("[data-verb=skip]").click()
+    expect(page.locator("#toast")).to_have_text("Another job is the head of the lane now.")
+    expect(page.locator("#waiting")).to_have_text("1")
+
+
+def test_late_answer(serve: Serve, visit: Open) -> None:
+    """An operation's answer that comes late does not undo what the stream has told since."""
+    served = serve(Site().app())
+    served.add("stumbles", lane="billing", gate="charge")
+    page = visit(served).page
+    billing = lane(page, "billing")
+    expect(billing).to_have_attribute("data-state", "stopped")
+    served.open("charge")
+    answers: list[Any] = []
+    page.route("**/retry", lambda route: answers.append((route, route.fetch())))
+    billing.locator("[data-verb=retry]").click()
+    expect(page.locator("#succeeded")).to_have_text("1")
+    expect(billing).to_have_attribute("data-state", "idle")
+    ((route, answer),) = answers
+    assert answer.json()["state"] == "busy"
+    with page.expect_response("**/retry") as response:
+        route.fulfill(response=answer)
+    response.value.finished()
+    drawn(page)
+    expect(billing.locator("[data-verb=pause]")).not_to_have_attribute("aria-disabled", "true")
+    assert billing.get_attribute("data-state") == "idle"
+
+
+def test_clear(serve: Serve, visit: Open) -> None:
+    """What waits in a lane is canceled once one has confirmed it."""
+    served = serve(Site().app())
+    served.add("gated", lane="mail", gate="go", count=4)
+    page = visit(served).page
+    for answer, waiting in (("#clear [data-close]", "3"), ("#clearYes", "0")):
+        lane(page, "mail").locator("[data-verb=clear]").click()
+        expect(page.locator("#clearText")).to_contain_text("3 waiting jobs will not run.")
+        expect(page.locator("#clear [data-close]")).to_be_focused()
+        page.locator(answer).click()
+        expect(page.locator("#clear")).to_be_hidden()
+        expect(page.locator("#waiting")).to_have_text(waiting)
+
+
+def test_read_only(serve: Serve, visit: Open) -> None:
+    """Who may only look sees no operation, and gets a 403 for one."""
+    served = serve(Site(authorize=lambda request: "read").app())
+    for _ in range(2):
+        served.add("stumbles", lane="billing", gate="charge")
+    served.add("gated", lane="mail", gate="go", count=3)
+    visited = visit(served)
+    visited.allowed = ("403 (Forbidden)",)
+    page = visited.page
+    expect(page.locator("#lanes > li")).to_have_count(2)
+    open_row(page, 5)
+    expect(page.locator("#jobState")).to_have_text("waiting")
+    drawn(page)
+    assert page.locator(".lane button[data-verb]").count() == 8
+    assert page.locator(".lane button[data-verb]:visible, #jobCancel:visible").count() == 0
+    status = "fetch('./jobs/' + location.hash.slice(5) + '/cancel', {method: 'POST'}).then((r) => r.status)"
+    assert page.evaluate(status) == 403
+    served.open("go")
+
+
+# -- by keyboard, and for who does not see it ----------------------------------------------------------------
+
+
+def test_keyboard(serve: Serve, visit: Open) -> None:
+    """Pause, resume and cancel by keyboard alone; the focus is never lost."""
+    served = serve(Site().app())
+    served.add("gated", lane="mail", gate="go", count=4)
+    page = visit(served).page
+    mail = lane(page, "mail")
+    expect(mail).to_have_attribute("data-state", "busy")
+    press_until(page, "Tab", mail.locator("[data-verb=pause]"))
+    page.keyboard.press("Enter")
+    expect(mail).to_have_attribute("data-state", "paused")
+    expect(mail.locator("[data-verb=resume]")).to_be_focused()
+    page.keyboard.press("Space")
+    expect(mail).to_have_attribute("data-state", "busy")
+    expect(mail.locator("[data-verb=pause]")).to_be_focused()
+    press_until(page, "Tab", row(page, 4).locator("button"))
+    page.keyboard.press("ArrowDown")
+    expect(row(page, 3).locator("button")).to_be_focused()
+    page.keyboard.press("Enter")
+    press_until(page, "Tab", page.locator("#jobCancel"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#jobState")).to_have_text("cancelled")
+    expect(page.locator("#jobClose")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#job")).to_be_hidden()
+    expect(row(page, 3).locator("button")).to_be_focused()
+    served.open("go")
+
+
+def press_until(page: Page, key: str, wanted: Locator) -> None:
+    expect(wanted).to_be_visible()
+    for _ in range(60):
+        page.keyboard.press(key)
+        if wanted.evaluate("(node) => node === document.activeElement"):
+            return
+    raise AssertionError(f"{key} does not lead to it")
+
+
+def test_focus_stays(serve: Serve, visit: Open) -> None:
+    """Live updates leave the focus where it is: in a lane, in the list, in the dialog."""
+    served = serve(Site().app())
+    served.add("gated", lane="mail", gate="go", count=2)
+    page = visit(served).page
+    ended = 0
+    where = (lane(page, "mail").locator("[data-verb=pause]"), row(page, 2).locator("button"))
+    for wanted in where:
+        wanted.focus()
+        page.evaluate("window.focused = document.activeElement")
+        for other in range(4):
+            served.add("short", lane=f"lane {other}", count=3)
+            ended += 3
+            expect(page.locator("#succeeded")).to_have_text(str(ended))
+            expect(page.locator("#table")).to_have_attribute("aria-rowcount", str(ended + 3))
+            assert page.evaluate("focused === document.activeElement && focused.isConnected")
+    page.keyboard.press("Enter")
+    expect(page.locator("#jobTitle")).to_have_text("Work.gated")
+    page.locator("#jobCopy").focus()
+    served.add("short", lane="mail 2", count=3)
+    expect(page.locator("#succeeded")).to_have_text(str(ended + 3))
+    expect(page.locator("#jobCopy")).to_be_focused()
+    served.open("go")
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_accessible(look: str, serve: Serve, visit: Open) -> None:
+    """axe finds nothing: in the page, in both dialogs, with a lane in each state."""
+    with all_states(serve) as served:
+        page = visit(served, **LOOKS[look]).page
+        served.operate("nightly", "pause")
+        for name, state in (
+            ("billing", "stopped"),
+            ("player-7741", "held"),
+            ("nightly", "paused"),
+            ("mail", "busy"),
+        ):
+            expect(lane(page, name)).to_have_attribute("data-state", state)
+        served.add("short", lane="idle")
+        expect(lane(page, "idle")).to_have_attribute("data-state", "idle")
+        expect(page.locator("#rows > tr").nth(8)).to_be_visible()
+        audit(page)
+        lane(page, "mail").locator("button.head").click()
+        expect(page.locator("#jobState")).to_have_text("running")
+        audit(page)
+        page.keyboard.press("Escape")
+        lane(page, "mail").locator("[data-verb=clear]").click()
+        expect(page.locator("#clear")).to_be_visible()
+        audit(page)
+
+
+def test_reduced_motion(serve: Serve, visit: Open) -> None:
+    """Nothing moves for who does not want that."""
+    page = visit(serve(Site().app()), reduced_motion="reduce").page
+    assert page.evaluate("getComputedStyle(document.querySelector('.dot')).animationName") == "none"
+    assert page.evaluate("document.getAnimations().length") == 0
+
+
+def test_spoken(serve: Serve, visit: Open) -> None:
+    """A stop is announced."""
+    served = serve(Site().app())
+    page = visit(served).page
+    served.add("stumbles", lane="billing", gate="charge")
+    expect(page.locator("#spoken")).to_contain_text("Lane billing stopped.")
+
+
+# -- hostile texts -------------------------------------------------------------------------------------------
+
+
+def test_hostile(serve: Serve, visit: Open) -> None:
+    """Nothing of what an app's names, errors and results say runs, wherever the page shows it."""
+    refuses = False
+
+    def authorize(request: Request) -> bool:
+        if refuses and request.method == "POST":
+            raise HTTPException(418, HOSTILE)
+        return True
+
+    served = serve(Site(authorize=authorize, show_errors=True).app())
+    path = f"/add/hostile/{quote(HOSTILE, safe='')}"
+    served.post(path, lane=HOSTILE, gate="go", count=3)
+    served.post(path, lane="result", gate="result")
+    served.open("result")
+    served.post(path, lane=f"failed {HOSTILE}", gate="fail")
+    with served.held(path, lane=f"held {HOSTILE}", gate="go"):
+        visited = visit(served)
+        visited.allowed = ("418 (", "404 (Not Found)")
+        page = visited.page
+        mine = lane(page, HOSTILE)
+        expect(mine.locator('[data-part="function"]')).to_have_text(HOSTILE)
+        expect(mine.locator('[data-part="note"]')).to_have_text(f"1 of 2 {HOSTILE}")
+        expect(mine.locator('[data-part="chip1"]')).to_contain_text(HOSTILE)
+        expect(lane(page, f"held {HOSTILE}").locator(".why")).to_contain_text(HOSTILE[-20:])
+        failed = lane(page, f"failed {HOSTILE}")
+        expect(failed.locator(".why")).to_contain_text(HOSTILE)
+        expect(failed.locator('[data-part="note"]')).to_have_text(f"{HOSTILE}: {HOSTILE}")
+        expect(page.locator("#oldestLane")).to_contain_text(HOSTILE)
+        for number, part in ((1, "#jobProgress"), (4, "#jobResult"), (5, "#jobError")):
+            expect(row(page, number).locator('[data-part="function"]')).to_have_text(HOSTILE)
+            open_row(page, number)
+            expect(page.locator("#jobTitle")).to_have_text(HOSTILE)
+            expect(page.locator("#jobRequest")).to_contain_text("hostile/")
+            expect(page.locator(part)).to_contain_text("onerror=alert(1)")
+            page.keyboard.press("Escape")
+        refuses = True
+        mine.locator("[data-verb=pause]").click()
+        expect(page.locator("#toast")).to_have_text(HOSTILE)
+        mine.locator("[data-verb=clear]").click()
+        expect(page.locator("#clearTitle")).to_have_text(f"Clear {HOSTILE}?")
+        page.keyboard.press("Escape")
+        page.locator("#search").fill(HOSTILE[:30])
+        expect(row(page, 1)).to_be_visible()
+        page.evaluate("(id) => { location.hash = 'job=' + encodeURIComponent(id); }", HOSTILE)
+        expect(page.locator("#jobMissing")).to_contain_text("There is no such")
+        expect(page.locator("#spoken")).to_have_text("")
+        assert page.locator("#main img, #main script, dialog img, dialog script, svg[onload]").count() == 0
+    served.open("go")
+
+
+@pytest.mark.parametrize("what", ["q", "cursor", "lane", "state", "function", "limit"])
+def test_hostile_parameters(what: str, serve: Serve, visit: Open) -> None:
+    """What an address says does not come back as markup."""
+    served = serve(Site().app())
+    visited = visit(served, f"/tasks/jobs?{what}={quote(HOSTILE)}", live=False)
+    visited.allowed = ("422", "400", "404")
+    assert visited.page.locator("script, img").count() == 0
+
+
+def test_source() -> None:
+    """The page makes no markup from text, and has no code or style of its own in its elements."""
+    for name in ("page.js", "index.html"):
+        text = (STATIC / name).read_text(encoding="utf-8")
+        for bad in BAD_WORDS:
+            # `onclick` as a property is no attribute
+            assert bad not in text.replace(".onclick =", ""), f"{bad} in {name}"
+
+
+# -- where it is, and when it cannot be reached --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("way", "path"),
+    [
+        ("app", "/tasks"),
+        ("nested", "/a/b/tasks"),
+        ("fastapi", "/tasks"),
+        ("app_at_root_path", "/api/tasks"),
+        ("fastapi_behind_proxy", "/api/tasks"),
+    ],
+)
+def test_paths(way: str, path: str, serve: Serve, visit: Open) -> None:
+    """The page works wherever it is, with and without the last slash."""
+    site = Site()
+    served = serve(getattr(site, way)())
+    prefix = "/api" if path.startswith("/api") else ""
+    served.post(f"{prefix}/add/gated", gate="go", count=2)
+    for asked in (path, f"{path}/"):
+        page = visit(served, asked).page
+        assert page.url == f"{served.url}{path}/"
+        open_row(page, 1)
+        expect(page.locator("#jobState")).to_have_text("running")
+        page.keyboard.press("Escape")
+    lane(page, "default").locator("[data-verb=pause]").click()
+    expect(lane(page, "default")).to_have_attribute("data-state", "paused")
+    open_row(page, 2)
+    page.locator("#jobCancel").click()
+    expect(page.locator("#jobState")).to_have_text("cancelled")
+    served.post(f"{prefix}/open/go")
+
+
+def test_refused(serve: Serve, visit: Open) -> None:
+    """Who may not look reads why, and what to write."""
+    served = serve(Site().app())
+    visited = visit(served, live=False, extra_http_headers={"X-Forwarded-For": "1.2.3.4"})
+    visited.allowed = ("403", "404")
+    expect(visited.page.locator("body")).to_contain_text("StatusApp(authorize=may_see_tasks)")
+
+
+def test_refused_later(serve: Serve, visit: Open) -> None:
+    """Who may no longer look reads so in the page, which keeps nothing in sight."""
+    allowed = True
+    served = serve(Site(authorize=lambda request: allowed, stream_seconds=0.5).app())
+    served.add("short")
+    visited = visit(served)
+    visited.allowed = ("403 (Forbidden)", "EventSource")
+    page = visited.page
+    expect(row(page, 1)).to_be_visible()
+    allowed = False
+    expect(page.locator("#refusedDetail")).to_have_text(
+        "You may not look at this: `authorize(request)` says so."
+    )
+    expect(page.locator("#data")).to_be_hidden()
+    audit(page)
+
+
+def test_streams_end_and_begin(serve: Serve, visit: Open) -> None:
+    """A stream that ends by itself is no loss: the next one goes on behind the last event."""
+    served = serve(Site(stream_seconds=0.3).app())
+    visited = visit(served)
+    page = visited.page
+    page.evaluate(
+        """() => {
+            const link = document.querySelector("#link");
+            window.words = [];
+            const note = () => words.push(document.querySelector("#linkWord").textContent);
+            new MutationObserver(note).observe(link, {subtree: true, childList: true, characterData: true});
+        }"""
+    )
+    for count in (1, 2, 3):
+        with page.expect_response("**/events*"):
+            served.add("short")
+        expect(page.locator("#succeeded")).to_have_text(str(count))
+    assert set(page.evaluate("words")) <= {"Live"}
+    assert numbers(page) == [3, 2, 1]
+
+
+def test_lost_and_back(serve: Serve, visit: Open) -> None:
+    """Without the app the page stands still and says so; it goes on when an app is there again."""
+    served = serve(Site().app())
+    served.add("gated", lane="mail", gate="go")
+    visited = visit(served)
+    visited.allowed = ("ERR_", "EventSource")
+    page = visited.page
+    expect(row(page, 1)).to_be_visible()
+    served.stop()
+    expect(page.locator("#linkWord")).to_contain_text("Not connected since")
+    expect(page.locator("#data")).to_have_css("opacity", "0.55")
+    expect(page.locator(".lane button[data-verb]:not([aria-disabled])")).to_have_count(0)
+    again = serve(Site().app(), served.port)
+    again.add("short", lane="mail", count=3)
+    expect(page.locator("#linkWord")).to_have_text("Live")
+    expect(page.locator("#succeeded")).to_have_text("3")
+    expect(row(page, 3)).to_be_visible()
+    expect(page.locator("#data")).to_have_css("opacity", "1")
+
+
+def test_freeze_and_hide(serve: Serve, visit: Open) -> None:
+    """A frozen page stands still, and then goes on behind what it has seen; a hidden one has no stream."""
+    served = serve(Site().app())
+    visited = visit(served)
+    page = visited.page
+    freeze = page.locator("#freeze")
+    freeze.click()
+    expect(page.locator("#linkWord")).to_contain_text("Frozen at")
+    served.add("short", count=3)
+    for job in served.jobs():
+        served.job(job["id"])
+    drawn(page)
+    expect(page.locator("#succeeded")).to_have_text("0")
+    with page.expect_request("**/events?after=*"):
+        freeze.click()
+    expect(page.locator("#succeeded")).to_have_text("3")
+    tell = """(hidden) => {
+        Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(tell, True)
+    served.add("short")
+    served.job(served.jobs()[0]["id"])
+    drawn(page)
+    expect(page.locator("#succeeded")).to_have_text("3")
+    with page.expect_request("**/events?after=*"):
+        page.evaluate(tell, False)
+    expect(page.locator("#succeeded")).to_have_text("4")
