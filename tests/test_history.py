@@ -8,6 +8,7 @@ import itertools
 import json
 import pickle
 import threading
+import time
 import weakref
 from datetime import date, datetime, timezone
 from decimal import Decimal
@@ -838,3 +839,23 @@ async def test_a_pending_job(events: list[Any]) -> None:
         await start(Client(make_app(adds, order="responded"), group), "/adds", 1)
         await start(Client(make_app(queues), group), "/queues", 1)
     assert seen == [None, ("request", "GET /adds"), 1]
+
+
+async def test_results_do_not_pile_up() -> None:
+    """While a thread runs one batch, what its ended tasks have returned is let go."""
+    alive: weakref.WeakSet[Payload] = weakref.WeakSet()
+    most = 0
+
+    def makes() -> Payload:
+        nonlocal most
+        time.sleep(0.001)  # the loop gets its turn
+        most = max(most, len(alive))
+        made = Payload()
+        alive.add(made)
+        return made
+
+    async with SerialExecutor() as executor:
+        for _ in range(400):
+            executor.submit_nowait(makes)
+        await executor.join()
+    assert most < 200

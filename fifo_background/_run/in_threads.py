@@ -31,6 +31,9 @@ T = TypeVar("T")
 # How many jobs a thread has in hand at most, without asking the loop.
 BATCH = 4096
 
+# How many ends the loop need not hear of: they keep what the jobs have returned.
+UNHEARD = 32
+
 
 class ThreadRuns:
     """The trips of one runner's lanes to worker threads."""
@@ -140,7 +143,7 @@ class ThreadRuns:
                 outcome = None
             trip.job = None
             inbox.append(job)
-            if trip.stop or job._waiters is not None:
+            if trip.stop or job._waiters is not None or len(inbox) > UNHEARD:
                 self._runner.pump_soon()
             if is_ending is not None and is_ending():
                 trip.stop = True
