@@ -35,7 +35,7 @@ else:
         return False
 
 
-__all__ = ("OrderedBackgroundMiddleware", "executor_of")
+__all__ = ("OrderedBackgroundMiddleware", "executor_of", "layers")
 
 
 class OrderedBackgroundMiddleware:
@@ -324,7 +324,7 @@ async def _refuse(error: QueueFull, scope: Scope, receive: Receive, send: Send) 
     await PlainTextResponse("Service Unavailable", status_code=503, headers=headers)(scope, receive, send)
 
 
-def _layers(app: Any) -> Iterator[Any]:
+def layers(app: Any) -> Iterator[Any]:
     """The app and what it wraps, from the outside in."""
     seen: set[int] = set()
     while app is not None and id(app) not in seen:
@@ -348,7 +348,7 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
         if isinstance(found, Life):  # the request has ended
             return _face(found)
         app_or_connection = app_or_connection.scope.get("app")
-    for layer in _layers(app_or_connection):
+    for layer in layers(app_or_connection):
         if isinstance(layer, OrderedBackgroundMiddleware):
             return layer.executor
     added: Any = getattr(app_or_connection, "user_middleware", ())

@@ -31,6 +31,7 @@ LAYERS = (
     ("_middleware",),
     ("", "__main__"),
     ("status",),
+    ("testing",),
 )
 # What `status` uses of the package beside its public names: a request of it takes no position.
 STATUS_USES = {"", "_request"}
