@@ -148,10 +148,11 @@ def _adopt(
     try:
         request.accept(made, request.key() if entry is None or entry.key is ... else entry.key, False)
     except BaseException as error:
+        facts = _log.facts_of([made], request.settings.log_arguments)
         if not made.done():
             made._end(DROPPED)
         if job is not None:  # somebody has the handle
-            _log.dropped(request, [made], f"it raised {safe_repr(error)}")
+            _log.dropped(request, [made], facts, f"it raised {safe_repr(error)}")
         raise
     return made
 

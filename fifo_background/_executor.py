@@ -243,6 +243,7 @@ class SerialExecutor(Submitter):
     `history_seconds` (default 86400.0, a day): for how long it knows them.
     `results` (default False): whether the history keeps results that are JSON.
     `results_bytes` (default 10,000,000): how much all kept results may take, and ten times what one may.
+    `log_arguments` (default False): whether the log shows the arguments of tasks that did not run.
 
     The executor belongs to the event loop that uses it first. After that, `submit_nowait` and `Job.cancel`
     may be called from any thread. Raises ValueError or TypeError for an invalid setting.
@@ -262,6 +263,7 @@ class SerialExecutor(Submitter):
         history_seconds: float = 86_400.0,
         results: bool = False,
         results_bytes: int = 10_000_000,
+        log_arguments: bool = False,
     ) -> None:
         settings = Settings(
             max_lanes_running=max_lanes_running,
@@ -273,6 +275,7 @@ class SerialExecutor(Submitter):
             history_seconds=history_seconds,
             results=results,
             results_bytes=results_bytes,
+            log_arguments=log_arguments,
         )
         super().__init__(Runner(settings), None, settings.options)
 

@@ -86,6 +86,8 @@ class OrderedBackgroundMiddleware:
     page. `results_bytes` (default 10,000,000): how much memory all kept results may take; a single one at
     most a tenth of it.
 
+    `log_arguments` (default False): whether the log shows the arguments of tasks that did not run.
+
     Raises ValueError or TypeError for an invalid setting.
     """
 
@@ -108,6 +110,7 @@ class OrderedBackgroundMiddleware:
         history_seconds: float = 86_400.0,
         results: bool = False,
         results_bytes: int = 10_000_000,
+        log_arguments: bool = False,
     ) -> None:
         self.app: ASGIApp = app
         self.settings: Settings = Settings(
@@ -126,6 +129,7 @@ class OrderedBackgroundMiddleware:
             history_seconds=history_seconds,
             results=results,
             results_bytes=results_bytes,
+            log_arguments=log_arguments,
         )
         self._may_add: Callable[[Scope], bool] | None = None
         if order == "arrived":

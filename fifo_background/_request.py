@@ -406,6 +406,7 @@ class TrackedRequest:
                 job._attached = self.handed_over.waited and job._options.wait
         runs = set(ready)
         dropped = [job for job in added if job._position is not None and job not in runs and job._claim()]
+        facts = _log.facts_of(dropped, self.settings.log_arguments)
         for job in dropped:
             self._forget(job)
         if ready:
@@ -413,7 +414,7 @@ class TrackedRequest:
         else:
             runner.pump()
         if dropped:
-            _log.dropped(self, dropped, self._why(error, interrupted))
+            _log.dropped(self, dropped, facts, self._why(error, interrupted))
 
     def ends_normally(self, error: BaseException) -> bool:
         """Whether `error` is a normal end, after which the request's tasks run."""
