@@ -13,6 +13,7 @@ from starlette.background import BackgroundTask
 from fifo_background import _log
 from fifo_background._arguments import only_a_key
 from fifo_background._core import operations
+from fifo_background._core.history import Timing
 from fifo_background._core.job import Job
 from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane, key_of, plain_key
@@ -349,8 +350,25 @@ class SerialExecutor(Submitter):
         return ExecutorLane(self._runner, key, self._options)
 
     def counts(self) -> dict[str, Any]:
-        """How many jobs run and wait, and how many have ended in which way since the executor's start."""
+        """How many jobs run and wait, and how many have ended in which way since the executor's start.
+
+        From any thread.
+        """
         return self._runner.overview.counts()
+
+    def oldest_head(self) -> float | None:
+        """For how many seconds the first task or request of a lane has waited, at most; None if none waits.
+
+        From any thread, once the executor has its event loop. It looks at every lane that is not idle.
+        """
+        return self._runner.overview.oldest_head()
+
+    def timings(self, after: int = 0) -> tuple[list[Timing], int]:
+        """How long the jobs that ended behind the first `after` have waited and run, and what to give next.
+
+        From any thread. What the history has forgotten is not in the list.
+        """
+        return self._runner.overview.timings(after)
 
     async def changed(self, version: int = 0) -> int:
         """Wait until something has changed since `changed` returned `version`; returns the version now.

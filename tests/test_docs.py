@@ -97,7 +97,7 @@ def app_to_change(block: Block) -> Any:
 @pytest.mark.parametrize("block", FRAGMENTS, ids=str)
 def test_block_runs(block: Block, log: Log) -> None:
     """A block of Python in the docs runs, the tasks that it adds run, and its routes answer."""
-    for module in re.findall(r"^(?:from|import) (\w+)", block.text, re.MULTILINE):
+    for module in re.findall(r"^(?:from|import) ([\w.]+)", block.text, re.MULTILINE):
         pytest.importorskip(module)
     code = compile(
         "\n" * (block.line - 1) + block.text,

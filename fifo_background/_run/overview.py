@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
 
-from fifo_background._core.history import Record
+from fifo_background._core.history import Record, Timing
 from fifo_background._core.job import Job
 from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane
@@ -69,6 +69,18 @@ class Overview:
             **{state.value: count for state, count in scheduler.outcomes.items() if state.ended},
             "history": self._runner.settings.history,
         }
+
+    def oldest_head(self) -> float | None:
+        """The age of the oldest head; from any thread: it only reads."""
+        if not self._scheduler.waiting:
+            return None
+        now = self._scheduler.clock()
+        ages = (age_of_head(lane, now) for lane in self._scheduler.lanes.all())
+        return max((age for age in ages if age is not None), default=None)
+
+    def timings(self, after: int) -> tuple[list[Timing], int]:
+        history = self._scheduler.history
+        return ([], after) if history is None else history.timings(after)
 
     def ended(self, after: int, limit: int) -> tuple[list[JobRecord], int] | None:
         """Pictures of what has ended behind the first `after` ends."""
