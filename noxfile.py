@@ -12,7 +12,11 @@ nox.options.reuse_existing_virtualenvs = True
 
 # httpx below 0.28 and trio below 0.22 are what these versions of Starlette and anyio were made for
 OLD = ["httpx<0.28", "trio==0.21.0"]
-TRACING = ["logfire[fastapi]", "opentelemetry-instrumentation-fastapi"]
+TRACING = [
+    "logfire[fastapi]",
+    "opentelemetry-instrumentation-fastapi",
+    "opentelemetry-exporter-prometheus",
+]
 BROWSER = ["playwright==1.65.2", "axe-playwright-python==0.1.8", "schemathesis==4.32.5"]
 AGENTS = ["sentry-sdk", "ddtrace", "newrelic", "scout-apm", "logfire[fastapi,starlette]"]
 STACKS = {
@@ -140,9 +144,8 @@ def lint(session: nox.Session) -> None:
     """ruff, mypy strict, pyright on the package and on the public types."""
     _use(session, "3.12")
     # --verifytypes looks at what is installed
-    _install(
-        session, "ruff", "mypy", "pyright", "fastapi", "trio", "--reinstall-package", "fifo-background", "."
-    )
+    typed = ["fastapi", "trio", "pytest", "opentelemetry-api"]
+    _install(session, "ruff", "mypy", "pyright", *typed, "--reinstall-package", "fifo-background", ".")
     for command in (["check"], ["format", "--check"]):
         _python(
             session,

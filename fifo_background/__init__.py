@@ -4,6 +4,7 @@ from importlib.util import find_spec as _find_spec
 
 from fifo_background._adder import TaskAdder
 from fifo_background._background import OrderedBackgroundTask, OrderedBackgroundTasks
+from fifo_background._core.history import Timing
 from fifo_background._core.job import Job, Progress
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
 from fifo_background._core.lane_picture import LaneList, LaneRecord
@@ -57,6 +58,7 @@ __all__ = (
     "SerialExecutor",
     "Submitter",
     "TaskAdder",
+    "Timing",
     "WouldDeadlock",
     "executor_of",
     "report",

@@ -114,7 +114,8 @@ def _jobs_of(request: TrackedRequest, around: Around, entries: Sequence[Any]) ->
     """The jobs of the entries, in order: those that `add_task` made, and new ones for the others."""
     jobs: list[Job[Any]] = []
     for task in entries:
-        plain = type(task) is own_class.task
+        kind: type[Any] = type(task)
+        plain = kind is own_class.task
         job: Job[Any] | None = task._fifo_job if plain else None
         if (
             job is not None
@@ -170,10 +171,11 @@ def _adopt(
     try:
         request.accept(made, request.key() if entry is None or entry.key is ... else entry.key, False)
     except BaseException as error:
+        facts = _log.facts_of([made], request.settings.log_arguments)
         if not made.done():
             made._end(DROPPED)
         if job is not None:  # somebody has the handle
-            _log.dropped(request, [made], f"it raised {safe_repr(error)}")
+            _log.dropped(request, [made], facts, f"it raised {safe_repr(error)}")
         raise
     return made
 

@@ -13,6 +13,7 @@ from starlette.background import BackgroundTask
 from fifo_background import _log
 from fifo_background._arguments import only_a_key
 from fifo_background._core import operations
+from fifo_background._core.history import Timing
 from fifo_background._core.job import Job
 from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane, key_of, plain_key
@@ -248,6 +249,7 @@ class SerialExecutor(Submitter):
     `history_seconds` (default 86400.0, a day): for how long it knows them.
     `results` (default False): whether the history keeps results that are JSON.
     `results_bytes` (default 10,000,000): how much all kept results may take, and ten times what one may.
+    `log_arguments` (default False): whether the log shows the arguments of tasks that did not run.
 
     The executor belongs to the event loop that uses it first. After that, `submit_nowait` and `Job.cancel`
     may be called from any thread. Raises ValueError or TypeError for an invalid setting.
@@ -267,6 +269,7 @@ class SerialExecutor(Submitter):
         history_seconds: float = 86_400.0,
         results: bool = False,
         results_bytes: int = 10_000_000,
+        log_arguments: bool = False,
     ) -> None:
         settings = Settings(
             max_lanes_running=max_lanes_running,
@@ -278,6 +281,7 @@ class SerialExecutor(Submitter):
             history_seconds=history_seconds,
             results=results,
             results_bytes=results_bytes,
+            log_arguments=log_arguments,
         )
         super().__init__(Runner(settings), None, settings.options)
 
@@ -351,8 +355,25 @@ class SerialExecutor(Submitter):
         return ExecutorLane(self._runner, key, self._options)
 
     def counts(self) -> dict[str, Any]:
-        """How many jobs run and wait, and how many have ended in which way since the executor's start."""
+        """How many jobs run and wait, and how many have ended in which way since the executor's start.
+
+        From any thread.
+        """
         return self._runner.overview.counts()
+
+    def oldest_head(self) -> float | None:
+        """For how many seconds the first task or request of a lane has waited, at most; None if none waits.
+
+        From any thread, once the executor has its event loop. It looks at every lane that is not idle.
+        """
+        return self._runner.overview.oldest_head()
+
+    def timings(self, after: int = 0) -> tuple[list[Timing], int]:
+        """How long the jobs that ended behind the first `after` have waited and run, and what to give next.
+
+        From any thread. What the history has forgotten is not in the list.
+        """
+        return self._runner.overview.timings(after)
 
     async def changed(self, version: int = 0) -> int:
         """Wait until something has changed since `changed` returned `version`; returns the version now.

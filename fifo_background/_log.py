@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import Context
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
+from reprlib import Repr
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
+
+from starlette.background import BackgroundTask
 
 from fifo_background._core.job import Failure, Job, safe_repr
 from fifo_background._core.lane import plain_key
@@ -42,12 +45,56 @@ def names(jobs: Iterable[Job[Any]]) -> str:
     return f"{counted(sum(count.values()), 'task', 'tasks')}: {listed}"
 
 
+# Where no lane is known: None is the key of the default lane.
+NO_LANE = object()
+
+# How many tasks one record names, and how much it shows of one argument.
+_MOST, _LONGEST = 100, 200
+
+
+def _named(job: Job[Any], facts: Facts) -> str:
+    """How a record names a task that is lost, so that a person can do it again."""
+    task: Any = facts[job].task if job in facts else None
+    name = job.name
+    if task is not None:
+        given = [_shown(value) for value in getattr(task, "args", ())]
+        given += [f"{key}={_shown(value)}" for key, value in getattr(task, "kwargs", {}).items()]
+        name = f"{name}({', '.join(given)})"
+    return f"{name} {job.id}" if job.number else name
+
+
+# Does not write out what is then cut.
+_short = Repr()
+_short.maxstring = _short.maxother = _short.maxlong = _LONGEST
+_short.maxlist = _short.maxtuple = _short.maxset = _short.maxfrozenset = _short.maxdict = 20
+
+
+def _shown(value: object) -> str:
+    try:
+        text = _short.repr(value)
+    except Exception:  # of a class that is named like one of Python's
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _lost(jobs: Sequence[Job[Any]], facts: Facts, owner: Owner | None) -> Iterator[str]:
+    """Lost tasks, by lane and request, in pieces for one record each. `owner`: is named anyway."""
+    for start in range(0, len(jobs), _MOST):
+        groups: dict[str, list[str]] = {}
+        for job in jobs[start : start + _MOST]:
+            key, its_owner, _ = facts.get(job, _NO_FACTS)
+            where = "" if key is NO_LANE else f" in {lane_name(key)}"
+            if its_owner is not owner:
+                where += in_brackets(its_owner)
+            groups.setdefault(where, []).append(_named(job, facts))
+        yield "; ".join(
+            f"{counted(len(named), 'task', 'tasks')}: {', '.join(named)}{where}"
+            for where, named in groups.items()
+        )
+
+
 def in_brackets(owner: Owner | None) -> str:
     return f" ({owner})" if owner is not None and owner.named else ""
-
-
-# For `stopped`, where no lane was: None is the key of the default lane.
-NO_LANE = object()
 
 
 def failed(
@@ -154,8 +201,9 @@ def callback_failed(job: Job[Any], function: object, error: BaseException) -> No
     say(logging.ERROR, "a done callback of %s failed: %s", job.name, safe_repr(function), error=error)
 
 
-def dropped(owner: object, jobs: list[Job[Any]], why: str) -> None:
-    say(logging.WARNING, "%s ended without running %s: %s", owner, names(jobs), why)
+def dropped(owner: Owner, jobs: list[Job[Any]], facts: Facts, why: str) -> None:
+    for text in _lost(jobs, facts, owner):
+        say(logging.WARNING, "%s ended without running %s: %s", owner, text, why)
 
 
 def draining(jobs: int, seconds: float) -> None:
@@ -167,37 +215,46 @@ def draining(jobs: int, seconds: float) -> None:
     )
 
 
-Facts = dict[Job[Any], tuple[object, Owner | None]]
+class Fact(NamedTuple):
+    """What a job that has ended does not know anymore."""
+
+    key: object
+    """Of its lane."""
+    owner: Owner | None
+    task: BackgroundTask | None
+    """Where its arguments are to be shown."""
 
 
-def facts_of(jobs: Iterable[Job[Any]]) -> Facts:
-    """The lanes and requests of jobs that wait: a job that has ended does not know them anymore."""
-    return {
-        job: (plain_key(job._position.lane.key), job._position.owner)
-        for job in list(jobs)
-        if job._position is not None
-    }
+Facts = dict[Job[Any], Fact]
+_NO_FACTS = Fact(NO_LANE, None, None)
+
+
+def facts_of(jobs: Iterable[Job[Any]], arguments: bool) -> Facts:
+    """The facts of jobs that have not ended."""
+    facts: Facts = {}
+    for job in list(jobs):
+        task, position = job._task if arguments else None, job._position
+        if position is None:
+            facts[job] = Fact(NO_LANE, None, task)
+        else:
+            facts[job] = Fact(plain_key(position.lane.key), position.owner, task)
+    return facts
 
 
 def not_run(why: str, jobs: Sequence[Job[Any]], facts: Facts) -> None:
-    """What did not run, with its lane and request, so that a person can do it again."""
-    groups: dict[str, list[Job[Any]]] = {}
-    for job in jobs:
-        key, owner = facts.get(job, (None, None))
-        groups.setdefault(f"{lane_name(key)}{in_brackets(owner)}", []).append(job)
-    if jobs:
-        text = "; ".join(f"{names(listed)} in {where}" for where, listed in groups.items())
+    """What did not run, so that a person can do it again."""
+    for text in _lost(jobs, facts, None):
         say(logging.WARNING, "%s %s", why, text)
 
 
 def runs_on(job: Job[Any]) -> None:
-    say(
-        logging.WARNING, "the executor ends, and %s still runs in a thread, which cannot be stopped", job.name
-    )
+    text = "the executor ends, and %s still runs in a thread, which cannot be stopped"
+    say(logging.WARNING, text, _named(job, {}))
 
 
-def left_behind(jobs: list[Job[Any]]) -> None:
-    say(logging.WARNING, "shutdown: cancelled, but did not end within 1 s: %s", names(jobs))
+def left_behind(jobs: list[Job[Any]], facts: Facts) -> None:
+    for text in _lost(jobs, facts, None):
+        say(logging.WARNING, "shutdown: cancelled, but did not end within 1 s: %s", text)
 
 
 def cleared(key: object, jobs: list[Job[Any]]) -> None:

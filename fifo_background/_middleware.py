@@ -35,7 +35,7 @@ else:
         return False
 
 
-__all__ = ("OrderedBackgroundMiddleware", "executor_of")
+__all__ = ("OrderedBackgroundMiddleware", "executor_of", "layers")
 
 
 class OrderedBackgroundMiddleware:
@@ -86,6 +86,8 @@ class OrderedBackgroundMiddleware:
     page. `results_bytes` (default 10,000,000): how much memory all kept results may take; a single one at
     most a tenth of it.
 
+    `log_arguments` (default False): whether the log shows the arguments of tasks that did not run.
+
     Raises ValueError or TypeError for an invalid setting.
     """
 
@@ -108,6 +110,7 @@ class OrderedBackgroundMiddleware:
         history_seconds: float = 86_400.0,
         results: bool = False,
         results_bytes: int = 10_000_000,
+        log_arguments: bool = False,
     ) -> None:
         self.app: ASGIApp = app
         self.settings: Settings = Settings(
@@ -126,6 +129,7 @@ class OrderedBackgroundMiddleware:
             history_seconds=history_seconds,
             results=results,
             results_bytes=results_bytes,
+            log_arguments=log_arguments,
         )
         self._may_add: Callable[[Scope], bool] | None = None
         if order == "arrived":
@@ -324,7 +328,7 @@ async def _refuse(error: QueueFull, scope: Scope, receive: Receive, send: Send) 
     await PlainTextResponse("Service Unavailable", status_code=503, headers=headers)(scope, receive, send)
 
 
-def _layers(app: Any) -> Iterator[Any]:
+def layers(app: Any) -> Iterator[Any]:
     """The app and what it wraps, from the outside in."""
     seen: set[int] = set()
     while app is not None and id(app) not in seen:
@@ -348,7 +352,7 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
         if isinstance(found, Life):  # the request has ended
             return _face(found)
         app_or_connection = app_or_connection.scope.get("app")
-    for layer in _layers(app_or_connection):
+    for layer in layers(app_or_connection):
         if isinstance(layer, OrderedBackgroundMiddleware):
             return layer.executor
     added: Any = getattr(app_or_connection, "user_middleware", ())

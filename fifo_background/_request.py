@@ -415,6 +415,7 @@ class TrackedRequest:
             self.hold_back([job for job in added if job._position is not None])
         else:
             dropped = [job for job in added if job._claim()]
+        facts = _log.facts_of(dropped, self.settings.log_arguments)
         for job in dropped:
             self._forget(job)
         ready = self.take_held_back()
@@ -423,7 +424,7 @@ class TrackedRequest:
         else:
             runner.pump()
         if dropped:
-            _log.dropped(self, dropped, self._why(error, interrupted))
+            _log.dropped(self, dropped, facts, self._why(error, interrupted))
 
     def ends_normally(self, error: BaseException) -> bool:
         """Whether `error` is a normal end, after which the request's tasks run."""

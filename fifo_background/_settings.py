@@ -149,6 +149,7 @@ class Settings:
     history_seconds: float = 86_400.0
     results: bool = False
     results_bytes: int = 10_000_000
+    log_arguments: bool = False
     options: Options = field(init=False, repr=False)
     """The options of a task that has none of its own."""
 
@@ -170,6 +171,7 @@ class Settings:
         _check_seconds("history_seconds", self.history_seconds)
         _check_bool("results", self.results)
         _check_count("results_bytes", self.results_bytes)
+        _check_bool("log_arguments", self.log_arguments)
         if self.results and not self.history:
             raise ValueError("results=True needs a history: leave history=0 out, or results=True")
         if self.lane_key is not None:

@@ -60,8 +60,7 @@ def log() -> Iterator[Log]:
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(f"{record.levelname} {record.getMessage()}")
-            said.records.append(record)
+            said.add(record)
 
     handler = Keep()
     logger = logging.getLogger("fifo_background")

@@ -246,6 +246,6 @@ async def test_lifespan_without_a_shutdown(how: str, events: list[Any], log: Log
     assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.DROPPED]
     assert events == ["start 0", 2]
     assert log == [
-        "WARNING the lifespan ended before its shutdown: dropped 1 task: Work.quick in the default lane",
+        "WARNING the lifespan ended before its shutdown: dropped 1 task: Work.quick 2-… in the default lane",
         "WARNING Work.gated was cancelled",
     ]

@@ -97,7 +97,10 @@ async def test_response_interrupted(stream: bool, events: list[Any], log: Log) -
     await exchange.run()
     assert exchange.error is not None
     assert events == []
-    assert log == ["WARNING GET /handler ended without running 1 task: list.append: response interrupted"]
+    assert log == [
+        "WARNING GET /handler ended without running 1 task: list.append 1-… in the default lane: "
+        "response interrupted"
+    ]
     assert executor_of(app).statistics().unfinished == 0
 
 

@@ -46,7 +46,7 @@ async def test_closing_gives_up_positions(second: bool, events: list[Any], log: 
     assert [type(exchange.error).__name__ for exchange in exchanges] == ["ExecutorClosed"] * 2
     record = (
         "WARNING shutdown: dropped, as open requests or paused lanes held them: "
-        "1 task: Work.quick in the default lane (GET /slow)"
+        "1 task: Work.quick 1-… in the default lane (GET /slow)"
     )
     assert log == [record, record]
     assert [executor_of(app).statistics().unfinished for app in apps] == [0, 0]
@@ -84,7 +84,7 @@ async def test_closed_before_it_responded(order: str, in_time: bool, events: lis
         assert not any("dropped" in line for line in log)
     else:
         assert events == ["closed"]
-        assert "WARNING shutdown: dropped 1 task: Work.quick in the default lane (GET /late)" in log
+        assert "WARNING shutdown: dropped 1 task: Work.quick 1-… in the default lane (GET /late)" in log
     assert executor.statistics().unfinished == 0
 
 
@@ -261,8 +261,8 @@ async def test_closing_names_lanes_and_requests(events: list[Any], log: Log) -> 
     assert events == ["start 3", "end 3"]
     assert log == [
         "WARNING shutdown: dropped, as open requests or paused lanes held them: "
-        "2 tasks: Work.quick x2 in lane 'a' (GET /handler)",
-        "WARNING shutdown: a paused or stopped lane dropped 1 task: Work.sync in lane 'b' (GET /handler)",
+        "2 tasks: Work.quick 1-…, Work.quick 2-… in lane 'a' (GET /handler)",
+        "WARNING shutdown: a paused or stopped lane dropped 1 task: Work.sync 4-… in lane 'b' (GET /handler)",
     ]
 
 

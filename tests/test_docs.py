@@ -117,7 +117,7 @@ def app_to_change(block: Block) -> Any:
 def test_block_runs(block: Block, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block of Python in the docs runs, the tasks that it adds run, and its routes answer."""
     monkeypatch.setenv("TASKS_PASSWORD", "secret")
-    for module in re.findall(r"^(?:from|import) (\w+)", block.text, re.MULTILINE):
+    for module in re.findall(r"^(?:from|import) ([\w.]+)", block.text, re.MULTILINE):
         pytest.importorskip(module)
     code = compile(
         "\n" * (block.line - 1) + block.text,

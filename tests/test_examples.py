@@ -309,7 +309,7 @@ def test_tests_of_an_app(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = "examples/testing"
     plugins = ["-p", "anyio", "-p", "no:cacheprovider"]
     *_, last = run("-m", "pytest", "-q", *plugins, "-c", os.devnull, "--rootdir", folder, folder)
-    assert last.startswith("16 passed")
+    assert last.startswith("23 passed")
 
 
 def test_demo() -> None:

@@ -343,7 +343,7 @@ async def test_closing_has_a_limit(events: list[Any], log: Log) -> None:
     assert (events, running.state) == (["start 0"], JobState.CANCELLED)
     assert sorted(log) == [
         "WARNING Work.gated was cancelled",
-        "WARNING shutdown: dropped 2 tasks: Work.quick x2 in the default lane",
+        "WARNING shutdown: dropped 2 tasks: Work.quick 2-…, Work.quick 3-… in the default lane",
     ]
 
 
@@ -480,7 +480,7 @@ async def test_no_thread(events: list[Any], log: Log, monkeypatch: pytest.Monkey
                 with pytest.raises(JobNoResult, match="it was dropped"):
                     await job
     assert events == [1]
-    assert log == ["WARNING stopped, which dropped 2 tasks: Work.sync x2 in the default lane"]
+    assert log == ["WARNING stopped, which dropped 2 tasks: Work.sync 3-…, Work.sync 4-… in the default lane"]
 
 
 async def test_wait_for_what_has_ended() -> None:
@@ -518,8 +518,9 @@ async def test_thread_outlives_the_drain(events: list[Any], log: Log) -> None:
             await anyio.sleep(0)
     work.thread_gate(0).set()
     assert log == [
-        "WARNING shutdown: dropped 1 task: Work.sync in the default lane",
-        "WARNING the executor ends, and Work.thread_gated still runs in a thread, which cannot be stopped",
+        "WARNING shutdown: dropped 1 task: Work.sync 2-… in the default lane",
+        "WARNING the executor ends, and Work.thread_gated 1-… still runs in a thread, "
+        "which cannot be stopped",
     ]
     assert await running == 0
     assert (waiting.state, events) == (JobState.DROPPED, ["start 0", "end 0"])
@@ -542,9 +543,9 @@ def test_loop_ends(name: str, events: list[Any], log: Log) -> None:
     anyio.run(main, backend=name)
     assert events == [0]
     assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.DROPPED, JobState.DROPPED]
-    assert sorted(log) == [
-        "WARNING test_loop_ends.<locals>.task was cancelled",
-        "WARNING the event loop ended: dropped 2 tasks: test_loop_ends.<locals>.task x2 in the default lane",
+    assert sorted(line.replace("test_loop_ends.<locals>.", "") for line in log) == [
+        "WARNING task was cancelled",
+        "WARNING the event loop ended: dropped 2 tasks: task 2-…, task 3-… in the default lane",
     ]
 
 
@@ -569,9 +570,9 @@ def test_loop_ends_while_a_thread_runs(name: str, kind: str, events: list[Any], 
     assert events == ["start 0", "end 0"]
     assert [job.state for job in jobs] == [JobState.SUCCEEDED, JobState.DROPPED]
     behind = "Work.quick" if kind == "async" else "Work.sync"
-    assert log[0] == f"WARNING the event loop ended: dropped 1 task: {behind} in the default lane"
+    assert log[0] == f"WARNING the event loop ended: dropped 1 task: {behind} 2-… in the default lane"
     runs_on = (
-        "WARNING the executor ends, and Work.thread_gated still runs in a thread, which cannot be stopped"
+        "WARNING the executor ends, and Work.thread_gated 1-… still runs in a thread, which cannot be stopped"
     )
     assert log[1:] in ([], [runs_on])
 
@@ -628,7 +629,7 @@ async def test_what_is_cancelled_cleans_up(events: list[Any], log: Log) -> None:
     assert log[0] == f"WARNING {task.__qualname__} was cancelled"
     assert log[1:] == [
         "WARNING shutdown: cancelled, but did not end within 1 s: 1 task: "
-        "test_what_is_cancelled_cleans_up.<locals>.task"
+        "test_what_is_cancelled_cleans_up.<locals>.task 2-… in lane 3"
     ]
     await anyio.sleep(5)
     assert events == [0.5, "closed", 3]

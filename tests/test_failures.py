@@ -158,7 +158,8 @@ async def test_handler_raises(order: str, events: list[Any], log: Log) -> None:
     assert executor_of(app).statistics().unfinished == 0
     assert [job.state for job in jobs] == [JobState.DROPPED, JobState.DROPPED]
     assert log == [
-        "WARNING GET /handler ended without running 2 tasks: list.append x2: it raised ValueError('handler')"
+        "WARNING GET /handler ended without running 2 tasks: list.append 1-…, list.append 2-… "
+        "in the default lane: it raised ValueError('handler')"
     ]
 
 
@@ -173,9 +174,9 @@ async def test_own_background(events: list[Any], log: Log) -> None:
     assert (await get(make_app(handler), "/handler")).error is None
     assert events == ["own"]
     assert log == [
-        "WARNING GET /handler ended without running 1 task: list.append: its response did not carry them. "
-        "The response had a background of its own, or was not given `background=tasks`, or an exception "
-        "(HTTPException) became the response"
+        "WARNING GET /handler ended without running 1 task: list.append 1-… in the default lane: "
+        "its response did not carry them. The response had a background of its own, or was not given "
+        "`background=tasks`, or an exception (HTTPException) became the response"
     ]
 
 

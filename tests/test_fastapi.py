@@ -298,7 +298,8 @@ async def test_background_of_the_response(events: list[Any], log: Log) -> None:
     assert (await get(app)).error is None
     assert events == []
     assert log == [
-        "WARNING GET / ended without running 1 task: list.append: its response did not carry them. "
+        "WARNING GET / ended without running 1 task: list.append 1-… in the default lane: "
+        "its response did not carry them. "
         "The response had a background of its own, or was not given `background=tasks`, or an exception "
         "(HTTPException) became the response"
     ]
@@ -322,7 +323,7 @@ async def test_http_exception(events: list[Any], log: Log) -> None:
 
     assert (await get(app, "/handler")).status == 404
     assert len(log) == 1
-    assert "ended without running 1 task: list.append" in log[0]
+    assert "ended without running 1 task: list.append 1-…" in log[0]
     exchange = await get(app, "/task")
     assert isinstance(exchange.error, RuntimeError)
     assert "response already started" in str(exchange.error)

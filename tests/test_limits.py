@@ -189,7 +189,9 @@ async def test_dropped_with_503(events: list[Any], log: Log) -> None:
     app = make_app(handler, max_waiting=1)
     assert (await get(app, "/handler")).status == 503
     (record,) = log
-    assert record.startswith("WARNING GET /handler ended without running 1 task: list.append: it raised Q")
+    assert record.startswith(
+        "WARNING GET /handler ended without running 1 task: list.append 1-… in the default lane: it raised Q"
+    )
     assert (events, executor_of(app).statistics().waiting) == ([], 0)
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import anyio
 import pytest
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response
 
-from fifo_background import SerialExecutor
+from fifo_background import BackgroundTasks, Job, SerialExecutor, _log
 from fifo_background._core.job import name_of, safe_repr
-from tests.support.apps import Work, check_idle
+from fifo_background._settings import PLAIN
+from tests.support.apps import Work, check_idle, make_app
+from tests.support.asgi import get
 from tests.support.log import Log
 
 
@@ -89,3 +95,73 @@ async def test_names_that_raise(log: Log) -> None:
         await called.wait()
         assert await job == 1
     assert log == ["ERROR a done callback of Work.quick failed: <Broken>"]
+
+
+def store(*args: Any, **kwargs: Any) -> None: ...
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+Unlikely = type("list", (), {"__iter__": None, "__module__": "builtins"})
+
+
+@pytest.mark.parametrize("shows", [False, True])
+async def test_what_was_lost(shows: bool, log: Log) -> None:
+    """Each task that did not run is named with its id and lane, so that it can be done again.
+
+    With `log_arguments=True` also with its arguments, shortened, whatever their `repr` does.
+    """
+    async with SerialExecutor(log_arguments=shows, drain_timeout=0) as executor:
+        executor.lane("a").pause()
+        for key, arguments in (("a", (1, "x" * 300)), ("a", (Unprintable(),)), ("b", ("Ann", Unlikely()))):
+            executor.lane(key).pause()
+            job = executor.lane(key).submit_nowait(store, *arguments, note=None)
+        assert executor.job(job.id) is job
+    short = re.compile(r" object at 0x[0-9a-f]+|Unprintable instance at 0x[0-9a-f]+")
+    first, second, third = (
+        ("(1, 'xx…xx', note=None)", "(<>, note=None)", "('Ann', <list>, note=None)")
+        if shows
+        else ("", "", "")
+    )
+    said = short.sub("", re.sub("x{3,}[.]{3}x{3,}", "xx…xx", log[0]))
+    assert said == (
+        "WARNING shutdown: dropped, as open requests or paused lanes held them: "
+        f"2 tasks: store{first} 1-…, store{second} 2-… in lane 'a'; 1 task: store{third} 3-… in lane 'b'"
+    )
+    assert re.search(rf"store{re.escape(third)} {job.id} in lane 'b'", log.records[0].getMessage())
+
+
+@pytest.mark.parametrize("shows", [False, True])
+async def test_what_a_request_lost(shows: bool, log: Log) -> None:
+    """What a request did not run is named by lane, with its id and, if asked for, its arguments."""
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(store, 1, text="é" * 250)
+        tasks.lane("a").add_task(store, [b"x"])
+        raise ValueError
+
+    await get(make_app(handler, log_arguments=shows), "/handler")
+    given = [f"(1, text='{'é' * 97}...{'é' * 98}')" if shows else "", "([b'x'])" if shows else ""]
+    assert log == [
+        f"WARNING GET /handler ended without running 1 task: store{given[0]} 1-… in the default lane; "
+        f"1 task: store{given[1]} 2-… in lane 'a': it raised ValueError()"
+    ]
+
+
+async def test_many_are_lost(log: Log) -> None:
+    """A record names a hundred tasks at most; all are named."""
+    async with SerialExecutor() as executor:
+        executor.lane("a").pause()
+        for _ in range(201):
+            executor.lane("a").submit_nowait(store)
+    assert [re.findall(r"\d+ tasks?:", line) for line in log] == [["100 tasks:"], ["100 tasks:"], ["1 task:"]]
+    assert [int(n) for line in log for n in re.findall(r"store (\d+)-…", line)] == list(range(1, 202))
+
+
+async def test_what_cannot_be_told() -> None:
+    """Where nothing is known of a task, its record says nothing of it."""
+    assert list(_log._lost([Job(BackgroundTask(store), None, PLAIN, set())], {}, None)) == ["1 task: store"]

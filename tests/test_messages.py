@@ -97,7 +97,7 @@ async def test_exception_that_became_the_response(
     assert events == ["submitted"]
     (said,) = log
     assert said.startswith(
-        "WARNING GET /handler ended without running 1 task: list.append: "
+        "WARNING GET /handler ended without running 1 task: list.append 1-… in the default lane: "
         f"{type(error).__name__} became its response"
     )
     assert "`executor_of(request).submit_nowait(func, ...)`" in said
@@ -237,7 +237,7 @@ async def test_missing_argument_in_a_handler(events: list[Any], log: Log) -> Non
     assert "one cannot be called with the arguments that `add_task` was given: missing" in str(error)
     assert events == []
     assert len(log) == 1
-    assert "without running 1 task: list.append: it raised TypeError(" in log[0]
+    assert "without running 1 task: list.append 1-… in the default lane: it raised TypeError(" in log[0]
     check_idle(executor_of(app))
 
 

@@ -218,8 +218,9 @@ async def test_nested_never_runs(end: str, events: list[Any], log: Log) -> None:
     check_idle(executor)
     if end == "dropped":
         assert log == [
-            "WARNING shutdown: dropped, as open requests or paused lanes held them: 2 tasks: Event.wait, "
-            "OrderedBackgroundTasks.__call__ (list.append, list.append) in the default lane (GET /handler)"
+            "WARNING shutdown: dropped, as open requests or paused lanes held them: 2 tasks: "
+            "Event.wait 3-…, OrderedBackgroundTasks.__call__ (list.append, list.append) 4-… "
+            "in the default lane (GET /handler)"
         ]
 
 

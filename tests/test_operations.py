@@ -643,7 +643,7 @@ async def test_paused_while_closing(events: list[Any], log: Log) -> None:
         await wait_all_tasks_blocked()
         work.gate(0).set()
     assert events == ["start 0", "end 0"]
-    assert log == ["WARNING shutdown: a paused or stopped lane dropped 1 task: Work.quick in lane 'a'"]
+    assert log == ["WARNING shutdown: a paused or stopped lane dropped 1 task: Work.quick 2-… in lane 'a'"]
 
 
 @pytest.mark.parametrize("how", ["pause", "stop"])
@@ -659,7 +659,7 @@ async def test_close_drops_what_is_kept_back(how: str, events: list[Any], log: L
         await wait_all_tasks_blocked()
         executor.submit_nowait(work.quick, 3)
     assert events == ([3] if how == "pause" else [1, 3])
-    kept = "2 tasks: Flaky.run, Work.quick" if how == "pause" else "1 task: Work.quick"
+    kept = "2 tasks: Flaky.run 1-…, Work.quick 2-…" if how == "pause" else "1 task: Work.quick 2-…"
     assert log[-1] == (
         f"WARNING shutdown: dropped, as open requests or paused lanes held them: {kept} in lane 'a'"
     )

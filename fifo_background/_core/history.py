@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fifo_background._core.job import Job, Progress
 from fifo_background._core.plain import as_plain, text_of
@@ -17,7 +17,19 @@ from fifo_background._core.position import Position
 from fifo_background._core.state import FAILED, JobState
 from fifo_background._settings import Settings
 
-__all__ = ("NOTHING_MORE", "History", "More", "Record")
+__all__ = ("NOTHING_MORE", "History", "More", "Record", "Timing")
+
+
+class Timing(NamedTuple):
+    """How long one job that has ended has waited and run."""
+
+    name: str
+    """The qualified name of the task's function."""
+    state: JobState
+    waited: float | None
+    """Seconds from its adding to its start; None if it has not started."""
+    ran: float | None
+    """Seconds from its start to its end."""
 
 
 class More:
@@ -40,9 +52,10 @@ NOTHING_MORE = More()
 class Record:
     """One job that has ended. Times are the loop's, in seconds."""
 
-    __slots__ = ("added", "ended", "key", "more", "name", "number", "request", "started", "state")
+    __slots__ = ("added", "ended", "key", "more", "name", "number", "place", "request", "started", "state")
 
-    def __init__(self, job: Job[Any], position: Position, state: JobState, ended: float) -> None:
+    def __init__(self, job: Job[Any], position: Position, state: JobState, ended: float, place: int) -> None:
+        self.place: int = place  # in the order of ends, from 1
         self.number: int = job._number
         self.name: str = job._name
         self.key: Hashable = position.lane.key
@@ -73,7 +86,7 @@ class History:
 
     def add(self, job: Job[Any], position: Position, state: JobState, ended: float) -> None:
         """In a move: a job has ended."""
-        record = job._record = Record(job, position, state, ended)
+        record = job._record = Record(job, position, state, ended, self.ended + 1)
         if state is FAILED:
             record.more = record.more or More()
             record.more.error = type(job._outcome.error).__qualname__, ""
@@ -119,6 +132,18 @@ class History:
         if first < 0 or ended > self.ended:
             return None
         return list(islice(self.records, first, first + most))
+
+    def timings(self, after: int) -> tuple[list[Timing], int]:
+        """What has ended behind that place and is not forgotten, and the last place; from any thread."""
+        records = list(self.records)  # one atomic act
+        timings = [
+            Timing(one.name, one.state, None, None)
+            if one.started is None
+            else Timing(one.name, one.state, one.started - one.added, one.ended - one.started)
+            for one in records
+            if one.place > after
+        ]
+        return timings, records[-1].place if records else after
 
     def find(self, number: int) -> Record | None:
         """The record of the job with that number."""

@@ -134,9 +134,9 @@ def urgency(lane: Lane) -> tuple[int, float, int]:
 
 
 def age_of_head(lane: Lane, now: float) -> float | None:
-    """For how long the lane's head has had its position."""
-    head = lane.first
-    return None if head is None or (lane.running is not None and head.first is None) else now - head.taken
+    """For how long the lane's head has had its position; from any thread, as it changes nothing."""
+    head = lane.head()  # not the first: that may be the position of the job that runs
+    return None if head is None else now - head.taken
 
 
 def of_lane(scheduler: Scheduler, key: Hashable, lane: Lane | None, records: Sequence[Record]) -> LaneRecord:

@@ -58,6 +58,7 @@ class _OwnClass:
 
     task: type[BackgroundTask] = BackgroundTask
     call: Any = None
+    in_span: Callable[[], None] | None = None  # see `spans.py`
 
 
 own_class = _OwnClass()
@@ -120,7 +121,9 @@ def make_task(
     function is not async. Of a function that has no attributes, and so no mark, the code alone tells.
     """
     task: Any = object.__new__(kind)
-    plain: Any = func.__func__ if type(func) is MethodType else func
+    plain: Any = func
+    if type(plain) is MethodType:
+        plain = plain.__func__
     if type(plain) is FunctionType and not plain.__dict__ and BackgroundTask.__init__ is STARLETTES_INIT:
         code = plain.__code__
         given = len(args) + (plain is not func)
@@ -165,18 +168,19 @@ class _StandIn(BackgroundTask):
         self.returned: Any = None
 
     async def __call__(self) -> None:
-        self.returned = await _call_task(self.task, self.run_sync)
+        self.returned = await _call_task(self.task, self.run_sync, True)
 
 
-async def _call_task(task: BackgroundTask, run_sync: RunSync) -> Any:
+async def _call_task(task: BackgroundTask, run_sync: RunSync, wrapped: bool = False) -> Any:
+    """`wrapped`: somebody else is around the task already."""
     caller = _who_calls(task)
     if caller is BackgroundTasks and is_starlettes(BackgroundTasks.__call__):  # a plain list as an entry
         for entry in task.tasks:  # type: ignore[attr-defined]
-            await _call_task(entry, run_sync)
+            await _call_task(entry, run_sync, wrapped)
         return None
     if caller is not BackgroundTask and caller is not own_class.task:
         return await task()
-    kept = _Kept(task, run_sync)
+    kept = _Kept(task, run_sync, wrapped)
     is_replaced = own_class.task.__call__ is not own_class.call
     if caller is own_class.task and is_replaced and "_fifo_is_alone" not in vars(task):
         return await kept.through(own_class.task)
@@ -188,20 +192,23 @@ async def _call_task(task: BackgroundTask, run_sync: RunSync) -> Any:
 class _Kept:
     """Calls a task's function, and keeps what it returned where those around it do not."""
 
-    def __init__(self, task: BackgroundTask, run_sync: RunSync) -> None:
+    def __init__(self, task: BackgroundTask, run_sync: RunSync, wrapped: bool) -> None:
+        self.wrapped = wrapped
         self.task = task
         self.run_sync = run_sync
         self.returned: Any = None
 
     async def call(self) -> Any:
         task = self.task
+        if self.wrapped and own_class.in_span is not None:
+            own_class.in_span()
         if task.is_async:
             return await task.func(*task.args, **task.kwargs)
         return await self.run_sync(functools.partial(task.func, *task.args, **task.kwargs))
 
     async def through(self, kind: type[BackgroundTask]) -> Any:
         """Through the `__call__` of a class that somebody has replaced: it gets a copy of the task."""
-        task = self.task
+        task, self.wrapped = self.task, True
 
         @functools.wraps(task.func)
         async def func(*args: Any, **kwargs: Any) -> Any:

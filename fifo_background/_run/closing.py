@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -48,6 +48,9 @@ class Closing:
             self._at_it = False
             runner.pump()
 
+    def _facts(self, jobs: Iterable[Job[Any]]) -> _log.Facts:
+        return _log.facts_of(jobs, self._runner.settings.log_arguments)
+
     def loop_ends(self) -> None:
         self.stop("the event loop ended: dropped")
 
@@ -55,7 +58,7 @@ class Closing:
         """Drop what waits, cancel what runs, and say so; returns the lanes whose task was cancelled."""
         runner, scheduler = self._runner, self._runner.scheduler
         scheduler.drain()
-        facts = _log.facts_of(scheduler.waiting)
+        facts = self._facts(scheduler.waiting)
         left = scheduler.in_move(lambda: drop_all(scheduler))
         runner.changes.wake()
         _log.not_run(why, left, facts)
@@ -76,14 +79,14 @@ class Closing:
         """While closing: what a lane that was paused keeps is dropped, at once."""
         scheduler = self._runner.scheduler
         if scheduler.status is CLOSING and not all(lane.is_open for lane in scheduler.lanes.all()):
-            facts = _log.facts_of(scheduler.waiting)
+            facts = self._facts(scheduler.waiting)
             dropped = scheduler.in_move(lambda: drop_closed_heads(scheduler))
             _log.not_run("shutdown: a paused or stopped lane dropped", dropped, facts)
 
     async def _drain_and_stop(self) -> None:
         runner, scheduler = self._runner, self._runner.scheduler
         scheduler.drain()
-        facts = _log.facts_of(scheduler.waiting)
+        facts = self._facts(scheduler.waiting)
         dropped = scheduler.in_move(lambda: close(scheduler))
         runner.changes.wake()
         if scheduler.unfinished:
@@ -91,13 +94,14 @@ class Closing:
         runner.pump()
         if dropped:
             _log.not_run("shutdown: dropped, as open requests or paused lanes held them:", dropped, facts)
+        del facts  # during the drain it keeps no task
         await self._until(self._is_drained, runner.settings.drain_timeout)
         cancelled = self.stop("shutdown: dropped")
         # before the app's own shutdown code closes what they clean up with
         await self._until(lambda: not any(lane.stopping for lane in cancelled), CLEAN_UP)
         left = [lane.job for lane in cancelled if lane.stopping and lane.job is not None]
         if left:
-            _log.left_behind(left)
+            _log.left_behind(left, self._facts(left))
 
     def _is_drained(self) -> bool:
         runner = self._runner

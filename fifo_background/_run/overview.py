@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
 
-from fifo_background._core.history import Record
+from fifo_background._core.history import Record, Timing
 from fifo_background._core.job import Job
 from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane
@@ -70,6 +70,18 @@ class Overview:
             "history": self._runner.settings.history,
         }
 
+    def oldest_head(self) -> float | None:
+        """The age of the oldest head; from any thread: it only reads."""
+        if not self._scheduler.waiting:
+            return None
+        now = self._scheduler.clock()
+        ages = (age_of_head(lane, now) for lane in self._scheduler.lanes.all())
+        return max((age for age in ages if age is not None), default=None)
+
+    def timings(self, after: int) -> tuple[list[Timing], int]:
+        history = self._scheduler.history
+        return ([], after) if history is None else history.timings(after)
+
     def ended(self, after: int, limit: int) -> tuple[list[JobRecord], int] | None:
         """Pictures of what has ended behind the first `after` ends."""
         self._look()
@@ -112,7 +124,7 @@ class Overview:
             if start:
                 await anyio.lowlevel.checkpoint()
             for one in stack[start : start + _STEP]:
-                number = one.number if type(one) is Record else one._number
+                number = one._number if isinstance(one, Job) else one.number
                 if (before is not None and number >= before) or number in seen or not number:
                     continue
                 if len(newest) == limit and number < newest[0][0]:
@@ -144,11 +156,11 @@ class Overview:
             return False
         if not in_lane and sought is None:
             return True
-        position = None if type(one) is Record else one._position
+        position = one._position if isinstance(one, Job) else None
         if position is not None:
             its_key = position.lane.key
         else:
-            record = one if type(one) is Record else one._record
+            record = one._record if isinstance(one, Job) else one
             if record is None:  # it has ended meanwhile, without a history
                 return False
             its_key = record.key
@@ -159,7 +171,7 @@ class Overview:
         names = self._scheduler.names
         if sought in names.of_lane(its_key)[1].casefold():
             return True
-        number = one.number if type(one) is Record else one._number
+        number = one._number if isinstance(one, Job) else one.number
         return sought == str(number) or (len(sought) > 5 and names.id_of(number).startswith(sought))
 
     async def lanes(self, limit: int) -> LaneList:

@@ -37,6 +37,9 @@ class PerLoop:
         self._settings = settings
         self._lives: tuple[Life, ...] = ()  # replaced, never changed
 
+    def has(self, runner: Runner) -> bool:
+        return any(life.runner is runner for life in self._lives)
+
     def here(self) -> Life:
         """That of the running loop; a fresh one where there is none, or it is over.
 

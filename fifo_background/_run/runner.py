@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from time import time
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import anyio
 
@@ -57,6 +57,9 @@ _IN_EACH_LOOP = "Make an executor in each loop: `async with SerialExecutor() as 
 
 class Runner:
     """Runs what its scheduler says, in one event loop."""
+
+    # For tests of apps: each is called with a job that has become ready, and may give it another task.
+    stand_ins: ClassVar[tuple[Callable[[Runner, Job[Any]], None], ...]] = ()
 
     def __init__(self, settings: Settings) -> None:
         self.settings: Settings = settings
@@ -114,6 +117,9 @@ class Runner:
 
     def look_at(self, job: Job[Any]) -> None:
         """Decide how the task is called, when it is ready: somebody may replace `__call__` until then."""
+        if self.stand_ins:
+            for stand_in in self.stand_ins:
+                stand_in(self, job)
         task: Any = job._task
         if is_direct(task):
             job._on_loop = task.is_async

@@ -1,0 +1,147 @@
+"""OpenTelemetry's instruments: read when somebody collects, so that a task costs nothing."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation, get_meter
+
+from fifo_background import JobState, SerialExecutor, __version__, executor_of
+from fifo_background._run.spans import describe_spans
+
+__all__ = ("describe_spans", "instrument")
+
+# Boundaries of the histograms' buckets, in seconds.
+BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+
+Callback = Callable[[CallbackOptions], Iterable[Observation]]
+
+
+def instrument(
+    app_or_executor: Any,
+    meter_provider: MeterProvider | None = None,
+    *,
+    durations: bool = False,
+    name: str | None = None,
+) -> None:
+    """Report an app's tasks, or those of a `SerialExecutor`, as metrics.
+
+    The app need not have been started. `meter_provider`: default is the global one. `durations`: whether to
+    measure how long tasks wait and run, from the history of ended jobs. `name`: tells several apps of one
+    process apart; it is the attribute `fifo_background.executor.name`.
+    """
+    watched = _Watched(app_or_executor, {} if name is None else {"fifo_background.executor.name": name})
+    meter = get_meter("fifo_background", __version__, meter_provider)
+    meter.create_observable_up_down_counter(
+        "fifo_background.jobs.waiting",
+        [watched.count("waiting")],
+        unit="{job}",
+        description="Tasks that were added and have not started",
+    )
+    meter.create_observable_up_down_counter(
+        "fifo_background.jobs.running",
+        [watched.count("running")],
+        unit="{job}",
+        description="Tasks that run",
+    )
+    meter.create_observable_gauge(
+        "fifo_background.head.age",
+        [watched.age],
+        unit="s",
+        description="For how long the first task of a lane has waited, at most",
+    )
+    if durations:
+        watched.histograms = tuple(
+            meter.create_histogram(
+                f"fifo_background.job.{what}",
+                unit="s",
+                description=description,
+                explicit_bucket_boundaries_advisory=BOUNDARIES,
+            )
+            for what, description in (
+                ("waited", "From the adding of a task to its start"),
+                ("ran", "From the start of a task to its end"),
+            )
+        )
+        meter.create_observable_counter(
+            "fifo_background.jobs.unmeasured",
+            [watched.unmeasured],
+            unit="{job}",
+            description="Ended tasks that the history had forgotten before they were measured",
+        )
+    meter.create_observable_counter(
+        "fifo_background.jobs.ended",
+        [watched.ended],
+        unit="{job}",
+        description="Tasks that have ended, by state",
+    )
+
+
+class _Watched:
+    """What is reported. Its methods are called in threads of the SDK, one at a time, and only read."""
+
+    def __init__(self, app_or_executor: Any, attributes: dict[str, str]) -> None:
+        self.histograms: tuple[Histogram, ...] = ()
+        self._target = weakref.ref(app_or_executor)  # a meter keeps its instruments for good
+        self._attributes = attributes
+        self._executor: SerialExecutor | None = None  # the app's last one
+        self._seen = self._missed = 0
+
+    def _found(self) -> SerialExecutor | None:
+        """The executor now; after the app's end still the last one, for what is collected then."""
+        target = self._target()
+        if target is None:
+            self._executor = None
+            return None
+        if isinstance(target, SerialExecutor):
+            return target
+        try:
+            found = executor_of(target)
+        except (LookupError, RuntimeError):  # not started, or over
+            return self._executor
+        if found is not self._executor:
+            self._executor, self._seen = found, 0
+        return found
+
+    def count(self, what: str) -> Callback:
+        def read(options: CallbackOptions) -> Iterable[Observation]:
+            executor = self._found()
+            return [] if executor is None else [Observation(executor.counts()[what], self._attributes)]
+
+        return read
+
+    def age(self, options: CallbackOptions) -> Iterable[Observation]:
+        executor = self._found()
+        return [] if executor is None else [Observation(executor.oldest_head() or 0.0, self._attributes)]
+
+    def ended(self, options: CallbackOptions) -> Iterable[Observation]:
+        executor = self._found()
+        if executor is None:
+            return []
+        counts = executor.counts()
+        return [
+            Observation(counts[state.value], {**self._attributes, "fifo_background.job.state": state.value})
+            for state in JobState
+            if state.ended
+        ]
+
+    def unmeasured(self, options: CallbackOptions) -> Iterable[Observation]:
+        """Also measures what has ended since the last time."""
+        executor = self._found()
+        if executor is None:
+            return []
+        timings, ended = executor.timings(self._seen)
+        self._missed += ended - self._seen - len(timings)
+        self._seen = ended
+        for name, state, waited, ran in timings:
+            attributes = {
+                **self._attributes,
+                "code.function.name": name,
+                "fifo_background.job.state": state.value,
+            }
+            for histogram, seconds in zip(self.histograms, (waited, ran), strict=True):
+                if seconds is not None:
+                    histogram.record(seconds, attributes)
+        return [Observation(self._missed, self._attributes)]
