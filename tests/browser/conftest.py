@@ -70,7 +70,8 @@ class Served:
     @contextmanager
     def held(self, path: str, **query: Any) -> Iterator[None]:
         """While a request to this path does not respond."""
-        asks = threading.Thread(target=self.post, args=(path,), kwargs={**query, "hold": "response"})
+        more = {"params": {**query, "hold": "response"}, "timeout": None}
+        asks = threading.Thread(target=self.client.post, args=(path,), kwargs=more)
         asks.start()
         try:
             yield
@@ -115,7 +116,9 @@ class Visit:
     """A page, and what has gone wrong in it."""
 
     def __init__(self, browser: Browser, url: str, **settings: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **settings})
+        # without motion it is drawn only when something changes, which takes half of the time here
+        usual = {"viewport": {"width": 1280, "height": 1000}, "reduced_motion": "reduce"}
+        self.context = browser.new_context(**{**usual, **settings})
         self.context.set_default_timeout(PATIENCE * 1000)
         self.page: Page = self.context.new_page()
         self.page.add_init_script(LISTEN)
