@@ -42,7 +42,7 @@ class EventStream(Response):
     ) -> None:
         # not by Response's own, which gives a Content-Length
         self.status_code = 200
-        self.background = None
+        self.background: None = None
         self.init_headers({"X-Accel-Buffering": "no"})
         self._executor = executor
         self._watch = watch

@@ -11,7 +11,7 @@ from fifo_background.status.query import LONGEST_TEXT, LONGEST_WAIT, MOST, STATE
 
 __all__ = ("described",)
 
-PROBLEM = {
+PROBLEM: dict[str, Any] = {
     "title": "Problem",
     "description": "Problem details (RFC 9457).",
     "type": "object",
@@ -35,8 +35,11 @@ WHY = {
     503: "The executor is closed.",
 }
 ALWAYS = (403, 405, 500, 503)
-RETRY_AFTER = {"description": "Seconds, while the job has not ended.", "schema": {"type": "integer"}}
-HEAD_BODY = {
+RETRY_AFTER: dict[str, Any] = {
+    "description": "Seconds, while the job has not ended.",
+    "schema": {"type": "integer"},
+}
+HEAD_BODY: dict[str, Any] = {
     "required": False,
     "content": {
         "application/json": {
