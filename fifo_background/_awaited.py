@@ -40,6 +40,7 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
             _hold_back(request, collected, around, listed, new)
             return
         jobs += new
+        jobs.waited = request.waits  # before threads can see that the object is awaited
         collected._fifo_was_awaited(request, jobs)
         if len(collected.tasks) > len(listed):  # a thread has added to it meanwhile
             before, listed = listed, list(collected.tasks)

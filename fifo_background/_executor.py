@@ -190,12 +190,12 @@ class ExecutorLane(Submitter):
 
         return self._on_loop("peek", peek)
 
-    def skip_head(self) -> Job[Any] | None:
+    def skip_head(self, head: Job[Any] | None = None) -> Job[Any] | None:
         """Leave out, and return, what `peek` returns: it ends `SKIPPED`, or the stopped lane goes on."""
 
         def skip() -> Job[Any] | None:
             lane = self._found()
-            return None if lane is None else operations.skip_head(self._runner.scheduler, lane)
+            return None if lane is None else operations.skip_head(self._runner.scheduler, lane, head)
 
         return self._on_loop("skip_head", skip)
 

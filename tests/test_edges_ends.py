@@ -249,3 +249,38 @@ async def test_wait_goes_on_where_the_lane_has_stopped(events: list[Any]) -> Non
     await app.executor.join()
     assert events == ["ran", S.SUCCEEDED]
     check_idle(app.executor)
+
+
+async def test_failure_passed_over_by_its_request(log: Log) -> None:
+    """A failure that a request left to another wait is logged, if that is cancelled later."""
+    go = anyio.Event()
+    jobs: dict[str, Job[Any]] = {}
+
+    async def fails_later() -> None:
+        await go.wait()
+        raise ValueError("the second failure")
+
+    async def waits() -> None:
+        await jobs["second"]
+
+    async def handle(path: str, respond: Respond) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(fails)
+        jobs["second"] = tasks.add_task(fails_later)
+        jobs["waits"] = app.executor.lane("waits").submit_nowait(waits)
+        await respond()
+        with pytest.raises(ValueError, match="it fails"):
+            await tasks()
+
+    app = app_of(handle, rest_after_failure="run", max_lanes_running=1)
+    async with anyio.create_task_group() as group:
+        await Client(app, group).start()
+        blocker = app.executor.lane("blocks").submit_nowait(anyio.sleep, 0.2)
+        await wait_all_tasks_blocked()
+        go.set()
+        await jobs["second"].wait()
+        await wait_all_tasks_blocked()
+        assert jobs["waits"].cancel()
+        await blocker
+    await app.executor.join()
+    assert [record for record in log if "fails_later failed" in record] != []

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, NamedTuple, cast
 
 from fifo_background._core.job import Job, Progress
-from fifo_background._core.plain import as_plain, text_of
+from fifo_background._core.plain import LONGEST_TEXT, as_plain, text_of, type_name
 from fifo_background._core.position import Position
 from fifo_background._core.state import FAILED, JobState
 from fifo_background._settings import Settings
@@ -63,7 +63,8 @@ class Record:
         self.added: float = job._added
         self.started: float | None = job._started
         self.ended: float = ended
-        self.request: str | None = None if position.owner is None else position.owner.label
+        label = None if position.owner is None else position.owner.label
+        self.request: str | None = None if label is None else label[:LONGEST_TEXT]
         self.more: More | None = None
         special = job._special
         if special is not None and (special.progress is not None or special.retry_of is not None):
@@ -82,6 +83,7 @@ class History:
         self._most = settings.history
         self._seconds = settings.history_seconds
         self._most_bytes = settings.results_bytes
+        self._with_results: deque[More] = deque()  # in the order of their ends
         self._bytes = 0  # of all results
 
     def add(self, job: Job[Any], position: Position, state: JobState, ended: float) -> None:
@@ -89,7 +91,7 @@ class History:
         record = job._record = Record(job, position, state, ended, self.ended + 1)
         if state is FAILED:
             record.more = record.more or More()
-            record.more.error = type(job._outcome.error).__qualname__, ""
+            record.more.error = type_name(job._outcome.error), ""
         records = self.records
         records.append(record)
         self.ended += 1
@@ -98,28 +100,30 @@ class History:
 
     def _forget_first(self) -> Record:
         record = self.records.popleft()
-        if record.more is not None:
-            self._bytes -= record.more.size
+        if self._with_results and self._with_results[0] is record.more:
+            self._forget_result()
         return record
+
+    def _forget_result(self) -> None:
+        more = self._with_results.popleft()
+        self._bytes -= more.size
+        more.result, more.omitted = None, "newer results took its place"
 
     def keep_message(self, record: Record, error: BaseException) -> None:
         """After the move: what the error says."""
-        cast(More, record.more).error = type(error).__qualname__, text_of(error)
+        cast(More, record.more).error = type_name(error), text_of(error)
 
     def keep_result(self, record: Record, result: object) -> None:
         """After the move: a copy of the result, if there is space for it."""
+        if record.place <= self.ended - len(self.records):  # it is forgotten already
+            return
         more = record.more = record.more or More()
-        more.result, size, more.omitted = as_plain(result, self._most_bytes // 10)
-        more.size = size
-        self._bytes += size
-        self._forget_results()
-
-    def _forget_results(self) -> None:
-        old = (record.more for record in self.records if record.more is not None and record.more.size)
+        more.result, more.size, more.omitted = as_plain(result, self._most_bytes // 10)
+        if more.omitted is None:
+            self._with_results.append(more)
+            self._bytes += more.size
         while self._bytes > self._most_bytes:
-            more = next(old)
-            self._bytes -= more.size
-            more.result, more.size, more.omitted = None, 0, "newer results took its place"
+            self._forget_result()
 
     def forget_old(self, now: float) -> None:
         """Outside of moves: forget the records that are too old."""

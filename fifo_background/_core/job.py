@@ -244,7 +244,7 @@ class Job(Generic[T]):
 
         Raises RuntimeError for a job that is in no queue yet.
         """
-        return self._has_runner().id_of(self)
+        return self._has_number().id_of(self)
 
     @property
     def lane(self) -> Hashable:
@@ -293,7 +293,7 @@ class Job(Generic[T]):
         return self._picture().to_dict(results=results, errors=errors)
 
     def _picture(self) -> JobRecord:
-        return self._has_runner().picture_of(self)
+        return self._has_number().picture_of(self)
 
     def done(self) -> bool:
         """Whether the job has ended, in any way."""
@@ -380,6 +380,14 @@ class Job(Generic[T]):
                 "awaited. Write `await tasks()` first, or use `executor.submit_nowait(func, ...)`"
             )
         return self._runner
+
+    def _has_number(self) -> JobRunner:
+        runner = self._has_runner()
+        if not self._number:
+            raise RuntimeError(
+                f"{self.name} runs inside another task, and is in no queue itself: ask the job of that task"
+            )
+        return runner
 
     def cancel(self) -> bool:
         """Cancel the task, from any thread; never blocks.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ("LaneList", "LaneRecord", "Run", "age_of_head", "of_lane", "urgency")
 
 # Ended jobs that a lane's picture shows, and runs of waiting ones; how far into the queue is looked for them.
-_RECENT, _RUNS, _FAR = 21, 3, 200
+_RECENT, _RUNS, _FAR = 21, 3, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class LaneRecord:
     held_by: str | None
     """The request whose position keeps the head from starting."""
     waiting: int
-    """How many jobs are ready to run, behind one that runs, or first."""
+    """How many jobs wait in its queue; above 1,000 only those that are ready count."""
     next: tuple[Run, ...]
     """The first of those that stand behind the running job or the head."""
     more: int
@@ -152,10 +152,11 @@ def of_lane(scheduler: Scheduler, key: Hashable, lane: Lane | None, records: Seq
         running, head, state = lane.running, lane.peek(), state_of(lane)
         first = lane.first
         held_by = str(first.owner) if state == "held" and first is not None else None
-        waiting = lane.queued + (len(first.pending) if first is not None and state == "held" else 0)
-        skips_head = running is None and lane.stopped is None and head is not None
-        runs, seen = _runs(lane, int(skips_head))
-        more = max(0, waiting - int(skips_head) - seen)
+        queue = list(islice(waiting_in(lane), _FAR))
+        waiting = len(queue) if len(queue) < _FAR else max(_FAR, lane.queued)
+        behind = queue[1:] if running is None and lane.stopped is None else queue  # the head is shown alone
+        runs = _runs(behind)
+        more = waiting - (len(queue) - len(behind)) - (runs[-1].last if runs else 0)
     return LaneRecord(
         key=plain_key(key),
         lane_name=LaneName(*scheduler.names.of_lane(key)),
@@ -175,21 +176,14 @@ def of_lane(scheduler: Scheduler, key: Hashable, lane: Lane | None, records: Seq
     )
 
 
-def _runs(lane: Lane, skipped: int) -> tuple[tuple[Run, ...], int]:
-    """The first runs of waiting jobs, and how many jobs these are."""
+def _runs(jobs: list[Job[Any]]) -> tuple[Run, ...]:
+    """The first runs of jobs with one name."""
     runs: list[Run] = []
-    number = 0
-    for job in islice(waiting_in(lane), skipped, _FAR + skipped):
-        name = _name(job)
-        if runs and runs[-1].name == name:
-            runs[-1] = Run(runs[-1].first, number + 1, name)
+    for number, job in enumerate(jobs, 1):
+        if runs and runs[-1].name == job.name:
+            runs[-1] = Run(runs[-1].first, number, job.name)
         elif len(runs) < _RUNS:
-            runs.append(Run(number + 1, number + 1, name))
+            runs.append(Run(number, number, job.name))
         else:
             break
-        number += 1
-    return tuple(runs), number
-
-
-def _name(job: Job[Any]) -> str:
-    return job.name
+    return tuple(runs)

@@ -68,6 +68,8 @@ class Names:
                 if len(self._lanes) > _MOST_LANES:
                     _, (old, _) = self._lanes.popitem(last=False)
                     del self._keys[old]
+            else:
+                self._lanes.move_to_end(key)
         except Exception:  # the `__eq__` of a key
             return "", f"<{type(plain_key(key)).__name__}>"
         return known

@@ -35,15 +35,20 @@ def resume(scheduler: Scheduler, lane: Lane) -> None:
     scheduler.wants_turn(lane)
 
 
-def skip_head(scheduler: Scheduler, lane: Lane) -> Job[Any] | None:
+def skip_head(scheduler: Scheduler, lane: Lane, named: Job[Any] | None) -> Job[Any] | None:
+    """Skip what is next, or `named`; None if nothing is next, or not that."""
     if lane.stopped is not None:
         (failed,) = lane.stopped.added
+        if named is not None and named is not failed:
+            return None
         forget_failed(scheduler, lane)
         return failed
     # one that a thread has started a moment ago is skipped no more: look again
-    while (job := lane.peek()) is not None and not scheduler.end_waiting(job, SKIPPED):
+    while (
+        (job := lane.peek()) is not None and named in (None, job) and not scheduler.end_waiting(job, SKIPPED)
+    ):
         pass
-    return job
+    return job if named in (None, job) else None
 
 
 def go_on(scheduler: Scheduler, lane: Lane) -> Position | None:

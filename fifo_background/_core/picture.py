@@ -12,7 +12,7 @@ from fifo_background._core.job import Job, Progress
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
 from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.plain import LONGEST_TEXT
-from fifo_background._core.position import IN_QUEUE, Position
+from fifo_background._core.position import IN_QUEUE, Owner, Position
 from fifo_background._core.state import JobState
 
 if TYPE_CHECKING:
@@ -140,13 +140,17 @@ def ahead_of(job: Job[Any], position: Position) -> int | None:
     return ahead + sum(1 for _ in islice(before, MOST_AHEAD + 1))
 
 
+def _name_of(owner: Owner) -> str:
+    return str(owner)[:LONGEST_TEXT]
+
+
 def blocker_of(scheduler: Scheduler, job: Job[Any], position: Position) -> Blocker | None:
     """What keeps a job from starting, or None if it has started, or starts in the loop's next turn."""
     now, lane, owner = scheduler.clock(), position.lane, position.owner
     if job._own_state is not None:
         return None
     if position.state is not IN_QUEUE:
-        return None if owner is None else Blocker("request", None, str(owner), now - job._added)
+        return None if owner is None else Blocker("request", None, _name_of(owner), now - job._added)
     running, stopped = lane.running, lane.stopped
     if running is not None:
         started = now if running._started is None else running._started
@@ -159,7 +163,7 @@ def blocker_of(scheduler: Scheduler, job: Job[Any], position: Position) -> Block
         return Blocker("paused", None, None, now - lane.paused_at)
     head = lane.first
     if head is not None and head.first is None and head.owner is not None:
-        return Blocker("request", None, str(head.owner), now - head.taken)
+        return Blocker("request", None, _name_of(head.owner), now - head.taken)
     if scheduler.slots.free <= 0 and not lane.occupied:
         return Blocker("slot", None, None, now - job._added)
     return None

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any
 from uuid import UUID
 
-__all__ = ("LONGEST_TEXT", "as_plain", "text_of")
+__all__ = ("LONGEST_TEXT", "as_plain", "text_of", "type_name")
 
 # Characters of a name, a message or a note that are kept.
 LONGEST_TEXT = 500
 
-# What a list entry or key takes beside its text, about, in bytes.
-_ENTRY = 8
+# What a value takes beside its text, about, in bytes.
+_ENTRY = 64
 
 # Types whose text says all.
 _AS_TEXT = (UUID, datetime, date, time, timedelta, Decimal)
@@ -29,26 +29,39 @@ class _CannotKeepError(Exception):
     """Why a value is not kept."""
 
 
+_QUALNAME: Callable[[type], str] = vars(type)["__qualname__"].__get__
+
+
+def type_name(value: object) -> str:
+    """The qualified name of a value's type. Runs nothing, whatever its metaclass is."""
+    return str.__str__(_QUALNAME(type(value)))
+
+
 def text_of(value: object) -> str:
     """`str`, of an object that may not have one; at most `LONGEST_TEXT` characters."""
     try:
-        return str(value)[:LONGEST_TEXT]
-    except Exception:
-        return f"<{type(value).__name__}>"
+        return str.__str__(str(value))[:LONGEST_TEXT]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        return f"<{type_name(value)}>"
 
 
 def as_plain(value: object, limit: int) -> tuple[Any, int, str | None]:
     """A copy of a value in terms of JSON, how many bytes it takes, about, and why there is none.
 
-    `limit`: how many bytes it may take. Nothing is called but what the types of the standard library have.
+    `limit`: how many bytes it may take. Nothing is called but what the types of the standard library have,
+    whatever a subclass has.
     """
     budget = [limit]
     try:
         copy = _copy(value, budget, 0)
     except _CannotKeepError as error:
         return None, 0, str(error)
-    except Exception as error:  # a subclass of a standard type may do anything
-        return None, 0, f"reading it raised {type(error).__name__}"
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a property of an Enum may do anything
+        return None, 0, f"reading it raised {type_name(error)}"
     return copy, limit - budget[0], None
 
 
@@ -67,32 +80,39 @@ def _copy(value: Any, budget: list[int], depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        _spend(budget, len(value))
-        return str(value)
+        return _text(str.__str__(value), budget)
     if isinstance(value, int):
-        if value.bit_length() > _LONGEST_INT:
+        number = int.__int__(value)
+        if number.bit_length() > _LONGEST_INT:
             raise _CannotKeepError("it has a number that is too large")
-        _spend(budget, value.bit_length() // 8)
-        return int(value)
+        _spend(budget, number.bit_length() // 8)
+        return number
     if isinstance(value, float):
-        if not math.isfinite(value):
+        fraction = float.__float__(value)
+        if not math.isfinite(fraction):
             raise _CannotKeepError("JSON has no nan and no infinity")
-        return float(value)
+        return fraction
     if isinstance(value, dict):
-        return {_key(key, budget): _copy(one, budget, depth + 1) for key, one in list(value.items())}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        _spend(budget, len(value) * _ENTRY)  # before a copy of it is made
-        return [_copy(one, budget, depth + 1) for one in list(value)]
+        items = dict.items(value)
+        return {_key(key, budget): _copy(one, budget, depth + 1) for key, one in list(items)}
+    kind: Any
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            _spend(budget, kind.__len__(value) * _ENTRY)  # before a copy of it is made
+            return [_copy(one, budget, depth + 1) for one in list(kind.__iter__(value))]
     if isinstance(value, _AS_TEXT):
         return text_of(value)
-    raise _CannotKeepError(f"{type(value).__qualname__} is not JSON: return a dict, a list or a str")
+    raise _CannotKeepError(f"{type_name(value)} is not JSON: return a dict, a list or a str")
+
+
+def _text(text: str, budget: list[int]) -> str:
+    _spend(budget, len(text) if text.isascii() else 4 * len(text))
+    return text
 
 
 def _key(key: Hashable, budget: list[int]) -> str:
     if isinstance(key, Enum):
         key = key.value
     if key is None or isinstance(key, (str, int, float, *_AS_TEXT)):
-        text = text_of(key)
-        _spend(budget, len(text))
-        return text
-    raise _CannotKeepError(f"a key of type {type(key).__qualname__} is not JSON")
+        return _text(text_of(key), budget)
+    raise _CannotKeepError(f"a key of type {type_name(key)} is not JSON")

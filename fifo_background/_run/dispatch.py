@@ -66,8 +66,8 @@ class Dispatch:
                 self.look_again(effect.lane, effect.delay)
         for effect in effects:
             if type(effect) is Failed:
-                self._keep_message(effect.job)
                 self._say_failed(effect)
+                self._keep_message(effect.job)
             elif type(effect) is Returned:
                 self._keep_result(effect)
             elif type(effect) is Lost:

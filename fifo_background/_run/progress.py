@@ -35,7 +35,10 @@ def report(done: float, total: float | None = None, note: str | None = None) -> 
 def _checked(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: give a number")
-    number = value if isinstance(value, int) else float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name}={value!r}: give a finite number, 0 or more")
-    return number
+    return value if isinstance(value, int) else number

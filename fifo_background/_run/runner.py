@@ -369,6 +369,7 @@ class Runner:
         """Run a claimed job inside the running one; raises its error, which the outer task reports."""
         self.let_go(job)
         job._runner = self
+        job._started = self.scheduler.clock()
         job._own_state = RUNNING
         try:
             outcome = await self._call(job)

@@ -154,6 +154,7 @@ class Waits:
             return
         first = min(failed, key=_number)
         for job in failed:
+            job._attached = job is first  # what another wait was handed is that wait's to tell from here on
             awaited = job._waiters is not None and RAISES in job._waiters.values()
             if job is not first and not (job._outcome.reported or awaited):
                 _log.failed(job, owner, None)

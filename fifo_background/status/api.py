@@ -165,8 +165,9 @@ async def skip(call: Call) -> Response:
     head = await head_in_body(call.request)
     lane = _lane(call)
     _check_head(lane, head)
-    if lane.skip_head() is None:
-        raise Problem(409, "Nothing waits in the lane, so there is nothing to skip.")
+    named = None if head is None else call.executor.job(head)
+    if lane.skip_head(named if isinstance(named, Job) else None) is None:
+        raise Problem(409, "Nothing waits in the lane, or the job at its head has just started.")
     return _lane_response(call, lane)
 
 
