@@ -106,9 +106,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "skip_head skips nothing": (
         "_core/operations.py",
-        "    while (job := lane.peek()) is not None and not scheduler.end_waiting(job, SKIPPED):\n"
-        "        pass\n    return job",
-        "    return lane.peek()",
+        " and not scheduler.end_waiting(job, SKIPPED)",
+        " and job is None",
     ),
     "a retry goes to the tail": (
         "_core/operations.py",

@@ -30,13 +30,13 @@ async def fails() -> None:
 
 @contextmanager
 def when_logged(text: str, act: Callable[[], object]) -> Iterator[None]:
-    """Call `act` once, in a handler of the logger, at the first record with `text`."""
+    """Call `act` once, in a handler of the logger, at the first record, which has `text`."""
 
     class Acts(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if text in record.getMessage():
-                logger.removeHandler(self)
-                act()
+            assert text in record.getMessage()
+            logger.removeHandler(self)
+            act()
 
     logger, handler = logging.getLogger("fifo_background"), Acts()
     logger.addHandler(handler)

@@ -149,8 +149,7 @@ async def test_request_ends_as_a_thread_adds(
         monkeypatch.setattr(TrackedRequest, "add", stands)
         thread = threading.Thread(target=lambda: jobs.append(tasks.add_task(events.append, 1)))
         thread.start()
-        while not at_it.is_set():
-            await anyio.sleep(0)
+        assert at_it.wait(10)
         await respond()
         await tasks()
 

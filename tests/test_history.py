@@ -426,8 +426,7 @@ class Colour(Enum):
 
 
 class Odd(dict):  # type: ignore[type-arg]
-    def items(self) -> Any:
-        raise RuntimeError
+    items = keys = __iter__ = lambda self: 1 / 0  # type: ignore[assignment]
 
 
 class Raises(Enum):
@@ -439,24 +438,15 @@ class Raises(Enum):
 
 
 class OddInt(int):
-    def __int__(self) -> int:
-        return 10**5000
-
-    def bit_length(self) -> int:
-        return -1000
+    __int__ = bit_length = lambda self: 10**5000
 
 
 class OddFloat(float):
-    def __float__(self) -> float:
-        return float("nan")
+    __float__ = lambda self: float("nan")  # noqa: E731
 
 
 class OddText(str):
-    def __str__(self) -> str:
-        return "x" * 5000
-
-    def __len__(self) -> int:
-        return 0
+    __str__ = __len__ = lambda self: "x" * 5000  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
@@ -921,6 +911,8 @@ async def test_hostile_errors() -> None:
         for job in jobs:
             assert job.to_dict(errors=True)["error"] == {"type": "Hostile", "message": "<Hostile>"}
         assert executor.counts()["failed"] == 2
+    async with SerialExecutor(history=0) as executor:
+        assert await executor.submit_nowait(bad).wait() is JobState.FAILED
 
 
 class Interrupts(Enum):

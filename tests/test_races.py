@@ -311,8 +311,8 @@ async def test_accepted_as_the_executor_closes(drains: bool, events: list[Any]) 
         assert [job.state for job in outcome] == [S.SUCCEEDED]
         assert events == [1]
     else:
-        assert [type(error) for error in outcome] == [ExecutorClosed]
-        assert events == []
+        # the loop may come to it before its thread looks whether the executor has closed
+        assert [type(one) for one in outcome] == [Job if events else ExecutorClosed]
     check_idle(executor)
 
 

@@ -35,7 +35,7 @@ def resume(scheduler: Scheduler, lane: Lane) -> None:
     scheduler.wants_turn(lane)
 
 
-def skip_head(scheduler: Scheduler, lane: Lane, named: Job[Any] | None) -> Job[Any] | None:
+def skip_head(scheduler: Scheduler, lane: Lane, named: Job[Any] | None = None) -> Job[Any] | None:
     """Skip what is next, or `named`; None if nothing is next, or not that."""
     if lane.stopped is not None:
         (failed,) = lane.stopped.added

@@ -6,10 +6,11 @@ What is said comes last, as a logging handler may do anything.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fifo_background import _log
 from fifo_background._core.effects import Failed, Held, Lost, Returned
+from fifo_background._core.history import History, Record
 from fifo_background._core.job import Callback, Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.state import FAILED
@@ -76,12 +77,11 @@ class Dispatch:
                 _log.unrun(effect.job, effect.parts, effect.position.owner)  # type: ignore[union-attr]
 
     def _keep_message(self, job: Job[Any]) -> None:
-        if self._scheduler.history is not None and job._record is not None:
-            self._scheduler.history.keep_message(job._record, job._outcome.error)
+        if self._scheduler.history is not None:
+            self._scheduler.history.keep_message(cast(Record, job._record), job._outcome.error)
 
     def _keep_result(self, effect: Returned) -> None:
-        if self._scheduler.history is not None and effect.job._record is not None:
-            self._scheduler.history.keep_result(effect.job._record, effect.result)
+        cast(History, self._scheduler.history).keep_result(cast(Record, effect.job._record), effect.result)
 
     def _say_failed(self, effect: Failed) -> None:
         job, position = effect.job, effect.position
