@@ -13,7 +13,7 @@ import pytest
 
 from fifo_background import BackgroundTasks, Job, JobState
 from fifo_background._request import TrackedRequest
-from tests.support.apps import Work, app_of, check_idle
+from tests.support.apps import Work, app_of, check_idle, until
 from tests.support.asgi import Client, Exchange, get
 from tests.support.log import Log
 
@@ -109,8 +109,7 @@ async def test_thread_adds_as_the_object_is_awaited(fails: bool, responds: str, 
 
         async with anyio.create_task_group() as group:
             group.start_soon(in_thread)
-            while not at_it.is_set():
-                await anyio.sleep(0)
+            await until(at_it.is_set)
             group.start_soon(tasks)
             await anyio.sleep(0)
             if responds == "after":
@@ -182,8 +181,7 @@ async def test_job_is_handed_over_twice(kind: str, events: list[Any]) -> None:
     app = app_of(handle)
     async with anyio.create_task_group() as group:
         exchange = await Client(app, group).start()
-        while not events:
-            await anyio.sleep(0)
+        await until(lambda: events)
         app.executor._runner.post(jobs[0])
         await anyio.wait_all_tasks_blocked()
         assert (events, jobs[0].state, jobs[0]._position is None) == (["start 1"], S.RUNNING, False)

@@ -33,7 +33,7 @@ from fifo_background import (
     report,
 )
 from fifo_background._core.plain import as_plain, text_of
-from tests.support.apps import Work, make_app, start
+from tests.support.apps import Work, make_app, start, until
 from tests.support.asgi import Client
 
 
@@ -954,8 +954,7 @@ async def test_a_running_sync_job_does_not_wait(events: list[Any]) -> None:
         lane.submit_nowait(work.thread_gated, 1)
         for _ in range(2):
             lane.submit_nowait(work.sync, 2)
-        while not events:
-            await anyio.sleep(0.001)
+        await until(lambda: events)
         picture = lane.picture
         assert picture.running is not None
         assert (picture.waiting, picture.more, [run.last for run in picture.next]) == (2, 0, [2])

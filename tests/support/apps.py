@@ -115,6 +115,12 @@ class Work:
         return n
 
 
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for what another thread does."""
+    while not holds():
+        await anyio.sleep(0.001)
+
+
 def check_idle(executor: SerialExecutor) -> None:
     """Nothing waits, runs or is held, and the scheduler's invariants hold."""
     statistics = executor.statistics()
