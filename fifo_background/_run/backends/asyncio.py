@@ -153,20 +153,16 @@ def _call_again(call: Callable[[], object], task: asyncio.Task[None]) -> None:
         call()
 
 
-if sys.version_info >= (3, 12):
+if sys.version_info >= (3, 11):
+    # a task starts to run at once, and needs no turn of the loop if it does not suspend
+    _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 
     def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context) -> _RunnerTask:
-        """A task that starts to run at once, and needs no turn of the loop if it does not suspend."""
         try:
             context.run(bool)
         except RuntimeError:  # a run that ends, and pumps, is in it: asyncio must not try to enter it
             return _RunnerTask(run, loop=loop, context=context)
-        return _RunnerTask(run, loop=loop, context=context, eager_start=True)
-
-elif sys.version_info >= (3, 11):
-
-    def _start(run: Coroutine[Any, Any, None], loop: Any, context: Context) -> _RunnerTask:
-        return _RunnerTask(run, loop=loop, context=context)
+        return _RunnerTask(run, loop=loop, context=context, **_EAGER)
 
 else:
 
