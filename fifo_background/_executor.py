@@ -191,7 +191,10 @@ class ExecutorLane(Submitter):
         return self._on_loop("peek", peek)
 
     def skip_head(self, head: Job[Any] | None = None) -> Job[Any] | None:
-        """Leave out, and return, what `peek` returns: it ends `SKIPPED`, or the stopped lane goes on."""
+        """Leave out, and return, what `peek` returns: it ends `SKIPPED`, or the stopped lane goes on.
+
+        With `head`, only if that job is next: otherwise nothing is skipped, and None is returned.
+        """
 
         def skip() -> Job[Any] | None:
             lane = self._found()
