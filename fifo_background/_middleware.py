@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fifo_background import _log
 from fifo_background._core.state import CLOSED
 from fifo_background._executor import SerialExecutor
+from fifo_background._processes import several_processes
 from fifo_background._request import RESPONDED, SCOPE_KEY, TrackedRequest
 from fifo_background._run.backends.api import running_loop
 from fifo_background._run.current import current, current_party
@@ -246,6 +247,7 @@ class OrderedBackgroundMiddleware:
             takes_part = True
             if message["type"] == "lifespan.startup.complete":
                 life.saw_lifespan = True
+                self._look_for_other_processes()
             await send(message)
 
         scope[SCOPE_KEY] = life
@@ -273,6 +275,7 @@ class OrderedBackgroundMiddleware:
     def _look_once(self, life: Life, scope: Scope) -> None:
         life.looked = True
         if not life.saw_lifespan:
+            self._look_for_other_processes()
             self._say_once(
                 _log.inform,
                 "OrderedBackgroundMiddleware has seen no lifespan: shutdown does not drain its executor. Add "
@@ -287,6 +290,17 @@ class OrderedBackgroundMiddleware:
                     "request takes its position when it arrives. Give "
                     "`may_add_tasks=lambda scope: scope['path'] == ...`, or use order=\"added\""
                 )
+
+    def _look_for_other_processes(self) -> None:
+        seen = several_processes()
+        if seen is not None:
+            self._say_once(
+                _log.warn,
+                f"this app runs in several processes ({seen}). Each has a queue of its own, so order is kept "
+                "within each process only. Start one worker; or install `fifo-background[postgres]`, and all "
+                "processes keep one order: "
+                "`app.add_middleware(OrderedBackgroundMiddleware, engine=PostgresEngine(dsn))`",
+            )
 
     def _warn_held_back(self, request: TrackedRequest) -> None:
         if "held back" not in self._said:

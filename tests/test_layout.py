@@ -22,7 +22,7 @@ MODULES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): pat
 LAYERS = (
     ("exceptions", "_settings"),
     ("_core",),
-    ("_log", "_arguments"),
+    ("_log", "_arguments", "_processes"),
     ("_run",),
     ("_entries", "_adder"),
     ("_awaited", "_request"),

@@ -50,6 +50,7 @@ BAD_OUTPUT = (
 NOT_OURS = (
     "Exception in callback StreamReaderProtocol.connection_made",
     "sys:1: ResourceWarning: unclosed <socket.socket",
+    "ResourceWarning: Enable tracemalloc",  # after each of them
 )
 
 SERVERS = {
