@@ -18,7 +18,7 @@ TRACING = [
     "opentelemetry-exporter-prometheus",
 ]
 BROWSER = ["playwright==1.65.2", "axe-playwright-python==0.1.8", "schemathesis==4.32.5"]
-NEWEST_SERVERS = ["granian", "gunicorn", "hypercorn[trio]", "uvicorn-worker", "watchfiles"]
+NEWEST_SERVERS = ["granian", "gunicorn", "hypercorn[trio]", "uvicorn-worker"]
 AGENTS = ["sentry-sdk", "ddtrace", "newrelic", "scout-apm", "logfire[fastapi,starlette]"]
 STACKS = {
     "fastapi-0.96": ("3.10", ["fastapi==0.96.0", "starlette==0.27.0", "anyio==3.5.0", *OLD]),
@@ -201,10 +201,7 @@ def benchmarks(session: nox.Session) -> None:
 def servers(session: nox.Session) -> None:
     """A thousand requests at once through real servers, on the newest stack and on an old one."""
     extra = ["uvicorn", "uvloop", "httptools"]
-    for stack, more in (
-        ("newest-3.12", NEWEST_SERVERS),
-        ("fastapi-0.101", ["hypercorn"]),
-    ):
+    for stack, more in (("newest-3.12", NEWEST_SERVERS), ("fastapi-0.101", ["hypercorn"])):
         version, packages = STACKS[stack]
         session.env["VIRTUAL_ENV"] = _sibling(session, f"servers-{version}", version)
         _install(session, *TEST, *packages, *extra, *more, "-e", ".")

@@ -22,7 +22,6 @@ MODULES = {
     "-k trio": "trio",
     "-k uvloop": "uvloop",
     "--loop uvloop": "uvloop",
-    "granian end_app:app --interface asgi --port {port} --reload": "watchfiles",
 }
 
 ONE = [
@@ -38,7 +37,6 @@ ONE = [
     f"{GUNICORN} {UVICORN_WORKER} -w 1 --reload",
     f"{GUNICORN} -k asgi",
     f"{GRANIAN} --workers 1",
-    f"{GRANIAN} --reload",
 ]
 # What is seen, and how many of the workers see it.
 SEVERAL = {
@@ -90,14 +88,14 @@ def says(seen: str, times: int, command: str, folder: Path) -> None:
     assert [line.partition(".")[0] for line in warnings_of(server)] == [f" ({seen})"] * times
 
 
-@pytest.mark.parametrize("command", ONE)
+@pytest.mark.parametrize("command", ONE, ids=str)
 def test_one(command: str, tmp_path: Path) -> None:
     """An app in one process says nothing of several, whether or not the server restarts it."""
     skip_if_missing(command)
     says_nothing(command, tmp_path)
 
 
-@pytest.mark.parametrize("command", SEVERAL)
+@pytest.mark.parametrize("command", SEVERAL, ids=str)
 def test_several(command: str, tmp_path: Path) -> None:
     """An app in several processes says so at its start, once in each worker that can tell, and no more."""
     skip_if_missing(command)
