@@ -17,6 +17,7 @@ from tests.support.loops import LOOPS, VIRTUAL, Backend, backend_of, leaves_noth
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "virtual_clock: time jumps when every task waits for it")
     config.addinivalue_line("markers", "one_loop: nothing in it depends on the event loop")
+    config.addinivalue_line("markers", "version_free: nothing in it depends on a version of what is below us")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the plugin looks for the marker
