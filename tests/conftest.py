@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.apps import Work
 from tests.support.log import Log
 from tests.support.loops import LOOPS, VIRTUAL, Backend, backend_of, leaves_nothing
+from tests.support.status import FACES, Site
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -76,3 +78,15 @@ def log() -> Iterator[Log]:
 def events() -> list[Any]:
     """The events of a test, in order."""
     return []
+
+
+@pytest.fixture
+def work(events: list[Any]) -> Work:
+    """Tasks that record what they do in `events`."""
+    return Work(events)
+
+
+@pytest.fixture(params=FACES)
+def site(request: pytest.FixtureRequest) -> Site:
+    """An app that shows its tasks, in each face."""
+    return Site(request.param)
