@@ -48,8 +48,9 @@ middleware that does nothing.
 
 {machine}.
 
-Measured on 2026-11-26, while the machine did other work: the requests with one task, whole HTTP requests, waiting for
-a job, memory, and bytecodes. All other tables are of a version of 2026-11-24.
+Measured on 2026-11-26, while the machine did other work: the requests with one task on Python 3.12, whole HTTP
+requests, waiting for a job, memory, and bytecodes. **All other figures are of an earlier version, of 2026-11-22**: other
+versions of Python, `def` endpoints, the endpoint while 1,000 tasks wait, growth, and the start of a task.
 
 `python -m nox -s benchmarks` measures everything again and rewrites this page (a quarter of an hour; it needs wrk and
 valgrind). `python -m nox -s benchmarks_check`, which `.ci/run` runs, fails when a ratio is worse than half of the one
@@ -61,14 +62,15 @@ here.
 
 ## A request with one task
 
-An ASGI app with Starlette's `Response`, called in process, {per_task_note}
+An ASGI app with Starlette's `Response`, called in process, with {in_flight} requests in flight. Times are microseconds
+per request.
 
 ![Microseconds per request](benchmarks/per_task.svg)
 
 {per_task}
 
-With a sync task ours is faster than everything else that keeps an order, and than plain `BackgroundTasks`. With an
-async task a request costs {price[0]:.0f} microseconds more than Starlette's, of which the floor needs {price[1]:.0f}.
+With a sync task ours is faster than {slower}. With an async task a request costs {price[0]:.0f} microseconds more than
+Starlette's, of which the floor needs {price[1]:.0f}.
 
 A request that comes alone pays for the queue and gains nothing. When requests come together, one trip to a worker
 thread runs the sync tasks of all of them. Starlette makes one trip for each task.
@@ -220,6 +222,20 @@ def price() -> list[float]:
     return [find("per_task", "us", side=side, **of) - bare for side in ("ours", "floor")]
 
 
+def in_flight() -> str:
+    """The numbers of requests at once that were measured."""
+    *others, most = sorted({row["in flight"] for row in load("per_task")["rows"]})
+    return f"{', '.join(map(str, others))} and {most:,}" if others else str(most)
+
+
+def slower() -> str:
+    """What ours is compared with: others that keep an order only if they were measured."""
+    measured = {row["side"] for row in load("per_task")["rows"]}
+    plain = "plain `BackgroundTasks`"
+    others = {"queue worker", "aiojobs", "taskflow"} & measured
+    return f"everything else that keeps an order, and than {plain}" if others else plain
+
+
 def bars(rows: list[dict[str, Any]], groups: list[str], value: str, of: Any, path: str, label: str) -> None:
     """A group of horizontal bars for each of `groups`, one bar a side."""
     figure, axes = plt.subplots(1, len(groups), figsize=(9, 3.2), sharey=True, layout="constrained")
@@ -288,7 +304,8 @@ def main() -> None:
         machine=load("per_task")["machine"],
         short=short(),
         price=price(),
-        per_task_note="with 1, 100 and 1,000 requests in flight. Times are microseconds per request.",
+        in_flight=in_flight(),
+        slower=slower(),
         per_task=table("per_task"),
         pythons=pythons(),
         **{name: table(name) for name in names},

@@ -331,9 +331,11 @@ def _face_of(runner: Runner) -> SerialExecutor:
 
 def _refusal(error: BaseException) -> QueueFull | None:
     """The `QueueFull` that a request failed with. A task group of an inner middleware may wrap it."""
-    while issubclass(type(error), GROUPS) and len(error.exceptions) == 1:  # type: ignore[attr-defined]
-        error = error.exceptions[0]  # type: ignore[attr-defined]
-    return error if issubclass(type(error), QueueFull) else None  # type: ignore[return-value]
+    cause: Any = error
+    while issubclass(type(cause), GROUPS) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    refusal: QueueFull | None = cause if issubclass(type(cause), QueueFull) else None
+    return refusal
 
 
 async def _refuse(error: QueueFull, scope: Scope, receive: Receive, send: Send) -> None:
@@ -386,7 +388,7 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
 
 
 # FastAPI looks at the annotation of a dependency's parameter.
-executor_of.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+vars(executor_of)["__signature__"] = inspect.Signature(
     [
         inspect.Parameter(
             "app_or_connection", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=HTTPConnection

@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
+from tests.support.apps import Work
 from tests.support.log import Log
 from tests.support.loops import LOOPS, VIRTUAL, Backend, backend_of, leaves_nothing
+from tests.support.status import FACES, Site
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "virtual_clock: time jumps when every task waits for it")
     config.addinivalue_line("markers", "one_loop: nothing in it depends on the event loop")
+    config.addinivalue_line("markers", "version_free: nothing in it depends on a version of what is below us")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the plugin looks for the marker
@@ -75,3 +78,15 @@ def log() -> Iterator[Log]:
 def events() -> list[Any]:
     """The events of a test, in order."""
     return []
+
+
+@pytest.fixture
+def work(events: list[Any]) -> Work:
+    """Tasks that record what they do in `events`."""
+    return Work(events)
+
+
+@pytest.fixture(params=FACES)
+def site(request: pytest.FixtureRequest) -> Site:
+    """An app that shows its tasks, in each face."""
+    return Site(request.param)

@@ -26,7 +26,7 @@ from fifo_background import (
     executor_of,
 )
 from tests.support.apps import Work
-from tests.support.asgi import Exchange, get
+from tests.support.asgi import Exchange, Lifespan, get
 from tests.support.log import Log
 from tests.support.loops import run
 
@@ -146,36 +146,6 @@ async def test_executor_of_a_connection_that_is_kept() -> None:
 # -- lifespans without a clean end ---------------------------------------------------------------------------
 
 
-class Life:
-    """Calls the lifespan of an app: the messages that it is given, and those that it sends."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-        self.sent: list[str] = []
-        self.shutdown = anyio.Event()
-        self.scope = anyio.CancelScope()
-        self.ended = anyio.Event()
-        self._asked = False
-
-    async def receive(self) -> Any:
-        if not self._asked:
-            self._asked = True
-            return {"type": "lifespan.startup"}
-        await self.shutdown.wait()
-        return {"type": "lifespan.shutdown"}
-
-    async def send(self, message: Any) -> None:
-        self.sent.append(message["type"])
-
-    async def run(self) -> None:
-        with self.scope:
-            try:
-                await self.app({"type": "lifespan"}, self.receive, self.send)
-            except ValueError as error:
-                self.sent.append(repr(error))
-        self.ended.set()
-
-
 async def test_closed_by_hand_before_the_lifespan(events: list[Any]) -> None:
     """An executor that was closed while there was no lifespan is over: the next lifespan gets a fresh one."""
 
@@ -190,7 +160,7 @@ async def test_closed_by_hand_before_the_lifespan(events: list[Any]) -> None:
     await closed.aclose()
     with pytest.raises(ExecutorClosed):
         middleware.executor.submit_nowait(events.append, 0)
-    life = Life(middleware)
+    life = Lifespan(middleware)
     life.shutdown.set()
     with anyio.fail_after(5):
         await life.run()
@@ -222,7 +192,7 @@ async def test_lifespan_without_a_shutdown(how: str, events: list[Any], log: Log
 
     calls = [work.gated, work.quick]
     middleware = OrderedBackgroundMiddleware(app)
-    first, second = Life(middleware), Life(middleware)
+    first, second = Lifespan(middleware), Lifespan(middleware)
     async with anyio.create_task_group() as group:
         group.start_soon(first.run)
         if how == "cancelled":

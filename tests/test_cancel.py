@@ -25,6 +25,7 @@ from fifo_background._run.groups import GROUPS
 from tests.support.apps import Work, app_of, check_idle, make_app
 from tests.support.asgi import Client, Exchange, get
 from tests.support.log import Log
+from tests.support.loops import on_asyncio
 
 
 async def test_disconnect_and_cancel(events: list[Any]) -> None:
@@ -126,7 +127,7 @@ async def test_streaming_client_leaves(events: list[Any]) -> None:
 
 async def test_native_cancel_in_mid_thread(events: list[Any]) -> None:
     """A task cancelled natively in mid-thread never overlaps the next one."""
-    if "trio" in str(anyio.get_current_task()).lower() or not _on_asyncio():
+    if not on_asyncio():
         return  # trio has no native cancel
     before = asyncio.all_tasks()
     work = Work(events)
@@ -146,17 +147,9 @@ async def test_native_cancel_in_mid_thread(events: list[Any]) -> None:
     assert events == ["start 0", "end 0", 1]
 
 
-def _on_asyncio() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 async def test_native_cancel_of_async_task(events: list[Any], log: Log) -> None:
     """An async task that is cancelled natively fails, and is logged although awaited; the next one runs."""
-    if not _on_asyncio():
+    if not on_asyncio():
         return  # trio has no native cancel
     before = asyncio.all_tasks()
     work = Work(events)
@@ -286,7 +279,7 @@ async def test_cancelled_part(inline: bool, events: list[Any]) -> None:
 @pytest.mark.parametrize("when", ["added before", "added by it"])
 async def test_job_that_cancels_itself_as_its_last_act(when: str, later: bool, events: list[Any]) -> None:
     """A job that cancels its own asyncio task and returns has succeeded; the next of its request runs on."""
-    if not _on_asyncio():
+    if not on_asyncio():
         return  # trio has no native cancel
     jobs: list[Job[Any]] = []
 

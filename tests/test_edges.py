@@ -24,7 +24,7 @@ from fifo_background import (
 from tests.support.apps import Work, app_of, check_idle, user
 from tests.support.asgi import Client, Exchange, get
 from tests.support.log import Log
-from tests.test_cancel import _on_asyncio
+from tests.support.loops import on_asyncio
 from tests.test_interrupts import Once
 from tests.test_races import Held
 
@@ -319,7 +319,7 @@ async def test_failing_task_has_added_another_as_a_request_hands_over(events: li
 
 async def test_failing_task_that_cancels_itself(events: list[Any]) -> None:
     """With "run" the task after one that cancels its own asyncio task, and fails, runs."""
-    if not _on_asyncio():
+    if not on_asyncio():
         return  # trio has no native cancel
     jobs: list[Job[Any]] = []
 

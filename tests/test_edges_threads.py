@@ -23,9 +23,8 @@ from fifo_background._core.job import Special
 from fifo_background._core.position import GONE, Position
 from fifo_background._request import TrackedRequest
 from tests.support.apps import Work, app_of, check_idle, user
-from tests.support.asgi import get
+from tests.support.asgi import Lifespan, get
 from tests.support.scheduler import Model
-from tests.test_apps import Life
 from tests.test_interrupts import Once
 from tests.test_races import Held
 
@@ -206,7 +205,7 @@ async def test_submit_ends_with_the_lifespan(whose: str, how: str, events: list[
         await receive()
 
     middleware = OrderedBackgroundMiddleware(app, max_waiting=1 if whose == "executor" else None)
-    life = Life(middleware)
+    life = Lifespan(middleware)
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
             group.start_soon(life.run)

@@ -28,7 +28,7 @@ from fifo_background import (
 from tests.support.apps import Work, app_of, make_app, user
 from tests.support.asgi import Client, get
 from tests.support.log import Log
-from tests.support.loops import LOOPS
+from tests.support.loops import LOOPS, on_asyncio
 
 SKIPPED_AFTER = " failed (GET /handler); skipped after it: 1 task: list.append"
 
@@ -328,7 +328,7 @@ async def test_what_servers_drop_is_logged(awaited: bool, log: Log) -> None:
     async def fail() -> None:
         raise kind
 
-    for kind in [GeneratorExit, *([asyncio.CancelledError] if not _on_trio() else [])]:
+    for kind in [GeneratorExit, *([asyncio.CancelledError] if on_asyncio() else [])]:
         async with SerialExecutor() as executor:
             job = executor.submit_nowait(fail)
             if awaited:
@@ -342,7 +342,7 @@ async def test_what_servers_drop_is_logged(awaited: bool, log: Log) -> None:
 
 async def test_job_that_cancels_itself(log: Log, events: list[Any]) -> None:
     """A job that cancels its own asyncio task has failed; the next one runs."""
-    if _on_trio():
+    if not on_asyncio():
         return
 
     async def fail() -> None:
@@ -356,14 +356,6 @@ async def test_job_that_cancels_itself(log: Log, events: list[Any]) -> None:
         assert await executor.submit_nowait(Work(events).quick, 1) == 1
     assert job.state is JobState.FAILED
     assert log == ["ERROR test_job_that_cancels_itself.<locals>.fail failed"]
-
-
-def _on_trio() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
 
 
 class Big: ...

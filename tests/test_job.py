@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import gc
@@ -33,6 +32,7 @@ from fifo_background._settings import NOT_GIVEN, Options
 from tests.support.apps import Work, app_of, user
 from tests.support.asgi import Client, get
 from tests.support.log import Log
+from tests.support.loops import on_asyncio
 
 
 def make_job(state: JobState = JobState.PENDING, outcome: object = None) -> Job[object]:
@@ -286,8 +286,7 @@ async def test_cancel_of_a_running_job(events: list[Any], log: Log) -> None:
                 raise
         return "stayed"
 
-    on_asyncio = not _on_trio()
-    for swallows in [False, *[True] * on_asyncio]:  # a scope of trio cancels what is awaited after it, too
+    for swallows in [False, *[True] * on_asyncio()]:  # a scope of trio cancels what is awaited after it, too
         async with SerialExecutor() as executor:
             job = executor.submit_nowait(stays)
             await wait_all_tasks_blocked()
@@ -720,11 +719,3 @@ async def test_option_of_a_lane(events: list[Any]) -> None:
         assert events == ["a"]
         stops.skip_head()
     assert events == ["a", "b"]
-
-
-def _on_trio() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False

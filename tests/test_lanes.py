@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import sys
 import threading
-import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -322,21 +322,17 @@ async def test_idle_lanes_leave_nothing(sync: bool) -> None:
                 await anyio.sleep(0)
         assert executor._runner.scheduler.lanes.by_key == {}
 
-    async with SerialExecutor(drain_timeout=2) as executor:
-        await use(range(200))
-        gc.collect()
-        tracemalloc.start()
-        n, grown = 0, 3_000
-        while (
-            grown >= 3_000 and n < 10
-        ):  # 10 bytes a lane; what others allocate, threads and tracers, settles
-            before = tracemalloc.get_traced_memory()[0]
-            await use(range(300 * n, 300 * n + 300))
+    async with SerialExecutor(drain_timeout=2, history=50) as executor:
+        await use(range(100))
+        n, grown = 0, 50
+        while grown >= 50 and n < 10:  # what others allocate, threads and tracers, settles
             gc.collect()
-            grown = tracemalloc.get_traced_memory()[0] - before
+            before = sys.getallocatedblocks()
+            await use(range(100 * n, 100 * n + 100))
+            gc.collect()
+            grown = sys.getallocatedblocks() - before
             n += 1
-        tracemalloc.stop()
-    assert grown < 3_000
+    assert grown < 50, "less than half a block of memory a lane"
     assert repr(executor.lane("a")) == "<ExecutorLane 'a'>"
     assert executor.lane("a").key == "a"
 

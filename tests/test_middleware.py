@@ -29,7 +29,7 @@ from fifo_background import (
     executor_of,
 )
 from tests.support.apps import Buffers, Handlers, Work, app_of, check_idle, make_app, start
-from tests.support.asgi import Client, Exchange, get, http_scope
+from tests.support.asgi import Client, Exchange, Lifespan, get, http_scope
 from tests.support.log import Log
 
 
@@ -512,27 +512,6 @@ async def test_handed_over_together() -> None:
     assert isinstance((await get(app_of(handle))).error, ZeroDivisionError)
 
 
-class Lifespan:
-    """A lifespan of an app, which shuts down when it is told."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-        self.shutdown = anyio.Event()
-        self.ended = anyio.Event()
-        self._asked = False
-
-    async def receive(self) -> Any:
-        if not self._asked:
-            self._asked = True
-            return {"type": "lifespan.startup"}
-        await self.shutdown.wait()
-        return {"type": "lifespan.shutdown"}
-
-    async def run(self) -> None:
-        await self.app({"type": "lifespan"}, self.receive, None)
-        self.ended.set()
-
-
 async def test_lifespan_that_starts_while_another_drains(events: list[Any]) -> None:
     """A lifespan that starts while the app's last one drains waits for its end, and gets a fresh executor."""
     work = Work(events)
@@ -584,10 +563,9 @@ async def test_lifespan_that_only_begins(events: list[Any]) -> None:
     for raises in (False, True):
         middleware = OrderedBackgroundMiddleware(app)
         executor = middleware.executor
-        try:
-            await Lifespan(middleware).run()
-        except ValueError:
-            assert raises
+        lifespan = Lifespan(middleware)
+        await lifespan.run()
+        assert lifespan.sent == ["ValueError()"] * raises
         assert middleware.executor is executor
         await executor.submit_nowait(events.append, raises)
         await executor.aclose()

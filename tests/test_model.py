@@ -740,6 +740,7 @@ def by_hand(test: Any) -> Any:
     return test
 
 
+@pytest.mark.version_free
 @pytest.mark.parametrize("loop", VIRTUAL)
 def test_model(loop: str) -> None:
     """The executor starts and ends what the model says, in the same order, whatever is done to it."""

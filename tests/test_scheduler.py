@@ -12,7 +12,7 @@ from fifo_background._core import operations
 from fifo_background._core.effects import Failed, Held, Lost
 from fifo_background._core.invariants import check
 from fifo_background._core.job import RAISES, Callback, check_transition
-from fifo_background._core.lane import key_of
+from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.scheduler import Scheduler
 from fifo_background._core.state import TRANSITIONS
@@ -200,9 +200,8 @@ def test_lent_slot() -> None:
     assert model.scheduler.slots.free == 1
 
 
-def test_slot_that_came_in_time() -> None:
-    """A waiter that was given a slot while its task was being cancelled does not take another one."""
-    model = Model(max_lanes_running=1)
+def wants_back(model: Model) -> tuple[Lane, Any, Lane, Any]:
+    """A lane whose job has lent its slot and wants it back; the job, the lane that has it, the waiter."""
     model.job("a")
     lane = model.start()
     job: Any = lane.job
@@ -211,6 +210,13 @@ def test_slot_that_came_in_time() -> None:
     other = model.start()
     waiter: Any = object()
     assert not model.scheduler.slots.take_back(lane, job, waiter)
+    return lane, job, other, waiter
+
+
+def test_slot_that_came_in_time() -> None:
+    """A waiter that was given a slot while its task was being cancelled does not take another one."""
+    model = Model(max_lanes_running=1)
+    lane, job, other, waiter = wants_back(model)
     model.end(other)
     assert model.scheduler.woken == [waiter]
     model.scheduler.slots.took_back(lane, job, waiter)
@@ -222,14 +228,7 @@ def test_slot_that_came_in_time() -> None:
 def test_cancelled_on_the_way_back() -> None:
     """A waiter that is cancelled before it gets a slot goes on in a slot too many, which is given back."""
     model = Model(max_lanes_running=1)
-    model.job("a")
-    lane = model.start()
-    job: Any = lane.job
-    model.scheduler.slots.lend(lane)
-    model.job("b")
-    other = model.start()
-    waiter: Any = object()
-    assert not model.scheduler.slots.take_back(lane, job, waiter)
+    lane, job, other, waiter = wants_back(model)
     model.scheduler.slots.took_back(lane, job, waiter)
     assert (model.scheduler.slots.free, list(model.scheduler.slots.returning)) == (-1, [])
     model.end(other)

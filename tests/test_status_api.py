@@ -20,16 +20,6 @@ JOB_KEYS = {
 }
 
 
-@pytest.fixture(params=FACES)
-def site(request: pytest.FixtureRequest) -> Site:
-    return Site(request.param)
-
-
-@pytest.fixture
-def work(events: list[Any]) -> Work:
-    return Work(events)
-
-
 async def fail(message: str = "card declined") -> None:
     raise ValueError(message)
 

@@ -18,16 +18,6 @@ from tests.support.status import FACES, Asks, Site, events_of
 pytestmark = pytest.mark.virtual_clock
 
 
-@pytest.fixture(params=FACES)
-def site(request: pytest.FixtureRequest) -> Site:
-    return Site(request.param)
-
-
-@pytest.fixture
-def work(events: list[Any]) -> Work:
-    return Work(events)
-
-
 class Stream:
     """An open event stream, which a test reads."""
 

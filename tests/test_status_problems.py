@@ -14,14 +14,9 @@ from starlette.routing import Mount
 from fifo_background.status import StatusApp
 from fifo_background.status.query import cursor_of
 from tests.support.asgi import get
-from tests.support.status import FACES, HAS_FASTAPI, HOST, Answer, Site
+from tests.support.status import HAS_FASTAPI, HOST, Answer, Site
 
 pytestmark = pytest.mark.one_loop
-
-
-@pytest.fixture(params=FACES)
-def site(request: pytest.FixtureRequest) -> Site:
-    return Site(request.param)
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,7 @@ async def test_recorded_object(events: list[Any]) -> None:
     assert tasks == [(own, (), {}, None)]
 
 
+@pytest.mark.version_free
 def test_without_pytest() -> None:
     """Neither the package nor its helpers import pytest or OpenTelemetry."""
     program = (

@@ -142,9 +142,9 @@ class Capacity:
     def withdraw(self, wanted: Wanted) -> None:
         """Nobody waits for this one anymore, which was not admitted."""
         lane = wanted.position.lane
-        for queue in (self.wanted, lane.wanted or ()):
-            if wanted in queue:
-                queue.remove(wanted)  # type: ignore[union-attr]
+        for queue in (self.wanted, lane.wanted):
+            if queue is not None and wanted in queue:
+                queue.remove(wanted)
                 self.sought -= 1
         self.discard(wanted.job)
         self.admit(lane)

@@ -36,8 +36,7 @@ class LaneKey:
 
 def key_of(key: Hashable) -> Hashable:
     """The key under which a lane is found. Raises what the key's own `__hash__` raises."""
-    kind = type(key)
-    if kind in _PLAIN or (kind is tuple and all(type(part) in _PLAIN for part in key)):  # type: ignore[attr-defined]
+    if type(key) in _PLAIN or (type(key) is tuple and all(type(part) in _PLAIN for part in key)):
         return key
     return LaneKey(key)
 

@@ -53,7 +53,7 @@ def install() -> None:
                 _warn_of_plain(dependant)
         return original(**given)
 
-    solve_dependencies._fifo_background = _warned  # type: ignore[attr-defined]
+    vars(solve_dependencies)["_fifo_background"] = _warned
     fastapi.routing.__dict__["solve_dependencies"] = solve_dependencies
     try:
         _probe()
@@ -82,10 +82,10 @@ def _probe() -> None:
     """Drive one request through FastAPI. Refuse a FastAPI in which the hook would silently do nothing."""
     given: list[object] = []
 
-    async def endpoint(tasks: OrderedBackgroundTasks) -> fastapi.Response:
+    async def endpoint(tasks: OrderedBackgroundTasks) -> Any:
         given.append(tasks)
-        response = fastapi.Response()
-        response.background = nothing  # type: ignore[assignment]  # its own: the tasks are not awaited
+        response: Any = fastapi.Response()
+        response.background = nothing  # its own: the tasks are not awaited
         return response
 
     async def nothing() -> None: ...

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine
 from inspect import CO_COROUTINE
 from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import starlette.background
 from starlette.background import BackgroundTask, BackgroundTasks
@@ -175,7 +175,7 @@ async def _call_task(task: BackgroundTask, run_sync: RunSync, wrapped: bool = Fa
     """`wrapped`: somebody else is around the task already."""
     caller = _who_calls(task)
     if caller is BackgroundTasks and is_starlettes(BackgroundTasks.__call__):  # a plain list as an entry
-        for entry in task.tasks:  # type: ignore[attr-defined]
+        for entry in cast(BackgroundTasks, task).tasks:
             await _call_task(entry, run_sync, wrapped)
         return None
     if caller is not BackgroundTask and caller is not own_class.task:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from fifo_background import _log
-from fifo_background._core.effects import Failed, Held, Lost, Returned
+from fifo_background._core.effects import Failed, Held, Lost, Returned, Unrun
 from fifo_background._core.history import History, Record
 from fifo_background._core.job import Callback, Job
 from fifo_background._core.lane import Lane
@@ -73,8 +73,8 @@ class Dispatch:
                 self._keep_result(effect)
             elif type(effect) is Lost:
                 _log.lost(effect.position, effect.jobs, self._runner.settings.hold_timeout)
-            elif type(effect) is not Held:
-                _log.unrun(effect.job, effect.parts, effect.position.owner)  # type: ignore[union-attr]
+            elif type(effect) is Unrun:
+                _log.unrun(effect.job, effect.parts, effect.position.owner)
 
     def _keep_message(self, job: Job[Any]) -> None:
         if self._scheduler.history is not None:

@@ -21,11 +21,12 @@ else:
 
 def is_group_of(error: BaseException, kind: type[BaseException]) -> bool:
     """Whether this is a group of nothing but errors of that kind."""
-    look, found = [error], False
+    look: list[Any] = [error]
+    found = False
     while look:
         one = look.pop()
         if issubclass(type(one), GROUPS):
-            look += one.exceptions  # type: ignore[attr-defined]
+            look += one.exceptions
             found = True
         elif not issubclass(type(one), kind):
             return False

@@ -2,8 +2,9 @@
 
     python tests/stress/stress.py LOOP SECONDS [SEED]
 
-An oracle sees every start and end: nothing is lost, doubled, overlapped, out of order, hung or kept. Prints
-the seed, so that a failure can be tried again; exit code 1 if something is wrong. Not collected by pytest.
+`LOOP` is `asyncio`, `uvloop` or `trio`, or `all` for a process for each, at once. An oracle sees every start
+and end: nothing is lost, doubled, overlapped, out of order, hung or kept. Prints the seed, so that a failure
+can be tried again; exit code 1 if something is wrong. Not collected by pytest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import gc
 import logging
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +30,7 @@ from fifo_background import BackgroundTasks, Job, JobState, OrderedBackgroundMid
 from fifo_background._core.invariants import check
 
 LANES = (None, "a", "b", ("c", 1))
+LOOPS = ("asyncio", "uvloop", "trio")
 
 
 class Oracle:
@@ -248,6 +251,10 @@ async def main(seconds: float, seed: int) -> list[str]:
 
 if __name__ == "__main__":
     loop, seconds = sys.argv[1], float(sys.argv[2])
+    if loop == "all":
+        each = [subprocess.Popen([sys.executable, __file__, one, *sys.argv[2:]]) for one in LOOPS]
+        codes = [process.wait() for process in each]
+        sys.exit(any(codes))
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else random.randrange(1_000_000)
     print(f"Python {sys.version.split()[0]}, {loop}, {seconds:g} s, seed {seed}", flush=True)
     faulthandler.dump_traceback_later(seconds + 90, exit=True)

@@ -76,6 +76,36 @@ async def get(app: Any, path: str = "/", **scope: Any) -> Exchange:
     return await Exchange(app, path, **scope).run()
 
 
+class Lifespan:
+    """A lifespan of an app, which shuts down when it is told: what it has sent, its error, its end."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.sent: list[str] = []
+        self.shutdown = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self.ended = anyio.Event()
+        self._asked = False
+
+    async def receive(self) -> Any:
+        if not self._asked:
+            self._asked = True
+            return {"type": "lifespan.startup"}
+        await self.shutdown.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message["type"])
+
+    async def run(self) -> None:
+        with self.scope:
+            try:
+                await self.app({"type": "lifespan"}, self.receive, self.send)
+            except ValueError as error:
+                self.sent.append(repr(error))
+        self.ended.set()
+
+
 class Client:
     """Starts requests one after the other: each is as far as it can get before the next one starts."""
 

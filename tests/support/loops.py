@@ -130,6 +130,15 @@ def leaves_nothing(backend: Backend, test: Test) -> Test:
     return checked
 
 
+def on_asyncio() -> bool:
+    """Whether the caller runs on asyncio or uvloop, not on trio."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 async def _left_behind(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
     """The tasks that do not end; a runner may still be on its way out of its thread.
 
