@@ -32,6 +32,7 @@ from fifo_background import (
     executor_of,
     report,
 )
+from fifo_background._core.lane import Itself
 from fifo_background._core.plain import as_plain, text_of
 from tests.support.apps import Work, make_app, start, until
 from tests.support.asgi import Client
@@ -636,7 +637,10 @@ async def test_odd_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         jobs = await executor.jobs(search="a")
         assert len(await executor.jobs()) == 6
         assert [job.lane_name.name for job in jobs if type(job.lane) is tuple] == ["(1, 'a')"]
-        assert (await executor.lanes()).total >= 4
+        lanes = await executor.lanes()
+        assert len({lane.lane_name.id for lane in lanes.items}) == lanes.total == 7
+        assert sorted((lane.state, lane.ended) for lane in lanes.items) == [("idle", 1)] * 6 + [("paused", 0)]
+        assert [name for name in executor._runner.scheduler.names._lanes if type(name) is Itself]
         paused = executor.lane("paused")
         paused.pause()
         lanes = await executor.lanes()
@@ -647,13 +651,31 @@ async def test_odd_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Refuses, "compares", True)
 
 
-async def test_lane_ids_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of lanes that were listed long ago the id is forgotten."""
+async def test_lane_ids_hold(monkeypatch: pytest.MonkeyPatch, events: list[Any]) -> None:
+    """A lane keeps its id while something is in it, or in its history, however many others are looked at."""
     monkeypatch.setattr("fifo_background._core.names._MOST_LANES", 2)
-    async with SerialExecutor() as executor:
-        ids = [executor.lane(n).picture.lane_name.id for n in range(3)]
-        assert executor.find_lane(ids[0]) is None
-        assert executor.find_lane(ids[2]) is not None
+    work = Work(events)
+    async with SerialExecutor(history=4) as executor:
+        paused = executor.lane("paused")
+        paused.pause()
+        paused.submit_nowait(work.quick, 0)
+        jobs = [executor.lane(("ended", n)).submit_nowait(work.quick, n) for n in range(4)]
+        await jobs[-1]
+        looked_at = {lane.lane_name: (lane.key, lane.ended) for lane in (await executor.lanes()).items}
+        gone = [executor.lane(n).picture.lane_name.id for n in range(20)]
+        again = {lane.lane_name: (lane.key, lane.ended) for lane in (await executor.lanes()).items}
+        assert looked_at == again
+        assert sorted(ended for _, ended in again.values()) == [0, 1, 1, 1, 1]
+        assert {job.to_dict()["lane"]["id"] for job in jobs} < {name.id for name in again}
+        assert [found.key for name in again if (found := executor.find_lane(name.id))] == [
+            key for key, _ in again.values()
+        ]
+        assert executor.find_lane(gone[0]) is None  # nothing was ever in it
+        assert executor.find_lane(gone[-1]) is not None
+        paused.clear()
+    async with SerialExecutor(history=0) as executor:
+        ids = [executor.lane(n).picture.lane_name.id for n in (*range(3), None)]
+        assert [executor.find_lane(id) is None for id in ids] == [True, True, False, False]
 
 
 async def test_changes(events: list[Any]) -> None:

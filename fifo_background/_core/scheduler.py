@@ -54,7 +54,7 @@ class Scheduler:
     def __init__(self, settings: Settings) -> None:
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
         self.wall: float = 0.0  # what `clock` reads is so many seconds behind Unix time
-        self.names: Names = Names()
+        self.names: Names = Names(self)
         self.status: Status = OPEN
         # for any thread: see above
         self.inbox: deque[Position | Job[Any] | Callback | Lane] = deque()
