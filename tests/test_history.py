@@ -410,7 +410,8 @@ async def test_results_are_bounded() -> None:
         large = executor.submit_nowait(gives, "x" * 1100)
         jobs = [executor.submit_nowait(gives, "x" * 900) for _ in range(30)]
         await executor.join()
-        assert large.to_dict(results=True)["result_omitted"] == "it is too large"
+        omitted = large.to_dict(results=True)["result_omitted"]
+        assert omitted == f"it is too large: 1,100 characters, which begin with '{'x' * 100}'"
         kept = [job.to_dict(results=True)["result"] is not None for job in jobs]
         assert kept == [False] * 20 + [True] * 10
         assert jobs[0].to_dict(results=True)["result_omitted"] == "newer results took its place"
@@ -438,6 +439,10 @@ class Raises(Enum):
         raise ZeroDivisionError
 
 
+class Large(Enum):
+    ONE = ("x" * 2000,)
+
+
 class OddInt(int):
     __int__ = bit_length = lambda self: 10**5000
 
@@ -462,13 +467,14 @@ class OddText(str):
         (Decimal("1.10"), "1.10"),
         (date(2026, 11, 26), "2026-11-26"),
         (Odd(a=1), {"a": 1}),
+        ({"x" * 400 + "1": 1, "x" * 400 + "2": 2}, {"x" * 400 + "1": 1, "x" * 400 + "2": 2}),
         ([OddInt(7), OddFloat(0.5), OddText("text")], [7, 0.5, "text"]),
     ],
     ids=str,
 )
 def test_plain_values(value: object, plain: object) -> None:
     """A value in terms of JSON; others become text where that says all."""
-    copy, _, omitted = as_plain(value, 1000)
+    copy, _, omitted = as_plain(value, 2000)
     assert (copy, omitted) == (plain, None)
     json.dumps(copy, allow_nan=False)
 
@@ -477,9 +483,12 @@ def test_plain_values(value: object, plain: object) -> None:
     ("value", "why"),
     [
         (float("inf"), "nan"),
-        (1 << 5000, "too large"),
-        ("x" * 2000, "too large"),
-        ([None] * 2000, "too large"),
+        (1 << 5000, "a number that is too large"),
+        (OddText("ab" * 900), "it is too large: 1,800 characters, which begin with 'abab"),
+        ([None] * 2000, "it is too large: a list of 2,000"),
+        ({n: None for n in range(2000)}, "it is too large: a dict of 2,000"),
+        (Large.ONE, "it is too large"),
+        ({1: "int", "1": "str"}, "two of its keys are the same text"),
         ({(1, 2): 3}, "key of type tuple"),
         (Raises.ONE, "raised ZeroDivisionError"),
         (b"bytes", "bytes is not JSON"),
@@ -492,6 +501,15 @@ def test_values_that_are_not_kept(value: object, why: str) -> None:
     assert (copy, size) == (None, 0)
     assert omitted is not None
     assert why in omitted
+
+
+def test_the_work_of_a_copy_is_bounded() -> None:
+    """However much may be kept, a copy has so many bytes and values at most."""
+    for value in ("x" * 1_000_001, [[n] for n in range(3000)], {"rows": [{"n": n} for n in range(3000)]}):
+        omitted = as_plain(value, 10**9)[2]
+        assert omitted is not None
+        assert omitted.startswith("it is too large: ")
+    assert as_plain(["x" * 900_000, [None] * 700], 10**9)[2] is None
 
 
 def test_deep_values() -> None:
