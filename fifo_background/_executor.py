@@ -360,7 +360,7 @@ class SerialExecutor(Submitter):
     def counts(self) -> dict[str, Any]:
         """How many jobs run and wait, and how many have ended in which way since the executor's start.
 
-        From any thread.
+        From any thread, which does not see the end of a job before the loop has heard of it.
         """
         return self._runner.overview.counts()
 

@@ -299,7 +299,7 @@ async def test_no_history(events: list[Any]) -> None:
     """With `history=0` live jobs are still found, and ended ones are forgotten at once."""
     work = Work(events)
     async with SerialExecutor(history=0) as executor:
-        job = executor.submit_nowait(work.gated, 1)
+        job = executor.lane("a").submit_nowait(work.gated, 1)
         id = job.id
         await wait_all_tasks_blocked()
         assert [one.number for one in await executor.jobs()] == [1]
@@ -316,6 +316,63 @@ async def test_no_history(events: list[Any]) -> None:
         await wait_all_tasks_blocked()
         gc.collect()
         assert executor.job(id) is None
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("history", [0, 10])
+async def test_what_an_ended_job_knows(history: int) -> None:
+    """With and without a history: its lane, its times, and its error."""
+    async with SerialExecutor(history=history) as executor:
+        lane = executor.lane("a")
+        lane.submit_nowait(anyio.sleep, 2)
+        job, cancelled = lane.submit_nowait(fails), lane.submit_nowait(anyio.sleep, 1)
+        await anyio.sleep(1)
+        cancelled.cancel()
+        await executor.join()
+        await anyio.sleep(5)
+        assert (job.lane, cancelled.lane) == ("a", "a")
+        shown = job.to_dict(errors=True)
+        assert shown["error"] == {"type": "ValueError", "message": "card declined"}
+        assert (shown["waited"], shown["ran"]) == (2, 0)
+        assert (cancelled.to_dict()["waited"], cancelled.to_dict()["error"]) == (1, None)
+        for one, seconds in ((job, 2), (cancelled, 1)):
+            assert one.ended_at is not None
+            assert round((one.ended_at - one.added_at).total_seconds(), 3) == seconds
+
+
+async def test_times_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set, or a machine that sleeps, does not make the times of later jobs wrong."""
+    async with SerialExecutor() as executor:
+        before = executor.submit_nowait(print)
+        await before
+        monkeypatch.setattr("fifo_background._core.scheduler.time", lambda: time.time() + 3600)
+        after = executor.submit_nowait(print)
+        await after
+        pairs: list[Any] = [(before, after), reversed(await executor.jobs())]
+        for earlier, later in pairs:
+            assert 3600 <= (later.added_at - earlier.added_at).total_seconds() < 7200
+            assert later.ended_at >= later.started_at >= later.added_at
+
+
+async def test_counts_hear_of_threads(events: list[Any]) -> None:
+    """What a thread has added or cancelled is counted at once, before the loop has had its turn."""
+    async with SerialExecutor() as executor:
+        executor.lane("a").pause()
+        job = executor.lane("a").submit_nowait(print)
+        await wait_all_tasks_blocked()
+
+        def adds_and_cancels() -> None:
+            executor.lane("a").submit_nowait(print)
+            job.cancel()
+            events.append(executor.counts()["waiting"])
+
+        thread = threading.Thread(target=adds_and_cancels)
+        thread.start()
+        thread.join()
+        counts = executor.counts()
+        assert [counts[name] for name in ("waiting", "cancelled", "added")] == [1, 1, 2]
+        assert events == [1]
+        executor.lane("a").clear()
 
 
 async def test_history_keeps_no_arguments() -> None:

@@ -17,7 +17,12 @@ from fifo_background._core.position import Position
 from fifo_background._core.state import FAILED, JobState
 from fifo_background._settings import Settings
 
-__all__ = ("NOTHING_MORE", "History", "More", "Record", "Timing")
+__all__ = ("NOTHING_MORE", "History", "More", "Record", "Timing", "error_of")
+
+
+def error_of(error: BaseException) -> tuple[str, str]:
+    """Its type and what it says. Outside of moves: its own code may run."""
+    return type_name(error), text_of(error)
 
 
 class Timing(NamedTuple):
@@ -52,7 +57,7 @@ NOTHING_MORE = More()
 class Record:
     """One job that has ended. Times are the loop's, in seconds."""
 
-    __slots__ = ("added", "ended", "key", "more", "name", "number", "place", "request", "started", "state")
+    __slots__ = ("added", "behind", "ended", "key", "more", "name", "number", "place", "request", "started", "state")
 
     def __init__(self, job: Job[Any], position: Position, state: JobState, ended: float, place: int) -> None:
         self.place: int = place  # in the order of ends, from 1
@@ -61,6 +66,7 @@ class Record:
         self.key: Hashable = position.lane.key
         self.state: JobState = state
         self.added: float = job._added
+        self.behind: float = job._behind
         self.started: float | None = job._started
         self.ended: float = ended
         label = None if position.owner is None else position.owner.label
@@ -111,7 +117,7 @@ class History:
 
     def keep_message(self, record: Record, error: BaseException) -> None:
         """After the move: what the error says."""
-        cast(More, record.more).error = type_name(error), text_of(error)
+        cast(More, record.more).error = error_of(error)
 
     def keep_result(self, record: Record, result: object) -> None:
         """After the move: a copy of the result, if there is space for it."""

@@ -170,10 +170,12 @@ class Job(Generic[T]):
         "__weakref__",
         "_added",
         "_attached",
+        "_behind",
         "_claims",
         "_counted_in",
         "_direct",
         "_ended",
+        "_key",
         "_name",
         "_next",
         "_number",
@@ -217,9 +219,12 @@ class Job(Generic[T]):
         # in the order of adding; 0 until it is accepted. Times are the loop's, in seconds
         self._number: int = 0
         self._added: float = 0.0
+        self._behind: float = 0.0  # the scheduler's, when it was added
         self._started: float | None = None
-        self._ended: float | None = None  # in a thread; else see `Record`
-        self._record: Record | None = None  # of the history, once it has ended
+        # once it has ended: its record in the history, which has all; without a history, what it is asked for
+        self._record: Record | None = None
+        self._ended: float | None = None  # also of one that ran in a thread
+        self._key: Hashable = None  # of its lane
         self._next: Job[Any] | None = None
         self._previous: Job[Any] | None = None
 

@@ -7,13 +7,13 @@ from datetime import datetime, timezone
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
-from fifo_background._core.history import NOTHING_MORE, Record
+from fifo_background._core.history import NOTHING_MORE, Record, error_of
 from fifo_background._core.job import Job, Progress
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
 from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.plain import LONGEST_TEXT
 from fifo_background._core.position import IN_QUEUE, Owner, Position
-from fifo_background._core.state import JobState
+from fifo_background._core.state import FAILED, JobState
 
 if TYPE_CHECKING:
     from fifo_background._core.scheduler import Scheduler
@@ -22,10 +22,6 @@ __all__ = ("of_job", "of_record", "waiting_in")
 
 # How far into a queue is looked to count the jobs ahead of one.
 MOST_AHEAD = 1000
-
-
-def _moment(scheduler: Scheduler, at: float) -> datetime:
-    return datetime.fromtimestamp(scheduler.wall + at, timezone.utc)
 
 
 def of_record(scheduler: Scheduler, record: Record) -> JobRecord:
@@ -37,6 +33,7 @@ def of_record(scheduler: Scheduler, record: Record) -> JobRecord:
         name=record.name,
         key=record.key,
         state=record.state,
+        behind=record.behind,
         times=(record.added, record.started, record.ended),
         progress=more.progress,
         request=record.request,
@@ -60,14 +57,16 @@ def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
         scheduler,
         number=job._number,
         name=job.name,
-        key=None if position is None else position.lane.key,
+        key=job._key if position is None else position.lane.key,
         state=job.state,
+        behind=job._behind,
         times=(job._added, job._started, ended),
         progress=None if special is None else special.progress,
         request=None if owner is None else owner.label,
         retry_of=None if special is None else special.retry_of,
         ahead=ahead,
         blocked_by=None if position is None else blocker_of(scheduler, job, position),
+        error=None if job._own_state is not FAILED else error_of(job._outcome.error),
     )
 
 
@@ -78,6 +77,7 @@ def _picture(
     name: str,
     key: Hashable,
     state: JobState,
+    behind: float,
     times: tuple[float, float | None, float | None],
     progress: Progress | None,
     request: str | None,
@@ -98,9 +98,9 @@ def _picture(
         lane=plain_key(key),
         lane_name=LaneName(*names.of_lane(key)),
         state=state,
-        added_at=_moment(scheduler, added),
-        started_at=None if started is None else _moment(scheduler, started),
-        ended_at=None if ended is None else _moment(scheduler, ended),
+        added_at=datetime.fromtimestamp(behind + added, timezone.utc),
+        started_at=None if started is None else datetime.fromtimestamp(behind + started, timezone.utc),
+        ended_at=None if ended is None else datetime.fromtimestamp(behind + ended, timezone.utc),
         waited=(until if started is None else started) - added,
         ran=None if started is None else until - started,
         ahead=None if ahead is None else min(ahead, MOST_AHEAD),

@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable
+from time import time
 from typing import Any, TypeVar
 
 from fifo_background._core.capacity import Capacity
@@ -53,7 +54,8 @@ class Scheduler:
 
     def __init__(self, settings: Settings) -> None:
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
-        self.wall: float = 0.0  # what `clock` reads is so many seconds behind Unix time
+        # Unix time, so many seconds behind which `clock` is: may be set, or the machine may have slept
+        self.behind: float = 0.0
         self.names: Names = Names(self)
         self.status: Status = OPEN
         # for any thread: see above
@@ -100,7 +102,11 @@ class Scheduler:
             self.inbox.append(lane)  # it may have been made for nothing
             raise
         job._number = self.next_number()
-        job._added = self.clock()
+        now = job._added = self.clock()
+        behind = time() - now
+        if not -1 < behind - self.behind < 1:  # kept as long as it is about right, so that times are in order
+            self.behind = behind
+        job._behind = self.behind
         self.waiting.add(job)
 
     def failure(self, error: BaseException) -> Failure:
@@ -489,6 +495,9 @@ class Scheduler:
             self.history.add(job, position, state, job._ended or self.clock())
             if state is SUCCEEDED and self.history.keeps_results:
                 self.effects.append(Returned(job, job._outcome))
+        else:
+            job._key = position.lane.key
+            job._ended = job._ended or self.clock()
 
     def tell_end(self, job: Job[Any]) -> None:
         """Whoever waits for the job's end is told. Callbacks are not kept: waits go away by themselves."""

@@ -38,9 +38,7 @@ class Overview:
         """Hear of what others have done."""
         scheduler = self._scheduler
         self._runner.check_in_loop()
-        if scheduler.inbox:
-            scheduler.drain()
-            self._runner.pump_soon()
+        self._runner.hear()
         if scheduler.history is not None:
             scheduler.history.forget_old(scheduler.clock())
 
@@ -58,7 +56,11 @@ class Overview:
         return None if record is None else of_record(scheduler, record)
 
     def counts(self) -> dict[str, Any]:
-        """How many jobs run, wait, and have ended in which way."""
+        """How many jobs run, wait, and have ended in which way.
+
+        A thread does not see the end of a job of which the loop has not heard yet.
+        """
+        self._runner.hear()
         scheduler = self._scheduler
         running = sum(lane.running is not None for lane in list(scheduler.occupied))
         return {

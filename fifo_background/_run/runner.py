@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from functools import partial
-from time import time
 from typing import Any, ClassVar, TypeVar, cast
 
 import anyio
@@ -86,7 +85,6 @@ class Runner:
         """Belong to the running event loop. Raises RuntimeError if there is none."""
         backend = backend_of(running_loop())
         backend.loop_ends = self.closing.loop_ends
-        self.scheduler.wall = time() - backend.clock()
         self.scheduler.clock = backend.clock
         self.is_current = backend.is_current
         self.backend = backend  # last: a KeyboardInterrupt in between does no harm
@@ -189,10 +187,14 @@ class Runner:
         if self.changes.waiters:
             self.pump_soon()
 
-    def picture_of(self, job: Job[Any]) -> JobRecord:
+    def hear(self) -> None:
+        """On the loop, before somebody looks: what has just been added or cancelled counts. Else nothing."""
         if self.scheduler.inbox and self.is_current():
-            self.scheduler.drain()  # what has just been added counts
+            self.scheduler.drain()
             self.pump_soon()
+
+    def picture_of(self, job: Job[Any]) -> JobRecord:
+        self.hear()
         return of_job(self.scheduler, job)
 
     async def wait_for(self, job: Job[Any], raises: bool) -> None:
