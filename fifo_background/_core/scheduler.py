@@ -453,16 +453,17 @@ class Scheduler:
     def _failed(self, job: Job[Any]) -> None:
         """The first failure skips what stands behind it in its position, or stops the lane."""
         position: Position = job._position  # type: ignore[assignment]
-        lane, skipped = position.lane, []
+        lane, skipped, tasks = position.lane, [], {}
         if position.owner is not None and position.owner.skips_rest:
             rest = [*position, *(other for other in self.joined if other._position is position)]
+            tasks = {other: other._task for other in rest}
             skipped = [other for other in rest if self.end_waiting(other, SKIPPED)]
         stops = job._options.after_failure == "stop" and self.status is OPEN and lane.stopped is None
         if stops:
             lane.stop_at(job, position)
             for waiting in lane.waiting:
                 self._tell_stop(waiting)
-        self.effects.append(Failed(job, position, skipped, stops, job._handed_over))
+        self.effects.append(Failed(job, position, skipped, tasks, stops, job._handed_over))
 
     def _over(self, job: Job[Any]) -> None:
         """A job has ended: it leaves its position, and who waits for it is woken."""

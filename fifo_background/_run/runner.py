@@ -294,7 +294,7 @@ class Runner:
             job = lane.job
             if job is not None and job._own_state is RUNNING:
                 task = job._task  # freed after the move  # noqa: F841
-                _log.was_cancelled(job, None if job._position is None else job._position.owner)
+                _log.was_cancelled(job, self.settings.log_arguments)
                 self.scheduler.end(lane, job, CANCELLED, None, None)
             else:
                 self.scheduler.leave(lane)
@@ -340,7 +340,7 @@ class Runner:
         scheduler = self.scheduler
         cancelled = self._is_cancellation(error)
         if cancelled and (lane.stopping or self.backend.ends_by(error)):
-            _log.was_cancelled(job, None if job._position is None else job._position.owner)
+            _log.was_cancelled(job, self.settings.log_arguments)
             return scheduler.end(lane, job, CANCELLED, None, None)
         goes_on = None if cancelled else self._may_go_on
         after = scheduler.end(lane, job, FAILED, scheduler.failure(error), goes_on)
