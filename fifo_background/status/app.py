@@ -37,7 +37,7 @@ class StatusApp:
     `show_errors` (default None: to clients on this machine): whether it shows the messages of errors. The
     types of errors are shown always; arguments and tracebacks never.
 
-    `stream_seconds` (default 15.0): after this time an event stream ends, and its client comes back. A
+    `stream_seconds` (default 8.0): after this time an event stream ends, and its client comes back. A
     server that stops waits that long for clients that read.
 
     Raises ValueError or TypeError for an invalid setting.
@@ -49,7 +49,7 @@ class StatusApp:
         authorize: Authorize | None = None,
         show_results: bool = False,
         show_errors: bool | None = None,
-        stream_seconds: float = 15.0,
+        stream_seconds: float = 8.0,
     ) -> None:
         self._status = Status(authorize, show_results, show_errors, stream_seconds)
         routes = [Route(one.path, _Path(self._status, one), name=one.name) for one in ENDPOINTS]
