@@ -116,6 +116,7 @@ def failed(
     In the context of the task's request.
     """
     failure: Failure = job._outcome
+
     def in_context() -> None:
         if with_error:
             say(logging.ERROR, "%s failed%s", job.name, in_brackets(owner), error=failure.error)

@@ -604,7 +604,9 @@ async def test_cancelled_before_its_first_step(events: list[Any], log: Log, anyi
     begun = events == ["start 0", 1]
     assert begun or events == [1]
     assert job.state is (JobState.FAILED if begun else JobState.CANCELLED)
-    assert log == ["ERROR Work.gated failed" if begun else "WARNING Work.gated 1-… in the default lane was cancelled"]
+    assert log == [
+        "ERROR Work.gated failed" if begun else "WARNING Work.gated 1-… in the default lane was cancelled"
+    ]
 
 
 @pytest.mark.virtual_clock

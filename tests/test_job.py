@@ -303,7 +303,9 @@ async def test_cancel_of_a_running_job(events: list[Any], log: Log) -> None:
             work.thread_gate(0).set()
             assert await in_thread == 0
         del events[:]
-    assert log == ["WARNING test_cancel_of_a_running_job.<locals>.stays 1-… in the default lane was cancelled"]
+    assert log == [
+        "WARNING test_cancel_of_a_running_job.<locals>.stays 1-… in the default lane was cancelled"
+    ]
 
 
 # -- callbacks -------------------------------------------------------------------------------------------

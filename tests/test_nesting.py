@@ -492,7 +492,9 @@ async def test_nested_that_its_entry_leaves_out(events: list[Any], log: Log) -> 
     assert events == ["lazy"]
     assert jobs[0].state is JobState.DROPPED
     assert len(log) == 1
-    assert log[0].endswith("Lazy.__call__ 4-… in the default lane (GET /) ended without running 1 task: list.append")
+    assert log[0].endswith(
+        "Lazy.__call__ 4-… in the default lane (GET /) ended without running 1 task: list.append"
+    )
 
 
 @pytest.mark.parametrize("wait", [True, False])

@@ -374,7 +374,9 @@ async def test_cancel_running(events: list[Any], log: Log) -> None:
             work.gate(n).set()
     assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.SUCCEEDED]
     assert exchange.error is None
-    assert log == ["WARNING test_cancel_running.<locals>.slow 1-… in the default lane (GET /handler) was cancelled"]
+    assert log == [
+        "WARNING test_cancel_running.<locals>.slow 1-… in the default lane (GET /handler) was cancelled"
+    ]
 
 
 async def test_cancel_that_is_swallowed(events: list[Any]) -> None:

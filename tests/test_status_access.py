@@ -20,7 +20,15 @@ PATHS = [
 ]
 # of nginx, Apache, Cloudflare, Akamai, Fastly, Fly, Azure, App Engine, Envoy, WebLogic
 OF_PROXIES = (
-    *("x-real-ip", "via", "cf-connecting-ip", "cf-ray", "true-client-ip", "fastly-client-ip", "fly-client-ip"),
+    *(
+        "x-real-ip",
+        "via",
+        "cf-connecting-ip",
+        "cf-ray",
+        "true-client-ip",
+        "fastly-client-ip",
+        "fly-client-ip",
+    ),
     *("x-azure-clientip", "x-azure-socketip", "x-appengine-user-ip", "x-envoy-external-address", "cdn-loop"),
     *("wl-proxy-client-ip", "client-ip", "x-cluster-client-ip", "x-proxyuser-ip", "cf-connecting-ipv6"),
     *("x-original-forwarded-for", "x-remote-ip", "x-forwarded"),

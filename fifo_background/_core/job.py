@@ -170,7 +170,6 @@ class Job(Generic[T]):
         "__weakref__",
         "_added",
         "_attached",
-        "_behind",
         "_claims",
         "_counted_in",
         "_direct",
@@ -193,6 +192,9 @@ class Job(Generic[T]):
         "_task",
         "_waiters",
     )
+
+    _added: float  # set when it is accepted
+    _key: Hashable  # of its lane: set when it has ended and there is no history
 
     def __init__(
         self, task: BackgroundTask, runner: JobRunner | None, options: Options, claims: set[Job[Any]]
@@ -218,13 +220,9 @@ class Job(Generic[T]):
         self._counted_in: Lane | None = None  # see `Capacity`
         # in the order of adding; 0 until it is accepted. Times are the loop's, in seconds
         self._number: int = 0
-        self._added: float = 0.0
-        self._behind: float = 0.0  # the scheduler's, when it was added
         self._started: float | None = None
-        # once it has ended: its record in the history, which has all; without a history, what it is asked for
-        self._record: Record | None = None
-        self._ended: float | None = None  # also of one that ran in a thread
-        self._key: Hashable = None  # of its lane
+        self._ended: float | None = None  # in a thread; else see `Record`
+        self._record: Record | None = None  # of the history, once it has ended
         self._next: Job[Any] | None = None
         self._previous: Job[Any] | None = None
 

@@ -51,15 +51,17 @@ def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
         return of_record(scheduler, job._record)
     scheduler.names.of_job(job)
     special, owner = job._special, None if position is None else position.owner
-    ended = scheduler.clock() if job._ended is None and job.done() else job._ended
+    ended = job._ended
+    if ended is None and position is not None and job.done():  # just now: the loop has not heard of it
+        ended = scheduler.clock()
     ahead = None if job._own_state is not None or position is None else ahead_of(job, position)
     return _picture(
         scheduler,
         number=job._number,
         name=job.name,
-        key=job._key if position is None else position.lane.key,
+        key=getattr(job, "_key", None) if position is None else position.lane.key,
         state=job.state,
-        behind=job._behind,
+        behind=scheduler.behind,
         times=(job._added, job._started, ended),
         progress=None if special is None else special.progress,
         request=None if owner is None else owner.label,
@@ -90,6 +92,7 @@ def _picture(
 ) -> JobRecord:
     added, started, ended = times
     until = scheduler.clock() if ended is None else ended
+    ran = None if started is None or (ended is None and state.ended) else until - started
     names = scheduler.names
     return JobRecord(
         id=names.id_of(number),
@@ -101,8 +104,8 @@ def _picture(
         added_at=datetime.fromtimestamp(behind + added, timezone.utc),
         started_at=None if started is None else datetime.fromtimestamp(behind + started, timezone.utc),
         ended_at=None if ended is None else datetime.fromtimestamp(behind + ended, timezone.utc),
-        waited=(until if started is None else started) - added,
-        ran=None if started is None else until - started,
+        waited=None if started is None and ended is None and state.ended else (started or until) - added,
+        ran=ran,
         ahead=None if ahead is None else min(ahead, MOST_AHEAD),
         ahead_more=ahead is not None and ahead > MOST_AHEAD,
         blocked_by=blocked_by,

@@ -61,8 +61,8 @@ def text_of(value: object) -> str:
 def as_plain(value: object, limit: int) -> tuple[Any, int, str | None]:
     """A copy of a value in terms of JSON, how many bytes it takes, about, and why there is none.
 
-    `limit`: how many bytes it may take, at most a million. Nothing is called but what the types of the standard library have,
-    whatever a subclass has.
+    `limit`: how many bytes it may take, at most a million. Nothing is called but what the types of the
+    standard library have, whatever a subclass has.
     """
     budget = [min(limit, _MOST_BYTES), _MOST_VALUES]
     start = budget[0]

@@ -16,6 +16,7 @@ while it is ready, until it is started or the loop has heard of its end; `lane.q
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable
 from time import time
@@ -54,8 +55,9 @@ class Scheduler:
 
     def __init__(self, settings: Settings) -> None:
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
-        # Unix time, so many seconds behind which `clock` is: may be set, or the machine may have slept
+        # `clock` is so many seconds behind Unix time, which may be set, or the machine may sleep
         self.behind: float = 0.0
+        self._compare_at: float = -math.inf
         self.names: Names = Names(self)
         self.status: Status = OPEN
         # for any thread: see above
@@ -88,7 +90,7 @@ class Scheduler:
     def is_open(self) -> bool:
         return self.status is OPEN
 
-    def accept(self, job: Job[Any], lane: Lane, *, refuse: bool = True) -> None:
+    def accept(self, job: Job[Any], lane: Lane, now: float, refuse: bool = True) -> None:
         """Count a job in: it waits from here on. Raises `ExecutorClosed` and `QueueFull`."""
         try:
             if self.status is not OPEN:
@@ -102,12 +104,15 @@ class Scheduler:
             self.inbox.append(lane)  # it may have been made for nothing
             raise
         job._number = self.next_number()
-        now = job._added = self.clock()
-        behind = time() - now
-        if not -1 < behind - self.behind < 1:  # kept as long as it is about right, so that times are in order
-            self.behind = behind
-        job._behind = self.behind
+        job._added = now
         self.waiting.add(job)
+
+    def compare_clocks(self, now: float) -> None:
+        """Look at Unix time. What is about right is kept, so that times are in order."""
+        self._compare_at = now + 1
+        behind = time() - now
+        if not -1 < behind - self.behind < 1:
+            self.behind = behind
 
     def failure(self, error: BaseException) -> Failure:
         """What a job fails with; numbered in the order of time."""
@@ -414,7 +419,11 @@ class Scheduler:
             if job._waiters is not None or job._special is not None or position.added:
                 self._over(job)
             else:
-                self._count_end(job, position, state)
+                self.outcomes[state] += 1
+                if self.history is None:
+                    job._key = position.lane.key
+                else:
+                    self._record(self.history, job, position, state)
                 job._position = job._counted_in = None
             if self.inbox:
                 self._drain()
@@ -477,7 +486,12 @@ class Scheduler:
             self.tell_end(job)
         if job._special is not None and job._special.parts:
             self._end_parts(job, position, job._special.parts)
-        self._count_end(job, position, job._own_state)
+        state: Any = job._own_state
+        self.outcomes[state] += 1
+        if self.history is None:
+            job._key = lane.key
+        else:
+            self._record(self.history, job, position, state)
         job._position = job._counted_in = None  # a job that is kept keeps no other alive
         if position.first is None and position is not lane.first and not position.held:
             if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory
@@ -490,15 +504,13 @@ class Scheduler:
         if self.joiners:
             self._wake_joiners()
 
-    def _count_end(self, job: Job[Any], position: Position, state: Any) -> None:
-        self.outcomes[state] += 1
-        if self.history is not None:
-            self.history.add(job, position, state, job._ended or self.clock())
-            if state is SUCCEEDED and self.history.keeps_results:
-                self.effects.append(Returned(job, job._outcome))
-        else:
-            job._key = position.lane.key
-            job._ended = job._ended or self.clock()
+    def _record(self, history: History, job: Job[Any], position: Position, state: JobState) -> None:
+        now = job._ended or self.clock()
+        if now > self._compare_at:
+            self.compare_clocks(now)
+        history.add(job, position, state, now, self.behind)
+        if history.keeps_results and state is SUCCEEDED:
+            self.effects.append(Returned(job, job._outcome))
 
     def tell_end(self, job: Job[Any]) -> None:
         """Whoever waits for the job's end is told. Callbacks are not kept: waits go away by themselves."""

@@ -39,8 +39,10 @@ class Overview:
         scheduler = self._scheduler
         self._runner.check_in_loop()
         self._runner.hear()
+        now = scheduler.clock()
+        scheduler.compare_clocks(now)
         if scheduler.history is not None:
-            scheduler.history.forget_old(scheduler.clock())
+            scheduler.history.forget_old(now)
 
     def find(self, id: str) -> Job[Any] | JobRecord | None:
         """The job with that id, or its picture, if that is what is left of it."""

@@ -129,9 +129,10 @@ class Runner:
         if self.backend.ending:
             raise RuntimeError(f"{_OTHER_LOOP}, which has ended. {_IN_EACH_LOOP}")
         self.look_at(job)
-        position.submit(job, scheduler.clock())  # before it is accepted: an executor that closes lets it run
+        now = scheduler.clock()
+        position.submit(job, now)  # before it is accepted: an executor that closes lets it run
         try:
-            scheduler.accept(job, position.lane)
+            scheduler.accept(job, position.lane, now)
             self.post(position)
         except BaseException:
             if job._claim():  # a KeyboardInterrupt: nobody waits for a job that nobody knows
@@ -195,6 +196,7 @@ class Runner:
 
     def picture_of(self, job: Job[Any]) -> JobRecord:
         self.hear()
+        self.scheduler.compare_clocks(self.scheduler.clock())
         return of_job(self.scheduler, job)
 
     async def wait_for(self, job: Job[Any], raises: bool) -> None:

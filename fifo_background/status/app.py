@@ -27,9 +27,9 @@ class StatusApp:
     `authorize` (a function of the request, sync or async): whether the client may look and operate: True or
     "operate", "read" (it may only look), or False. It is called in the event loop. What it raises as
     `HTTPException` is the answer. Default: only clients on this machine may, by a loopback address, the Host
-    localhost, 127.0.0.1 or [::1], and no `Forwarded`, `X-Forwarded-*`, `Via`, `X-Real-IP` or other header of a
-    proxy. A proxy on this machine that sends none and changes the Host cannot be told apart: give `authorize`
-    behind one.
+    localhost, 127.0.0.1 or [::1], and no `Forwarded`, `X-Forwarded-*`, `Via`, `X-Real-IP` or other header
+    of a proxy. A proxy on this machine that sends none and changes the Host cannot be told apart: give
+    `authorize` behind one.
 
     `show_results` (default False): whether it shows the results of jobs, which the middleware keeps only with
     `results=True`.

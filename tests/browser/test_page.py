@@ -416,7 +416,12 @@ def test_accessible_when_lost(look: str, serve: Serve, visit: Open) -> None:
         visited.allowed = ("ERR_", "EventSource")
         page = visited.page
         served.add("short", lane="idle")
-        for name, state in (("billing", "stopped"), ("player-7741", "held"), ("mail", "busy"), ("idle", "idle")):
+        for name, state in (
+            ("billing", "stopped"),
+            ("player-7741", "held"),
+            ("mail", "busy"),
+            ("idle", "idle"),
+        ):
             expect(lane(page, name)).to_have_attribute("data-state", state)
         visited.context.set_offline(True)
         expect(page.locator("#linkWord")).to_contain_text("Not connected since")
