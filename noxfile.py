@@ -104,10 +104,8 @@ def starlette(session: nox.Session) -> None:
     _python(session, *PYTEST, *session.posargs)
 
 
-@nox.session(venv_backend="none")
-def wheel(session: nox.Session) -> None:
-    """The built wheel has every file of the package, and the tests of these files pass without the source."""
-    _use(session, "3.12")
+def _install_wheel(session: nox.Session, *what: str) -> None:
+    """Build the wheel, which must have every file, install it, and go to where the source is not."""
     folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder / "dist", ignore_errors=True)
     session.run("uv", "build", "--quiet", "--wheel", "--out-dir", str(folder / "dist"), external=True)
@@ -115,7 +113,7 @@ def wheel(session: nox.Session) -> None:
     files = session.run("git", "ls-files", "fifo_background", silent=True, external=True).split()
     if missing := set(files) - set(zipfile.ZipFile(built).namelist()):
         session.error(f"the wheel lacks {missing}")
-    _install(session, *TEST, "fastapi", "--reinstall-package", "fifo-background", str(built))
+    _install(session, *what, "--reinstall-package", "fifo-background", str(built))
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
@@ -125,6 +123,13 @@ def wheel(session: nox.Session) -> None:
         shutil.copy(name, copy)
     session.chdir(copy)
     _python(session, "-c", "import fifo_background as f; assert 'site-packages' in f.__file__, f.__file__")
+
+
+@nox.session(venv_backend="none")
+def wheel(session: nox.Session) -> None:
+    """The built wheel has every file of the package, and the tests of these files pass without the source."""
+    _use(session, "3.12")
+    _install_wheel(session, *TEST, "fastapi")
     _python(session, *PYTEST, *(session.posargs or [f"tests/test_{name}.py" for name in PACKAGED]))
     _python(session, "-m", "fifo_background")
 
@@ -222,11 +227,11 @@ def servers(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def page(session: nox.Session) -> None:
-    """The status page in Debian's Chromium, and its API as schemathesis tries it."""
+    """The status page of the built wheel in Debian's Chromium, and its API as schemathesis tries it."""
     if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
         session.error("no chromium is here: `apt-get install chromium`, or name one in CHROMIUM")
     session.env["VIRTUAL_ENV"] = _sibling(session, "page-3.12", "3.12")
-    _install(session, *TEST, *BROWSER, "fastapi", "-e", ".")
+    _install_wheel(session, *TEST, *BROWSER, "fastapi")
     _python(session, *PYTEST, "-W", "default", "tests/browser", *session.posargs)
 
 

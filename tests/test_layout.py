@@ -43,7 +43,7 @@ EXCEPTIONS = {("_background", "_fastapi.spans")}
 CYCLES = [
     # a job knows its position, which knows its lane; when it has ended, it knows its record
     {"_core.history", "_core.job", "_core.job_record", "_core.lane", "_core.position"},
-    {"_core.capacity", "_core.scheduler", "_core.slots"},  # parts of a scheduler
+    {"_core.capacity", "_core.names", "_core.scheduler", "_core.slots"},  # parts of a scheduler
     {"_run.backends.api", "_run.backends.asyncio", "_run.backends.trio"},  # one protocol, and who has it
     {  # parts of a runner
         "_run.changes",
