@@ -23,7 +23,7 @@ from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
 from fifo_background._entries import Entry, take_in
-from fifo_background._run.current import Party, alive, current
+from fifo_background._run.current import Origin, Party, alive, current, origin_of
 from fifo_background._run.runner import Runner
 from fifo_background._run.waits import AwaitedJobs, HeldBack
 from fifo_background._settings import Settings, check_key
@@ -62,7 +62,7 @@ class TrackedRequest:
         "_trailers",
         "awaits",
         "handed_over",
-        "made_by",
+        "origin",
         "positions",
         "runner",
         "scope",
@@ -79,7 +79,9 @@ class TrackedRequest:
         # jobs of all objects that were awaited before the response had ended: the middleware waits for them
         self.handed_over: HeldBack | None = None
         self.awaits: Sequence[Job[Any]] = ()  # its own jobs that it waits for
-        self.made_by: Party = made_by and alive(made_by)  # made this one, in this process
+        self.origin: Origin = Origin(self)
+        if made_by is not None:  # in this process
+            self.origin.made_by = origin_of(made_by)
         self._send: Send = send
         self._started: bool = False  # the response, or the try to send it
         self._became_response: str = ""  # the class of the exception for which it was sent
@@ -142,28 +144,23 @@ class TrackedRequest:
 
         Then it must not wait for its tasks: they stand behind what waits for it.
         """
-        party = self.made_by
         if self.runner.is_current():
             self.runner.scheduler.drain()  # positions that were just taken count
-        while party is not None:
+        origin = alive(self.origin.made_by)
+        while origin is not None:
+            party = origin()
             if isinstance(party, Job):
-                position = party._position
-                if position is None:  # it has ended
-                    return False
                 if party._runner is self.runner:
                     return True
-                owner = position.owner
-                party = owner if isinstance(owner, TrackedRequest) else position.made_by
-            elif party.runner is self.runner and not party.has_ended and party.holds_position:
+            elif party is not None and party.runner is self.runner and party.holds_position:
                 return True
-            else:
-                party = party.made_by
+            origin = alive(origin.made_by)
         return False
 
     @property
     def waits(self) -> bool:
         """Whether it may wait for its own tasks."""
-        return self.made_by is None or not self.is_inside
+        return self.origin.made_by is None or not self.is_inside
 
     def key(self) -> Hashable:
         """The key of the lane for tasks that name none; the user's function is asked once."""
@@ -233,7 +230,7 @@ class TrackedRequest:
         """Take a position for tasks that the request may add; it is free again when the request has ended."""
         key, scheduler = self.key(), self.runner.scheduler
         if scheduler.is_open:
-            position = self.positions[key] = Position(scheduler.lanes.of(key), self, [])
+            position = self.positions[key] = Position(scheduler.lanes.of(key), self, [], self.origin)
             position.arriving = True
             position.taken = scheduler.clock()
             scheduler.inbox.append(position)
@@ -296,7 +293,7 @@ class TrackedRequest:
         if position is None:
             lane = scheduler.lanes.default if key is None else scheduler.lanes.of(key)
             # one atomic act: other threads may be adding
-            position = self.positions.setdefault(key, Position(lane, self, []))
+            position = self.positions.setdefault(key, Position(lane, self, [], self.origin))
         elif position.state is not IN_QUEUE and not position.lane.listed:
             position.lane = scheduler.lanes.of(key)  # that one was retired
         job._position = position
@@ -383,8 +380,8 @@ class TrackedRequest:
         """
         interrupted = error is not None and self._started and self.stage is HANDLING
         self.stage = ENDED  # before the look at what was added: see `add`
-        if self.made_by is not None:
-            self.made_by = alive(self.made_by)
+        if self.origin.made_by is not None:
+            self.origin.made_by = alive(self.origin.made_by)
         if self.handed_over is not None:
             self.handed_over.are_ready = True  # before the look at it, as above: see `join`
             if error is not None and not self.ends_normally(error):

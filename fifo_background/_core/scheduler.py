@@ -409,6 +409,7 @@ class Scheduler:
                 self._over(job)
             else:
                 self._count_end(job, position, state)
+                job._made_by = position.made_by
                 job._position = job._counted_in = None
             if self.inbox:
                 self._drain()
@@ -471,6 +472,7 @@ class Scheduler:
         if job._special is not None and job._special.parts:
             self._end_parts(job, position, job._special.parts)
         self._count_end(job, position, job._own_state)
+        job._made_by = position.made_by
         job._position = job._counted_in = None  # a job that is kept keeps no other alive
         if position.first is None and position is not lane.first and not position.held:
             if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory

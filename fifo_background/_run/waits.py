@@ -17,7 +17,7 @@ from fifo_background._core.job import RAISES, TOLD, Job
 from fifo_background._core.lane import Lane, Wanted, plain_key
 from fifo_background._core.position import Position
 from fifo_background._core.state import CANCELLED, FAILED, RUNNING
-from fifo_background._run.current import Waiting, current_party
+from fifo_background._run.current import Waiting, alive, current_party
 from fifo_background.exceptions import LaneStopped, QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
@@ -374,13 +374,10 @@ def _path(came: dict[Any, tuple[Any, Job[Any], str]], step: tuple[Any, Job[Any],
 def _makers(party: Any) -> set[Any]:
     """The tasks and requests that made a request, in this process: they may wait for its response."""
     makers: set[Any] = set()
-    party = None if isinstance(party, Job) else party.made_by
-    while party is not None:
-        makers.add(party)
-        if isinstance(party, Job):
-            party = None if party._position is None else party._position.owner
-        else:
-            party = party.made_by
+    origin = None if isinstance(party, Job) else alive(party.origin.made_by)
+    while origin is not None:
+        makers.add(origin())
+        origin = alive(origin.made_by)
     return makers
 
 
