@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Scope
 
-from fifo_background._adder import TaskAdder, asked_for
+from fifo_background._adder import TaskAdder, asked_for, note_override
 from fifo_background._awaited import run
 from fifo_background._core.job import Job, name_of
 from fifo_background._core.state import DROPPED, RUNNING
@@ -152,6 +152,11 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     _fifo_outer: Job[Any] | None = None  # the job that this object is a part of
     _fifo_unclaimed: set[Job[Any]] | None = None  # jobs that no executor knows
     _fifo_is_outside: bool = False  # injected by an app without our middleware, which a handler has called
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """An overriding `add_task` may use `self.lane` and `self.options`, which must not call it again."""
+        super().__init_subclass__(**kwargs)
+        note_override(cls, OrderedBackgroundTasks)
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         BackgroundTasks.__init__(self, tasks)
