@@ -188,7 +188,6 @@ def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) 
         job._attached = waits and job._options.wait
     if request.settings.order == "arrived":
         request.arrived()
-    if request.handed_over is not None:  # those that were awaited before run before these
-        request.runner.hand_over(request.take_held_back(), held_back=True)
-    request.runner.hand_over(new)
+    held = () if request.handed_over is None else request.take_held_back(new)
+    request.runner.hand_over(new, held)
     return True

@@ -341,9 +341,7 @@ class TrackedRequest:
         if held is None:
             held = self.handed_over = HeldBack()
         held.waited = waits = self.waits
-        again = set(jobs)  # one that was added since the last await stands where this one puts it
-        known = len(held)
-        held[:known] = [job for job in held[:known] if job not in again]
+        held.leave_out(jobs)
         at = len(held) if at is None else at
         held[at:at] = jobs
         for job in jobs:
@@ -352,12 +350,17 @@ class TrackedRequest:
                 job._position.context = copy_context()
         return held
 
-    def take_held_back(self) -> list[Job[Any]]:
-        """Those that were held back are ready now: what joins them from here on is handed over by itself."""
+    def take_held_back(self, new: Sequence[Job[Any]] = ()) -> list[Job[Any]]:
+        """Those that were held back are ready now: what joins them from here on is handed over by itself.
+
+        `new`: those that are awaited now, which run after these.
+        """
         held = self.handed_over
         if held is None:
             return []
         held.are_ready = True  # before the look: see `join`
+        if new:
+            held.leave_out(new)
         return [job for job in held if not job.done() and not job._queued]
 
     def _forget(self, job: Job[Any]) -> None:
@@ -417,7 +420,7 @@ class TrackedRequest:
             self._forget(job)
         ready = self.take_held_back()
         if ready:
-            runner.hand_over(ready, held_back=True)
+            runner.hand_over((), ready)
         else:
             runner.pump()
         if dropped:

@@ -51,6 +51,11 @@ class HeldBack(AwaitedJobs):
         super().__init__()
         self.are_ready = False
 
+    def leave_out(self, jobs: Sequence[Job[Any]]) -> None:
+        """One that was added since the last await stands where this await puts it."""
+        again, known = set(jobs), len(self)
+        self[:known] = [job for job in self[:known] if job not in again]
+
 
 class Waits:
     """The waits at one executor."""
