@@ -10,7 +10,14 @@ from starlette.background import BackgroundTask, BackgroundTasks
 from fifo_background import _log
 from fifo_background._core.job import Job, safe_repr
 from fifo_background._core.state import DROPPED, SUCCEEDED
-from fifo_background._entries import Entry, is_left_out, job_of_entry, options_of_entry, take_in
+from fifo_background._entries import (
+    Entry,
+    is_left_out,
+    job_of_entry,
+    name_by_function,
+    options_of_entry,
+    take_in,
+)
 from fifo_background._request import HANDLING, TrackedRequest
 from fifo_background._run.call import Around, own_class
 from fifo_background._run.waits import AwaitedJobs
@@ -165,6 +172,7 @@ def _adopt(
     """
     options = request.settings.options if entry is None else request.settings.options.replace(**entry.changes)
     made = request.runner.make_job(task, options)
+    name_by_function(made, task)
     if job is not None:
         job._runner, job._options, job._special = request.runner, options, made._special
         made = job

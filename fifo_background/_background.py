@@ -20,6 +20,7 @@ from fifo_background._entries import (
     has_arguments,
     is_left_out,
     job_of_entry,
+    name_by_function,
     options_of_entry,
     set_on,
     take_job,
@@ -319,6 +320,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if self._fifo_unclaimed is None:
             self._fifo_unclaimed = set()
         job: Job[Any] = Job(task, None, PLAIN, self._fifo_unclaimed)
+        name_by_function(job, task)
         self._fifo_unclaimed.add(job)
         return job
 
