@@ -30,6 +30,7 @@ from fifo_background._core.names import Names
 from fifo_background._core.position import IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.slots import Slots
 from fifo_background._core.state import (
+    CLOSED,
     DROPPED,
     FAILED,
     OPEN,
@@ -159,14 +160,18 @@ class Scheduler:
         state = position.state
         if state is not OUTSIDE and (state is IN_QUEUE or not position.held):
             return
-        lane = position.lane
+        lane, submitted = position.lane, position.first  # it came with its job
+        if submitted is not None and self.status is CLOSED:  # nothing starts, and its thread takes it back
+            submitted._queued = False
+            position.first = position.last = None
+            return
         if not lane.listed:
             lane = self.lanes.list_lane(lane)
             if position.lane is not lane:
                 self.capacity.move(position, lane)
         lane.take(position)
-        if position.first is not None:  # submitted: it came with its job
-            self._count_ready(lane, position.first)
+        if submitted is not None:
+            self._count_ready(lane, submitted)
         position.state = IN_QUEUE  # last: a KeyboardInterrupt in between does no harm
 
     def give_up(self, position: Position) -> None:

@@ -141,7 +141,7 @@ class Runner:
                 scheduler.inbox.extend((position, job))  # in this order; a position that is there is ignored
             self.pump_soon()  # one that waits for capacity may have been counted out for a refused one
             raise
-        if scheduler.status is CLOSED and job._claim():  # closed just now, which did not see the job
+        if scheduler.status is CLOSED and job._claim():  # closed just now: the loop does not start it
             job._end(DROPPED)
             self.post(job)
             raise ExecutorClosed(job.name)
