@@ -291,11 +291,11 @@ class TrackedRequest:
         scheduler = self.runner.scheduler
         position = self.positions.get(key)
         if position is None:
-            lane = scheduler.lanes.default if key is None else scheduler.lanes.of(key)
+            lane = scheduler.lanes.default if key is None else self._lane_of(key)
             # one atomic act: other threads may be adding
             position = self.positions.setdefault(key, Position(lane, self, [], self.origin))
         elif position.state is not IN_QUEUE and not position.lane.listed:
-            position.lane = scheduler.lanes.of(key)  # that one was retired
+            position.lane = self._lane_of(key)  # that one was retired
         job._position = position
         try:
             scheduler.accept(job, position.lane, refuse=refuse)
@@ -315,6 +315,13 @@ class TrackedRequest:
             scheduler.inbox.append(position)  # the named moment
         self.runner.note_change()
         return position
+
+    def _lane_of(self, key: Hashable) -> Lane:
+        scheduler = self.runner.scheduler
+        lane = scheduler.lanes.of(key)
+        if not self._joins_at_add:
+            scheduler.capacity.begin_counting(lane)
+        return lane
 
     def forget(self, position: Position) -> None:
         """A position has left its queue for good after the request had ended: they part."""

@@ -302,6 +302,8 @@ class Scheduler:
                     if lane.timer is None or end < lane.rings:
                         self.effects.append(Held(lane, end - now))
                     return None
+                if lane.key is not None:
+                    self.capacity.begin_counting(lane)
                 lane.lose(position)
                 self.effects.append(Lost(position, position.pending))
         if lane.idle:
