@@ -343,7 +343,7 @@ class Runner:
         goes_on = None if cancelled else self._may_go_on
         after = scheduler.end(lane, job, FAILED, scheduler.failure(error), goes_on)
         if issubclass(type(error), (KeyboardInterrupt, SystemExit)):
-            self.backend.reraise(error)
+            self.dispatch.reraise(job, error)
         return after
 
     def _is_cancellation(self, error: BaseException) -> bool:
