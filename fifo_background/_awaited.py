@@ -68,7 +68,7 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
             if job._own_state is not SUCCEEDED:
                 break
         else:
-            jobs.waited = False  # before the last look: see `TrackedRequest._attach`
+            jobs.waited = False  # before the last look: see `TrackedRequest.join`
             job = jobs[-1]
         if job._own_state is not SUCCEEDED:
             await request.runner.waits.attached(jobs, request)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Hashable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from enum import Enum
+from functools import partial
 from sys import exc_info
 from typing import Any, cast
 
@@ -274,14 +275,18 @@ class TrackedRequest:
 
         Whoever waits for them clears `waited` before its last look at the list, and whoever hands them over
         sets `are_ready` before the look: either that look finds the job, or this one finds that it is over.
+
+        Once the job is in the list, the loop alone writes `_attached`. If the wait ended, or went on, between
+        the two looks here, the loop looks again. If it went on after both, it has found the job: `go_on`.
         """
         position = job._position
         if position is not None and position.context is None:
             position.context = copy_context()
-        job._attached = job._options.wait
+        waited = awaited.waited
+        job._attached = waited and job._options.wait
         awaited.append(job)
-        if not awaited.waited:
-            job._attached = False
+        if awaited.waited is not waited:
+            self.runner.backend.soon(partial(self.runner.waits.look_at, job, awaited, self))
         if awaited.are_ready:
             self.runner.look_at(job)
             self.runner.post(job)

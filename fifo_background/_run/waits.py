@@ -34,6 +34,13 @@ class AwaitedJobs(list[Job[Any]]):
     waited: bool
     """Whether the request waits for those that are attached, and raises their failures."""
 
+    def go_on(self) -> None:
+        """The request waits again: also for those that were added while it did not."""
+        if not self.waited:
+            self.waited = True
+            for job in self:
+                job._attached = job._options.wait and (job._attached or not job.done())
+
     are_ready = True
     """Whether they were handed over, or are in this moment: one more is handed over by who adds it."""
 
@@ -125,7 +132,7 @@ class Waits:
         backend = self._runner.backend
         try:
             while (job := _last_unfinished(jobs) or _last_look(jobs)) is not None:
-                jobs.waited = True
+                jobs.go_on()
                 waiter = backend.waiter()
                 job._wait_with(waiter, TOLD)  # what is attached is raised here, while it is
                 owner.awaits = jobs
@@ -144,6 +151,14 @@ class Waits:
                 self.leave(jobs, owner)
             raise
         self._raise_first(jobs, owner)
+
+    def look_at(self, job: Job[Any], jobs: AwaitedJobs, owner: Waiting) -> None:
+        """A thread has added a job while the wait for the others ended, or went on."""
+        if jobs.waited:
+            job._attached = job._options.wait and (job._attached or not job.done())
+        else:
+            job._attached = False
+            self._log_unraised(job, owner)
 
     def leave(self, jobs: AwaitedJobs, owner: Waiting) -> None:
         """The request does not wait for these jobs anymore: whatever they fail with is logged."""
@@ -361,7 +376,7 @@ def _last_unfinished(jobs: AwaitedJobs) -> Job[Any] | None:
 
 
 def _last_look(jobs: AwaitedJobs) -> Job[Any] | None:
-    """For a job that a thread adds just now: see `TrackedRequest._attach`."""
+    """For a job that a thread adds just now: see `TrackedRequest.join`."""
     jobs.waited = False
     return _last_unfinished(jobs)
 
