@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Awaitable, Callable, Hashable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from fifo_background._arguments import only_a_key
@@ -15,14 +17,17 @@ from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotG
 if TYPE_CHECKING:
     from typing_extensions import Never
 
-__all__ = ("TaskAdder", "asked_for")
+__all__ = ("TaskAdder", "asked_for", "note_override")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class _AskedFor(threading.local):
-    """What is asked for a task while somebody else's `add_task` adds it: no context is copied with it."""
+    """The `add_task` of somebody else that runs in this thread, and what is asked for the task that it adds.
+
+    What that asks for by `lane` and `options` itself goes past it. No context is copied with this.
+    """
 
     tasks: object = None
     func: object = None
@@ -35,8 +40,45 @@ class _AskedFor(threading.local):
             self.entry = None
         return entry
 
+    def during(self, tasks: object, func: object, entry: Entry | None, add: Callable[[], Any]) -> Any:
+        """Call `add`, which comes to somebody else's `add_task`."""
+        before = self.tasks, self.func, self.entry
+        self.tasks, self.func, self.entry = tasks, func, entry
+        try:
+            return add()
+        finally:
+            self.tasks, self.func, self.entry = before
+
 
 asked_for = _AskedFor()
+
+
+def note_override(kind: Any, ours: type) -> None:
+    """`kind` is a new subclass of `ours`: while its own `add_task` runs, `asked_for` knows that."""
+    owner: Any = next(base for base in kind.__mro__ if "add_task" in vars(base))
+    function = vars(owner)["add_task"]
+    if type(function) is not FunctionType:
+        return  # a mock, or what an agent has made
+    if owner is kind:
+        kind.add_task = _noted(function)
+    elif not issubclass(owner, ours):  # a mixin's, which somebody may replace later
+
+        @functools.wraps(function)
+        def add_task(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return super(kind, self).add_task(*args, **kwargs)
+
+        kind.add_task = _noted(add_task)
+
+
+def _noted(add_task: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(add_task)
+    def add(tasks: Any, *args: Any, **kwargs: Any) -> Any:
+        if asked_for.tasks is tasks:
+            return add_task(tasks, *args, **kwargs)
+        func = args[0] if args else kwargs.get("func")
+        return asked_for.during(tasks, func, None, functools.partial(add_task, tasks, *args, **kwargs))
+
+    return add
 
 
 class Adds(Protocol):
@@ -110,10 +152,6 @@ class TaskAdder:
             return tasks._fifo_add(func, args, kwargs, self._entry)
         if asked_for.tasks is tasks:  # an overriding `add_task` calls this
             return tasks._fifo_add(func, args, kwargs, self._entry.after(asked_for.of(func)))
-        before = asked_for.tasks, asked_for.func, asked_for.entry
-        asked_for.tasks, asked_for.func, asked_for.entry = tasks, func, self._entry
-        try:
-            job: Job[Any] = tasks.add_task(func, *args, **kwargs)
-            return job
-        finally:
-            asked_for.tasks, asked_for.func, asked_for.entry = before
+        add = functools.partial(tasks.add_task, func, *args, **kwargs)
+        job: Job[Any] = asked_for.during(tasks, func, self._entry, add)
+        return job

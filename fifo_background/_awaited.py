@@ -10,7 +10,14 @@ from starlette.background import BackgroundTask, BackgroundTasks
 from fifo_background import _log
 from fifo_background._core.job import Job, safe_repr
 from fifo_background._core.state import DROPPED, SUCCEEDED
-from fifo_background._entries import Entry, is_left_out, job_of_entry, options_of_entry, take_in
+from fifo_background._entries import (
+    Entry,
+    is_left_out,
+    job_of_entry,
+    name_by_function,
+    options_of_entry,
+    take_in,
+)
 from fifo_background._request import HANDLING, TrackedRequest
 from fifo_background._run.call import Around, own_class
 from fifo_background._run.waits import AwaitedJobs
@@ -61,7 +68,7 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
             if job._own_state is not SUCCEEDED:
                 break
         else:
-            jobs.waited = False  # before the last look: see `TrackedRequest._attach`
+            jobs.waited = False  # before the last look: see `TrackedRequest.join`
             job = jobs[-1]
         if job._own_state is not SUCCEEDED:
             await request.runner.waits.attached(jobs, request)
@@ -165,6 +172,7 @@ def _adopt(
     """
     options = request.settings.options if entry is None else request.settings.options.replace(**entry.changes)
     made = request.runner.make_job(task, options)
+    name_by_function(made, task)
     if job is not None:
         job._runner, job._options, job._special = request.runner, options, made._special
         made = job
@@ -188,7 +196,6 @@ def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) 
         job._attached = waits and job._options.wait
     if request.settings.order == "arrived":
         request.arrived()
-    if request.handed_over is not None:  # those that were awaited before run before these
-        request.runner.hand_over(request.take_held_back(), held_back=True)
-    request.runner.hand_over(new)
+    held = () if request.handed_over is None else request.take_held_back(new)
+    request.runner.hand_over(new, held)
     return True

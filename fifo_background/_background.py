@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.types import Scope
 
-from fifo_background._adder import TaskAdder, asked_for
+from fifo_background._adder import TaskAdder, asked_for, note_override
 from fifo_background._awaited import run
 from fifo_background._core.job import Job, name_of
 from fifo_background._core.state import DROPPED, RUNNING
@@ -20,6 +20,7 @@ from fifo_background._entries import (
     has_arguments,
     is_left_out,
     job_of_entry,
+    name_by_function,
     options_of_entry,
     set_on,
     take_job,
@@ -152,6 +153,11 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     _fifo_outer: Job[Any] | None = None  # the job that this object is a part of
     _fifo_unclaimed: set[Job[Any]] | None = None  # jobs that no executor knows
     _fifo_is_outside: bool = False  # injected by an app without our middleware, which a handler has called
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """An overriding `add_task` may use `self.lane` and `self.options`, which must not call it again."""
+        super().__init_subclass__(**kwargs)
+        note_override(cls, OrderedBackgroundTasks)
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         BackgroundTasks.__init__(self, tasks)
@@ -314,6 +320,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if self._fifo_unclaimed is None:
             self._fifo_unclaimed = set()
         job: Job[Any] = Job(task, None, PLAIN, self._fifo_unclaimed)
+        name_by_function(job, task)
         self._fifo_unclaimed.add(job)
         return job
 

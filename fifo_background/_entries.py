@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from starlette.background import BackgroundTasks
+from starlette.background import BackgroundTask, BackgroundTasks
 
-from fifo_background._core.job import Job
+from fifo_background._core.job import Job, name_of
 from fifo_background._core.state import CANCELLED, SKIPPED, SUPERSEDED
 
 __all__ = (
@@ -16,6 +16,7 @@ __all__ = (
     "has_arguments",
     "is_left_out",
     "job_of_entry",
+    "name_by_function",
     "object_in",
     "options_of_entry",
     "set_on",
@@ -75,6 +76,12 @@ def job_of_entry(task: Any) -> Job[Any] | None:
     """The job that `add_task` made for an entry. A mock answers any name: only a job is one."""
     job = getattr(task, "_fifo_job", None)
     return job if type(job) is Job else None
+
+
+def name_by_function(job: Job[Any], task: Any) -> None:
+    """A new job of an entry around whose function somebody has put another one has the name of the first."""
+    if isinstance(task, BackgroundTask) and getattr(task, "_fifo_function", None) is not None:
+        job._name = name_of(task)
 
 
 def options_of_entry(task: Any) -> Entry | None:

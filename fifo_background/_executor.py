@@ -22,7 +22,7 @@ from fifo_background._core.position import Position
 from fifo_background._core.state import CANCELLED, JobState
 from fifo_background._core.statistics import ExecutorStatistics
 from fifo_background._run.call import make_task, not_callable
-from fifo_background._run.current import alive, current_party
+from fifo_background._run.current import current_party, origin_of
 from fifo_background._run.runner import Runner
 from fifo_background._settings import (
     NOT_GIVEN,
@@ -118,9 +118,8 @@ class Submitter:
         runner.check_has_loop()
         job = runner.make_job(make_task(name, BackgroundTask, func, args, kwargs), self._options)
         # last of what may raise: a lane that is made here stays until something has been in it
-        position = Position(runner.scheduler.lanes.of(self._key), None)
+        position = Position(runner.scheduler.lanes.of(self._key), None, made_by=origin_of(current_party()))
         position.context = copy_context()
-        position.made_by = alive(current_party())
         job._position = position
         return job, position
 

@@ -216,6 +216,16 @@ def callback_failed(job: Job[Any], function: object, error: BaseException) -> No
     say(logging.ERROR, "a done callback of %s failed: %s", job.name, safe_repr(function), error=error)
 
 
+def cannot_reraise(job: Job[Any], error: BaseException) -> None:
+    say(
+        logging.ERROR,
+        "the %s of %s does not end the program: trio raises it only in the main thread, as after Ctrl-C, and "
+        "where a handler of SIGINT takes that",
+        type(error).__name__,
+        job.name,
+    )
+
+
 def dropped(owner: Owner, jobs: list[Job[Any]], facts: Facts, why: str) -> None:
     for text in _lost(jobs, facts, owner):
         say(logging.WARNING, "%s ended without running %s: %s", owner, text, why)

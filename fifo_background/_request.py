@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Hashable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from enum import Enum
+from functools import partial
 from sys import exc_info
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
 from fifo_background._entries import Entry, take_in
-from fifo_background._run.current import Party, alive, current
+from fifo_background._run.current import Origin, Party, alive, current, origin_of
 from fifo_background._run.runner import Runner
 from fifo_background._run.waits import AwaitedJobs, HeldBack
 from fifo_background._settings import Settings, check_key
@@ -62,7 +63,7 @@ class TrackedRequest:
         "_trailers",
         "awaits",
         "handed_over",
-        "made_by",
+        "origin",
         "positions",
         "runner",
         "scope",
@@ -79,7 +80,9 @@ class TrackedRequest:
         # jobs of all objects that were awaited before the response had ended: the middleware waits for them
         self.handed_over: HeldBack | None = None
         self.awaits: Sequence[Job[Any]] = ()  # its own jobs that it waits for
-        self.made_by: Party = made_by and alive(made_by)  # made this one, in this process
+        self.origin: Origin = Origin(self)
+        if made_by is not None:  # in this process
+            self.origin.made_by = origin_of(made_by)
         self._send: Send = send
         self._started: bool = False  # the response, or the try to send it
         self._became_response: str = ""  # the class of the exception for which it was sent
@@ -142,28 +145,23 @@ class TrackedRequest:
 
         Then it must not wait for its tasks: they stand behind what waits for it.
         """
-        party = self.made_by
         if self.runner.is_current():
             self.runner.scheduler.drain()  # positions that were just taken count
-        while party is not None:
+        origin = alive(self.origin.made_by)
+        while origin is not None:
+            party = origin()
             if isinstance(party, Job):
-                position = party._position
-                if position is None:  # it has ended
-                    return False
                 if party._runner is self.runner:
                     return True
-                owner = position.owner
-                party = owner if isinstance(owner, TrackedRequest) else position.made_by
-            elif party.runner is self.runner and not party.has_ended and party.holds_position:
+            elif party is not None and party.runner is self.runner and party.holds_position:
                 return True
-            else:
-                party = party.made_by
+            origin = alive(origin.made_by)
         return False
 
     @property
     def waits(self) -> bool:
         """Whether it may wait for its own tasks."""
-        return self.made_by is None or not self.is_inside
+        return self.origin.made_by is None or not self.is_inside
 
     def key(self) -> Hashable:
         """The key of the lane for tasks that name none; the user's function is asked once."""
@@ -233,7 +231,7 @@ class TrackedRequest:
         """Take a position for tasks that the request may add; it is free again when the request has ended."""
         key, scheduler = self.key(), self.runner.scheduler
         if scheduler.is_open:
-            position = self.positions[key] = Position(scheduler.lanes.of(key), self, [])
+            position = self.positions[key] = Position(scheduler.lanes.of(key), self, [], self.origin)
             position.arriving = True
             position.taken = scheduler.clock()
             scheduler.inbox.append(position)
@@ -277,14 +275,18 @@ class TrackedRequest:
 
         Whoever waits for them clears `waited` before its last look at the list, and whoever hands them over
         sets `are_ready` before the look: either that look finds the job, or this one finds that it is over.
+
+        Once the job is in the list, the loop alone writes `_attached`. If the wait ended, or went on, between
+        the two looks here, the loop looks again. If it went on after both, it has found the job: `go_on`.
         """
         position = job._position
         if position is not None and position.context is None:
             position.context = copy_context()
-        job._attached = job._options.wait
+        waited = awaited.waited
+        job._attached = waited and job._options.wait
         awaited.append(job)
-        if not awaited.waited:
-            job._attached = False
+        if awaited.waited is not waited:
+            self.runner.backend.soon(partial(self.runner.waits.look_at, job, awaited, self))
         if awaited.are_ready:
             self.runner.look_at(job)
             self.runner.post(job)
@@ -294,11 +296,11 @@ class TrackedRequest:
         scheduler = self.runner.scheduler
         position = self.positions.get(key)
         if position is None:
-            lane = scheduler.lanes.default if key is None else scheduler.lanes.of(key)
+            lane = scheduler.lanes.default if key is None else self._lane_of(key)
             # one atomic act: other threads may be adding
-            position = self.positions.setdefault(key, Position(lane, self, []))
+            position = self.positions.setdefault(key, Position(lane, self, [], self.origin))
         elif position.state is not IN_QUEUE and not position.lane.listed:
-            position.lane = scheduler.lanes.of(key)  # that one was retired
+            position.lane = self._lane_of(key)  # that one was retired
         job._position = position
         now = scheduler.clock()
         try:
@@ -319,6 +321,13 @@ class TrackedRequest:
             scheduler.inbox.append(position)  # the named moment
         self.runner.note_change()
         return position
+
+    def _lane_of(self, key: Hashable) -> Lane:
+        scheduler = self.runner.scheduler
+        lane = scheduler.lanes.of(key)
+        if not self._joins_at_add:
+            scheduler.capacity.begin_counting(lane)
+        return lane
 
     def forget(self, position: Position) -> None:
         """A position has left its queue for good after the request had ended: they part."""
@@ -345,9 +354,7 @@ class TrackedRequest:
         if held is None:
             held = self.handed_over = HeldBack()
         held.waited = waits = self.waits
-        again = set(jobs)  # one that was added since the last await stands where this one puts it
-        known = len(held)
-        held[:known] = [job for job in held[:known] if job not in again]
+        held.leave_out(jobs)
         at = len(held) if at is None else at
         held[at:at] = jobs
         for job in jobs:
@@ -356,12 +363,17 @@ class TrackedRequest:
                 job._position.context = copy_context()
         return held
 
-    def take_held_back(self) -> list[Job[Any]]:
-        """Those that were held back are ready now: what joins them from here on is handed over by itself."""
+    def take_held_back(self, new: Sequence[Job[Any]] = ()) -> list[Job[Any]]:
+        """Those that were held back are ready now: what joins them from here on is handed over by itself.
+
+        `new`: those that are awaited now, which run after these.
+        """
         held = self.handed_over
         if held is None:
             return []
         held.are_ready = True  # before the look: see `join`
+        if new:
+            held.leave_out(new)
         return [job for job in held if not job.done() and not job._queued]
 
     def _forget(self, job: Job[Any]) -> None:
@@ -384,8 +396,8 @@ class TrackedRequest:
         """
         interrupted = error is not None and self._started and self.stage is HANDLING
         self.stage = ENDED  # before the look at what was added: see `add`
-        if self.made_by is not None:
-            self.made_by = alive(self.made_by)
+        if self.origin.made_by is not None:
+            self.origin.made_by = alive(self.origin.made_by)
         if self.handed_over is not None:
             self.handed_over.are_ready = True  # before the look at it, as above: see `join`
             if error is not None and not self.ends_normally(error):
@@ -421,7 +433,7 @@ class TrackedRequest:
             self._forget(job)
         ready = self.take_held_back()
         if ready:
-            runner.hand_over(ready, held_back=True)
+            runner.hand_over((), ready)
         else:
             runner.pump()
         if dropped:

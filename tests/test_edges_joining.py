@@ -10,9 +10,11 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from anyio import wait_all_tasks_blocked
 
-from fifo_background import BackgroundTasks, Job, JobState
+from fifo_background import BackgroundTasks, Job, JobState, _awaited
 from fifo_background._request import TrackedRequest
+from fifo_background._run.waits import AwaitedJobs
 from tests.support.apps import Work, app_of, check_idle, until
 from tests.support.asgi import Client, Exchange, get
 from tests.support.log import Log
@@ -302,4 +304,50 @@ async def test_context_of_what_is_held_back(then: str, events: list[Any]) -> Non
     app = app_of(handle)
     assert (await get(app)).error is None
     assert events == ["child", "child"]
+    check_idle(app.executor)
+
+
+# -- a wait that ends just then ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("then", ["it goes on", "it ends", "it goes on after both looks"])
+async def test_added_as_the_wait_ends(then: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that is added as the request looks for the last time is waited for if the request goes on."""
+
+    class Racing(AwaitedJobs):
+        def append(self, job: Job[Any]) -> None:
+            super().append(job)
+            if len(self) == 2:
+                self.waited = then == "it goes on"
+
+    async def adds(tasks: BackgroundTasks) -> None:
+        await wait_all_tasks_blocked()  # the request waits
+        jobs = tasks._fifo_jobs
+        jobs.waited = then == "it ends"
+        tasks.add_task(fails)
+        if then == "it goes on after both looks":
+            jobs.waited = True
+            tasks.add_task(nothing)
+            jobs.waited = False
+        await wait_all_tasks_blocked()
+
+    async def fails() -> None:
+        await wait_all_tasks_blocked()
+        raise ValueError("it fails")
+
+    async def nothing() -> None: ...
+
+    async def handle(path: str, respond: Respond) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(adds, tasks)
+        await respond()
+        await tasks()
+
+    monkeypatch.setattr(_awaited, "AwaitedJobs", Racing)
+    app = app_of(handle, rest_after_failure="run")
+    exchange = await get(app)
+    await app.executor.join()
+    raised = [repr(exchange.error)] if exchange.error is not None else []
+    logged = [record for record in log if "fails failed" in record]
+    assert (len(raised), len(logged)) == ((0, 1) if then == "it ends" else (1, 0))
     check_idle(app.executor)

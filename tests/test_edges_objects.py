@@ -7,7 +7,7 @@ import re
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
-from unittest.mock import AsyncMock, MagicMock, patch
+from unittest.mock import AsyncMock, MagicMock, Mock, patch
 
 import anyio
 import pytest
@@ -23,6 +23,7 @@ from fifo_background import (
     JobState,
     SerialExecutor,
 )
+from fifo_background._adder import asked_for
 from fifo_background._core.lane import Lane, plain_key
 from fifo_background._run.current import current
 from tests.support.apps import Work, app_of, check_idle
@@ -331,6 +332,67 @@ def test_overridden_add_task_adds_one_more() -> None:
     tasks.lane("k", max_waiting=1).add_task(repr, 1)
     assert [entry.func for entry in tasks.tasks] == [repr, print, print]
     assert asked_of(tasks) == [("k", {"max_waiting": 1}), None, (..., {"wait": False})]
+
+
+class Audits:
+    """A mixin: adds a task before each one, in a lane of its own, and gives each a timeout."""
+
+    def add_task(self: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(func)
+        self.lane("audit").add_task(print, func)
+        return self.options(timeout=5.0).add_task(func, *args, **kwargs)
+
+
+class OfMixin(Audits, BackgroundTasks):
+    """Its `add_task` is the mixin's."""
+
+
+class OfOwn(BackgroundTasks):
+    """Its `add_task` is its own."""
+
+    add_task = Audits.add_task
+
+
+class OfBoth(OfOwn):
+    """Its `add_task` calls one that overrides, too."""
+
+    def add_task(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().add_task(func, *args, **kwargs)
+
+
+seen: list[Any] = []
+
+
+@pytest.mark.parametrize("kind", [OfMixin, OfOwn, OfBoth])
+def test_overridden_add_task_runs_once(kind: type[BackgroundTasks]) -> None:
+    """An overriding `add_task` that uses `self.lane` and `self.options` runs once for each task."""
+    seen.clear()
+    tasks = kind()
+    tasks.add_task(repr, 1)
+    tasks.lane("k").add_task(repr, 2)
+    kind.add_task(tasks, func=repr, obj=3)  # type: ignore[call-arg]
+    assert seen == [repr] * 3
+    assert [entry.func for entry in tasks.tasks] == [print, repr] * 3
+    asked = asked_of(tasks)
+    assert asked[0] == asked[2] == asked[4] == ("audit", {})
+    assert asked[1] == asked[5] == (..., {"timeout": 5.0})
+    assert asked[3] == ("k", {"timeout": 5.0})
+    assert asked_for.tasks is None, "nothing is left behind"
+
+
+def test_replaced_add_task_of_a_mixin() -> None:
+    """Who replaces the `add_task` of a mixin, or has a mock in its place, sees each call."""
+    with patch.object(Audits, "add_task", autospec=True) as mock:
+        tasks = OfMixin()
+        tasks.add_task(repr, 1)
+        tasks.lane("k").add_task(repr, 2)
+    assert [call.args for call in mock.call_args_list] == [(tasks, repr, n) for n in (1, 2)]
+
+    class OfMock(BackgroundTasks):
+        add_task = Mock()
+
+    OfMock().add_task(repr, 3)
+    assert OfMock.add_task.call_args.args == (repr, 3)
 
 
 async def test_replaced_add_task_of_one_object(events: list[Any]) -> None:

@@ -434,6 +434,39 @@ def test_exit_of_an_async_task_on_trio(kind: type[BaseException], log: Log) -> N
     assert log == ["ERROR test_exit_of_an_async_task_on_trio.<locals>.leave failed"]
 
 
+@pytest.mark.parametrize("where", ["in a thread", "SIGINT is ignored", "SIGINT raises at once"])
+def test_exit_that_trio_cannot_raise(where: str, log: Log) -> None:
+    """Where trio cannot raise the SystemExit of an async task, the log says so, and the executor goes on."""
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def main() -> None:
+        if where != "in a thread":  # after trio has set its own handler
+            signal.signal(signal.SIGINT, handler)
+        async with SerialExecutor() as executor:
+            jobs.append(executor.submit_nowait(leave))
+            jobs.append(executor.submit_nowait(anyio.sleep, 0))
+
+    jobs: list[Job[Any]] = []
+    handler = signal.SIG_IGN if where == "SIGINT is ignored" else signal.default_int_handler
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        if where == "in a thread":
+            thread = threading.Thread(target=anyio.run, args=[main], kwargs={"backend": "trio"})
+            thread.start()
+            thread.join(10)
+        else:
+            anyio.run(main, backend="trio")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [job.state for job in jobs] == [JobState.FAILED, JobState.SUCCEEDED]
+    name = "test_exit_that_trio_cannot_raise.<locals>.leave"
+    said, failed = sorted(log, key=len, reverse=True)
+    assert said.startswith(f"ERROR the SystemExit of {name} does not end the program: trio raises it only in")
+    assert failed == f"ERROR {name} failed"
+
+
 async def test_burst(events: list[Any]) -> None:
     """A long queue of tasks that never wait gives the loop its turn."""
     turns = 0

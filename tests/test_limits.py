@@ -24,7 +24,7 @@ from fifo_background import (
 )
 from fifo_background._core.invariants import check
 from fifo_background._middleware import _refusal
-from tests.support.apps import Work, app_of, make_app
+from tests.support.apps import Work, app_of, check_idle, make_app
 from tests.support.asgi import Client, get
 from tests.support.log import Log
 
@@ -83,6 +83,40 @@ async def test_running_task_does_not_count(sync: bool, events: list[Any]) -> Non
                 work.gate(0).set()
                 work.thread_gate(0).set()
     assert events == ["start 0", "end 0", 1]
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("outside", ["it has not responded", "its position was lost"])
+async def test_lane_limit_counts_what_is_not_in_the_queue(outside: str, events: list[Any]) -> None:
+    """A task without a limit counts in its lane also while it waits outside of the queue."""
+    may_respond = anyio.Event()
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        tasks.lane("a").add_task(work.quick, 1)
+        tasks.add_task(work.quick, 0)
+        await may_respond.wait()
+        await respond()
+        await tasks()
+
+    work = Work(events)
+    responded = outside == "it has not responded"
+    app = app_of(handle, order="responded" if responded else "added", hold_timeout=1)
+    async with anyio.create_task_group() as group:
+        exchange = await Client(app, group).start()
+        for n in (2, 3):  # the lane is idle in between
+            await app.executor.lane("a").submit_nowait(work.quick, n)
+        with pytest.raises(QueueFull):
+            app.executor.lane("a", max_waiting=1).submit_nowait(work.quick, "full")
+        may_respond.set()
+        await exchange.ended.wait()
+        job = app.executor.lane("a", max_waiting=1).submit_nowait(work.quick, 4)
+        await job
+    assert sorted(events[:2]) == [2, 3]
+    assert sorted(events[2:4]) == [0, 1]
+    assert events[4:] == [4]
+    check_idle(app.executor)
+    assert app.executor._runner.scheduler.lanes.by_key == {}, "nothing is left behind"
 
 
 async def test_lane_limit(events: list[Any]) -> None:

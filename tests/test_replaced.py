@@ -47,6 +47,39 @@ async def test_refused_task_does_not_run(events: list[Any], monkeypatch: pytest.
     assert events == [1]
 
 
+@pytest.mark.parametrize("how", ["awaited again", "awaited by a task", "retried"])
+async def test_names_of_later_runs(how: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that runs again has the name of the user's function, not of what an agent has put around it."""
+    monkeypatch.setattr(StarlettesTasks, "add_task", _traced)
+    ran: list[Any] = []
+
+    def refresh() -> None:
+        ran.append(1)
+        raise ValueError
+
+    async def handle(path: str, respond: Any) -> None:
+        tasks = BackgroundTasks()
+        (tasks.lane("k", after_failure="stop") if how == "retried" else tasks).add_task(refresh)
+        await respond()
+        await tasks()
+        if how == "awaited again":
+            await tasks()
+        elif how == "awaited by a task":
+            await app.executor.submit_nowait(tasks).wait()
+
+    app = app_of(handle, wait=False, rest_after_failure="run")
+    assert (await get(app)).error is None
+    await app.executor.join()
+    if how == "retried":
+        app.executor.lane("k").retry_head()
+        await app.executor.join()
+        app.executor.lane("k").clear()
+    assert len(ran) == 2
+    names = {record.name for record in await app.executor.jobs()}
+    assert {name.rpartition(".")[2] for name in names} <= {"refresh", "__call__"}
+    assert not [record for record in log if "traced" in record]
+
+
 async def test_keep_latest_knows_the_function(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """With `keep="latest"` the user's function counts, not what an agent has put around it; so do names."""
     monkeypatch.setattr(StarlettesTasks, "add_task", _traced)

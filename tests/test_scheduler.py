@@ -738,6 +738,26 @@ def test_counted_in_a_lane_that_was_retired() -> None:
     assert late._claim()
 
 
+def test_uncounted_in_a_lane_that_was_retired() -> None:
+    """A job without a limit, in a lane which is gone by now, counts in the new lane of that key."""
+    model = Model()
+    gone = model.scheduler.lanes.of("a")
+    model.job("a")
+    model.end(model.start())
+    position = Position(gone, None, [])
+    late = model.add(position)
+    limited = model.job("a", max_waiting=2)
+    model.scheduler.inbox.append(position)
+    model.scheduler.drain()
+    assert position.lane is not gone
+    with pytest.raises(QueueFull, match="2 tasks wait already"):
+        model.job("a", max_waiting=2)
+    model.cancel(late)
+    model.cancel(limited)
+    assert model.start_next() is None
+    assert model.scheduler.lanes.by_key == {}
+
+
 # -- the rest ------------------------------------------------------------------------------------------------
 
 

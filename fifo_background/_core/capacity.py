@@ -40,8 +40,8 @@ class Capacity:
         Counts first, then looks: if two threads want the last capacity, both may be refused.
         """
         limit = job._options.max_waiting
-        if limit is not None and not lane.counts:
-            self._begin_counting(lane)
+        if limit is not None:
+            self.begin_counting(lane)
         # what counts with its lane is counted there, too: so the lane stays as long as it waits
         in_lane = lane.counts or (job._special is not None and job._special.function is not None)
         for counted, most, wanted in (
@@ -55,7 +55,13 @@ class Capacity:
                 self.discard(job)
                 raise QueueFull(job.name, len(counted))
 
-    def _begin_counting(self, lane: Lane) -> None:
+    def begin_counting(self, lane: Lane) -> None:
+        """Count what waits in a lane: for a limit, or because a job waits there outside of its queue.
+
+        A lane in which something is counted stays. Otherwise the next lane of its key would not know the job.
+        """
+        if lane.counts:
+            return
         lane.counts = True  # first: what is added or started meanwhile counts itself, in and out
         if not lane.has_uncounted:
             return
@@ -90,7 +96,7 @@ class Capacity:
     def move(self, position: Position, lane: Lane) -> None:
         """The jobs of a position wait in another lane of the same key."""
         for job in position.waiting:
-            if position.lane.counts:
+            if position.lane.counts or lane.counts:
                 self.discard(job)
                 self.count(job, lane, False)
 

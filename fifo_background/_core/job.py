@@ -175,6 +175,7 @@ class Job(Generic[T]):
         "_direct",
         "_ended",
         "_key",
+        "_made_by",
         "_name",
         "_next",
         "_number",
@@ -210,6 +211,7 @@ class Job(Generic[T]):
         self._own_state: JobState | None = None  # since it was claimed
         self._outcome: Any = None
         self._position: Position | None = None
+        self._made_by: Any = None  # its `Origin`, once its position does not say it anymore
         self._queued: bool = False  # in the chain of its position
         self._on_loop: bool = True  # not in a thread
         self._direct: bool = False  # nothing is around the function

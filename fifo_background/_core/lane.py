@@ -189,7 +189,7 @@ class Lane(Chain[Position]):
 
     def stop_at(self, job: Job[Any], position: Position) -> None:
         """The lane stops at a failed job: what a retry needs is kept."""
-        self.stopped = Position(self, position.owner)
+        self.stopped = Position(self, position.owner, made_by=position.made_by)
         self.stopped.context = None if position.context is None else position.context.copy()
         self.stopped.taken = position.taken
         self.stopped.added = [job]

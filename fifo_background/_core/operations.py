@@ -70,7 +70,7 @@ def retry_head(scheduler: Scheduler, lane: Lane) -> Job[Any] | None:
     failure = failed._outcome
     job: Job[Any] = Job(failure.task, failed._runner, failed._options, scheduler.waiting)
     failure.task = None
-    job._on_loop, job._position = failed._on_loop, position
+    job._on_loop, job._position, job._name = failed._on_loop, position, failed._name
     special = job._make_special()
     special.retry_of = failed._number
     if failed._special is not None:

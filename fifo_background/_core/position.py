@@ -79,7 +79,9 @@ class Position(Chain[Job[Any]]):
         "taken",
     )
 
-    def __init__(self, lane: Lane, owner: Owner | None, added: list[Job[Any]] = NONE_ADDED) -> None:
+    def __init__(
+        self, lane: Lane, owner: Owner | None, added: list[Job[Any]] = NONE_ADDED, made_by: Any = None
+    ) -> None:
         self.first: Job[Any] | None = None
         self.last: Job[Any] | None = None
         self.lane: Lane = lane
@@ -88,7 +90,7 @@ class Position(Chain[Job[Any]]):
         self.number: int = 0  # in its lane: positions with higher numbers were taken later
         self.taken: float = 0.0  # when, in the loop's seconds; `hold_timeout` counts from here
         self.context: Context | None = None  # in which its async jobs run
-        self.made_by: Any = None  # the task or request that submitted its job, where no request owns it
+        self.made_by: Any = made_by  # the `Origin` of its jobs: its owner, or what submitted its job
         self.arriving: bool = False  # held by a request that may still add tasks (order="arrived")
         # Added, but not ready: while one of them waits they hold the position. Jobs that are ready, or have
         # ended, leave it when the loop looks (`held`).

@@ -32,6 +32,7 @@ from fifo_background._core.names import Names
 from fifo_background._core.position import IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.slots import Slots
 from fifo_background._core.state import (
+    CLOSED,
     DROPPED,
     FAILED,
     OPEN,
@@ -170,14 +171,18 @@ class Scheduler:
         state = position.state
         if state is not OUTSIDE and (state is IN_QUEUE or not position.held):
             return
-        lane = position.lane
+        lane, submitted = position.lane, position.first  # it came with its job
+        if submitted is not None and self.status is CLOSED:  # nothing starts, and its thread takes it back
+            submitted._queued = False
+            position.first = position.last = None
+            return
         if not lane.listed:
             lane = self.lanes.list_lane(lane)
             if position.lane is not lane:
                 self.capacity.move(position, lane)
         lane.take(position)
-        if position.first is not None:  # submitted: it came with its job
-            self._count_ready(lane, position.first)
+        if submitted is not None:
+            self._count_ready(lane, submitted)
         position.state = IN_QUEUE  # last: a KeyboardInterrupt in between does no harm
 
     def give_up(self, position: Position) -> None:
@@ -308,6 +313,8 @@ class Scheduler:
                     if lane.timer is None or end < lane.rings:
                         self.effects.append(Held(lane, end - now))
                     return None
+                if lane.key is not None:
+                    self.capacity.begin_counting(lane)
                 lane.lose(position)
                 self.effects.append(Lost(position, position.pending))
         if lane.idle:
@@ -424,6 +431,7 @@ class Scheduler:
                     job._key = position.lane.key
                 else:
                     self._record(self.history, job, position, state)
+                job._made_by = position.made_by
                 job._position = job._counted_in = None
             if self.inbox:
                 self._drain()
@@ -492,6 +500,7 @@ class Scheduler:
             job._key = lane.key
         else:
             self._record(self.history, job, position, state)
+        job._made_by = position.made_by
         job._position = job._counted_in = None  # a job that is kept keeps no other alive
         if position.first is None and position is not lane.first and not position.held:
             if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory

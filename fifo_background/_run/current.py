@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
+from weakref import ref
 
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.position import Owner, Position
 
-__all__ = ("Party", "Waiting", "alive", "current", "current_party")
+__all__ = ("Origin", "Party", "Waiting", "alive", "current", "current_party", "origin_of")
 
 # A request, a `Job`, or None.
 Party = Any
@@ -19,15 +20,32 @@ current: ContextVar[Party] = ContextVar("fifo_background", default=None)
 current_party = current.get  # bound once: looked up for every request
 
 
-def alive(party: Party) -> Party:
-    """The task or request itself, or what made it if it has ended: an ended one is not kept alive."""
-    while party is not None:
-        if isinstance(party, Job):
-            return party if party._position is not None else None
-        if not party.has_ended:
-            return party
-        party = party.made_by
-    return None
+class Origin(ref[Any]):
+    """A task or request that made others, and by `made_by` what made it: keeps none of them alive."""
+
+    made_by: Origin | None = None
+
+
+def origin_of(party: Party) -> Origin | None:
+    """Of what a task or request makes: that itself, or what it came from if it has ended."""
+    if not isinstance(party, Job):
+        return None if party is None else alive(party.origin)
+    position = party._position
+    if position is None:
+        return alive(party._made_by)
+    origin = Origin(party)
+    origin.made_by = alive(position.made_by)
+    return origin
+
+
+def alive(origin: Origin | None) -> Origin | None:
+    """The nearest one that has not ended: a long chain knows no others."""
+    while origin is not None:
+        party = origin()
+        if party is not None and not (party.done() if isinstance(party, Job) else party.has_ended):
+            break
+        origin = origin.made_by
+    return origin
 
 
 class Waiting(Owner, Protocol):
@@ -36,8 +54,8 @@ class Waiting(Owner, Protocol):
     runner: Any
     awaits: Sequence[Job[Any]]
     """Its own jobs that it waits for."""
-    made_by: Party
-    """The task or request that made this one, in this process."""
+    origin: Origin
+    """Itself, and what made it in this process."""
 
     @property
     def has_unfinished(self) -> bool:

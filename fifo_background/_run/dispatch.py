@@ -53,7 +53,12 @@ class Dispatch:
             _log.callback_failed(callback.job, callback.function, error)
             known = callback.job._outcome.error if callback.job._own_state is FAILED else None
             if error is not known and issubclass(type(error), (KeyboardInterrupt, SystemExit)):
-                self._runner.backend.reraise(error)
+                self.reraise(callback.job, error)
+
+    def reraise(self, job: Job[Any], error: BaseException) -> None:
+        """A task or callback has raised a KeyboardInterrupt or SystemExit, which is the loop's to raise."""
+        if not self._runner.backend.reraise(error):
+            _log.cannot_reraise(job, error)
 
     def wake_watchers(self) -> None:
         watchers, self.watchers = self.watchers, []

@@ -140,7 +140,7 @@ class Runner:
                 scheduler.inbox.extend((position, job))  # in this order; a position that is there is ignored
             self.pump_soon()  # one that waits for capacity may have been counted out for a refused one
             raise
-        if scheduler.status is CLOSED and job._claim():  # closed just now, which did not see the job
+        if scheduler.status is CLOSED and job._claim():  # closed just now: the loop does not start it
             job._end(DROPPED)
             self.post(job)
             raise ExecutorClosed(job.name)
@@ -347,7 +347,7 @@ class Runner:
         goes_on = None if cancelled else self._may_go_on
         after = scheduler.end(lane, job, FAILED, scheduler.failure(error), goes_on)
         if issubclass(type(error), (KeyboardInterrupt, SystemExit)):
-            self.backend.reraise(error)
+            self.dispatch.reraise(job, error)
         return after
 
     def _is_cancellation(self, error: BaseException) -> bool:
@@ -407,29 +407,36 @@ class Runner:
         if trip is not None and not job._on_loop:
             give(trip, job, position)
 
-    def hand_over(self, jobs: Sequence[Job[Any]], *, held_back: bool = False) -> None:
+    def hand_over(self, jobs: Sequence[Job[Any]], held: Sequence[Job[Any]] = ()) -> None:
         """A move, and what follows: these jobs of a request are ready.
 
-        `held_back`: they were awaited before, and keep the context of that.
+        `held`: those that were awaited before, come before them, and keep the context of that. It is one
+        move: a failure of these skips the others, too.
         """
         scheduler = self.scheduler
         if scheduler.moving:  # a finalizer drives a coroutine inside a move
-            for job in jobs:
+            for job in (*held, *jobs):
                 self.look_at(job)
-            for taken in [job._position for job in jobs if job._position is not None]:
+            for taken in [job._position for job in (*held, *jobs) if job._position is not None]:
                 taken.context = taken.context or copy_context()
-            scheduler.inbox.extend(jobs)
+            scheduler.inbox.extend((*held, *jobs))
             return
         scheduler.moving = True
         joined = scheduler.joined
         try:
             if scheduler.inbox:
                 scheduler._drain(joined)
+            for job in held:
+                position = job._position
+                if position is not None:
+                    position.context = position.context or copy_context()
+                    self.look_at(job)
+                    self._ready(job, position)
             for job in jobs:
                 position = job._position
                 if position is None:  # cancelled a moment ago
                     continue
-                if position.context is None or not (held_back or position.first or _runs(position)):
+                if position.context is None or not (position.first or _runs(position)):
                     position.context = copy_context()  # one for each lane, as they run side by side
                 self.look_at(job)
                 self._ready(job, position)

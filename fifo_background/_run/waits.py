@@ -17,7 +17,7 @@ from fifo_background._core.job import RAISES, TOLD, Job
 from fifo_background._core.lane import Lane, Wanted, plain_key
 from fifo_background._core.position import Position
 from fifo_background._core.state import CANCELLED, FAILED, RUNNING
-from fifo_background._run.current import Waiting, current_party
+from fifo_background._run.current import Waiting, alive, current_party
 from fifo_background.exceptions import LaneStopped, QueueFull, WouldDeadlock
 
 if TYPE_CHECKING:
@@ -33,6 +33,13 @@ class AwaitedJobs(list[Job[Any]]):
 
     waited: bool
     """Whether the request waits for those that are attached, and raises their failures."""
+
+    def go_on(self) -> None:
+        """The request waits again: also for those that were added while it did not."""
+        if not self.waited:
+            self.waited = True
+            for job in self:
+                job._attached = job._options.wait and (job._attached or not job.done())
 
     are_ready = True
     """Whether they were handed over, or are in this moment: one more is handed over by who adds it."""
@@ -50,6 +57,11 @@ class HeldBack(AwaitedJobs):
     def __init__(self) -> None:
         super().__init__()
         self.are_ready = False
+
+    def leave_out(self, jobs: Sequence[Job[Any]]) -> None:
+        """One that was added since the last await stands where this await puts it."""
+        again, known = set(jobs), len(self)
+        self[:known] = [job for job in self[:known] if job not in again]
 
 
 class Waits:
@@ -120,7 +132,7 @@ class Waits:
         backend = self._runner.backend
         try:
             while (job := _last_unfinished(jobs) or _last_look(jobs)) is not None:
-                jobs.waited = True
+                jobs.go_on()
                 waiter = backend.waiter()
                 job._wait_with(waiter, TOLD)  # what is attached is raised here, while it is
                 owner.awaits = jobs
@@ -139,6 +151,14 @@ class Waits:
                 self.leave(jobs, owner)
             raise
         self._raise_first(jobs, owner)
+
+    def look_at(self, job: Job[Any], jobs: AwaitedJobs, owner: Waiting) -> None:
+        """A thread has added a job while the wait for the others ended, or went on."""
+        if jobs.waited:
+            job._attached = job._options.wait and (job._attached or not job.done())
+        else:
+            job._attached = False
+            self._log_unraised(job, owner)
 
     def leave(self, jobs: AwaitedJobs, owner: Waiting) -> None:
         """The request does not wait for these jobs anymore: whatever they fail with is logged."""
@@ -356,7 +376,7 @@ def _last_unfinished(jobs: AwaitedJobs) -> Job[Any] | None:
 
 
 def _last_look(jobs: AwaitedJobs) -> Job[Any] | None:
-    """For a job that a thread adds just now: see `TrackedRequest._attach`."""
+    """For a job that a thread adds just now: see `TrackedRequest.join`."""
     jobs.waited = False
     return _last_unfinished(jobs)
 
@@ -374,13 +394,10 @@ def _path(came: dict[Any, tuple[Any, Job[Any], str]], step: tuple[Any, Job[Any],
 def _makers(party: Any) -> set[Any]:
     """The tasks and requests that made a request, in this process: they may wait for its response."""
     makers: set[Any] = set()
-    party = None if isinstance(party, Job) else party.made_by
-    while party is not None:
-        makers.add(party)
-        if isinstance(party, Job):
-            party = None if party._position is None else party._position.owner
-        else:
-            party = party.made_by
+    origin = None if isinstance(party, Job) else alive(party.origin.made_by)
+    while origin is not None:
+        makers.add(origin())
+        origin = alive(origin.made_by)
     return makers
 
 

@@ -115,7 +115,9 @@ async def facts(request: Request) -> Response:
 app = Starlette(
     routes=[Route("/add", add, methods=["POST"]), Route("/facts", facts), Mount("/tasks", status)],
     middleware=[
-        Middleware(OrderedBackgroundMiddleware, results="RESULTS" in os.environ, history=1000, drain_timeout=0)
+        Middleware(
+            OrderedBackgroundMiddleware, results="RESULTS" in os.environ, history=1000, drain_timeout=0
+        )
     ],
 )
 
@@ -217,7 +219,9 @@ def stop() -> None:
             server.process.send_signal(signal.SIGTERM)
             began = time.monotonic()
             await asyncio.to_thread(server.process.wait)
-            print(f"ended {time.monotonic() - began:.1f} s after SIGTERM, with {STREAM_SECONDS:g} s for a stream")
+            print(
+                f"ended {time.monotonic() - began:.1f} s after SIGTERM, with {STREAM_SECONDS:g} s for a stream"
+            )
 
         asyncio.run(crowd())
 
@@ -278,7 +282,9 @@ def page() -> None:
             if shown.locator("#table").get_attribute("aria-rowcount") == "10001":
                 break
         rows = shown.locator("#table").get_attribute("aria-rowcount")
-        print("rows of the table:", rows, "in the document:", most, "long tasks, ms:", shown.evaluate("tasks"))
+        print(
+            "rows of the table:", rows, "in the document:", most, "long tasks, ms:", shown.evaluate("tasks")
+        )
         browser.close()
 
 

@@ -91,8 +91,8 @@ class Backend(Protocol):
         """Wake who awaits a waiter; in the loop."""
         ...
 
-    def reraise(self, error: BaseException) -> None:
-        """Raise a KeyboardInterrupt or SystemExit from the loop."""
+    def reraise(self, error: BaseException) -> bool:
+        """Raise a KeyboardInterrupt or SystemExit from the loop. False if that cannot be done here."""
         ...
 
 

@@ -137,11 +137,11 @@ class AsyncioBackend:
         if not waiter.done():
             waiter.set_result(None)
 
-    def reraise(self, error: BaseException) -> None:
+    def reraise(self, error: BaseException) -> bool:
         def throw() -> None:
             raise error
 
-        self.soon(throw)
+        return self.soon(throw)
 
 
 async def _call(call: Callable[[], object]) -> None:

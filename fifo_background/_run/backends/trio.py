@@ -148,10 +148,15 @@ class TrioBackend:
     def wake(self, waiter: _TrioWaiter) -> None:
         waiter.event.set()
 
-    def reraise(self, error: BaseException) -> None:
-        # a system task must not raise: the main task is told as by Ctrl-C
-        if threading.current_thread() is threading.main_thread():
-            signal.raise_signal(signal.SIGINT)
+    def reraise(self, error: BaseException) -> bool:
+        # A system task must not raise, and trio has no other way to make its main task raise something. So
+        # that is told as by Ctrl-C, by trio's handler, or by the one that a server has set in its place.
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        if signal.getsignal(signal.SIGINT) in (None, signal.SIG_IGN, signal.default_int_handler):
+            return False  # nobody hears it, or it would be raised here
+        signal.raise_signal(signal.SIGINT)
+        return True
 
 
 def _nothing() -> None: ...
