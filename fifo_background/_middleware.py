@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fifo_background import _log
 from fifo_background._core.state import CLOSED
+from fifo_background._engine import Engine, EngineRequest
 from fifo_background._executor import SerialExecutor
 from fifo_background._request import RESPONDED, SCOPE_KEY, TrackedRequest
 from fifo_background._run.backends.api import running_loop
@@ -21,7 +22,7 @@ from fifo_background._run.current import current, current_party
 from fifo_background._run.groups import GROUPS
 from fifo_background._run.per_loop import Life, PerLoop
 from fifo_background._run.runner import Runner
-from fifo_background._settings import AfterFailure, Order, RestAfterFailure, Settings
+from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, Order, RestAfterFailure, Settings
 from fifo_background.exceptions import QueueFull
 
 if find_spec("fastapi") is not None:
@@ -40,6 +41,9 @@ __all__ = ("OrderedBackgroundMiddleware", "executor_of", "layers")
 
 class OrderedBackgroundMiddleware:
     """Runs the background tasks of its app's requests one after the other, first in, first out.
+
+    `engine` (default None: in memory, in this process): what keeps the tasks instead, such as a
+    `PostgresEngine`, for the same order over several processes and hosts.
 
     `order`: when a request takes its position in the queue. "added" (default): at its first `add_task`.
     "arrived": when it reaches this middleware, so that handlers that run in threads, or wait for something,
@@ -95,14 +99,15 @@ class OrderedBackgroundMiddleware:
         self,
         app: ASGIApp,
         *,
-        order: Order = "added",
-        hold_timeout: float = 5.0,
-        wait: bool = True,
+        engine: Engine | None = None,
+        order: Order | NotGiven = NOT_GIVEN,
+        hold_timeout: float | NotGiven = NOT_GIVEN,
+        wait: bool | NotGiven = NOT_GIVEN,
         rest_after_failure: RestAfterFailure = "skip",
         lane_after_failure: AfterFailure = "continue",
         lane_key: Callable[[Scope], Hashable] | None = None,
-        may_add_tasks: Callable[[Scope], bool] | None = None,
-        max_lanes_running: int = 16,
+        may_add_tasks: Callable[[Scope], bool] | NotGiven | None = NOT_GIVEN,
+        max_lanes_running: int | NotGiven = NOT_GIVEN,
         max_waiting: int | None = None,
         timeout: float | None = None,
         drain_timeout: float = 30.0,
@@ -113,15 +118,24 @@ class OrderedBackgroundMiddleware:
         log_arguments: bool = False,
     ) -> None:
         self.app: ASGIApp = app
-        self.settings: Settings = Settings(
-            order=order,
-            hold_timeout=hold_timeout,
-            wait=wait,
+        given: dict[str, Any] = {
+            name: value
+            for name, value in {
+                "order": order,
+                "hold_timeout": hold_timeout,
+                "wait": wait,
+                "may_add_tasks": may_add_tasks,
+                "max_lanes_running": max_lanes_running,
+            }.items()
+            if value is not NOT_GIVEN
+        }
+        if engine is not None:
+            given = {"wait": False, **given}
+        settings = Settings(
+            **given,
             rest_after_failure=rest_after_failure,
             lane_after_failure=lane_after_failure,
             lane_key=lane_key,
-            may_add_tasks=may_add_tasks,
-            max_lanes_running=max_lanes_running,
             max_waiting=max_waiting,
             timeout=timeout,
             drain_timeout=drain_timeout,
@@ -131,9 +145,11 @@ class OrderedBackgroundMiddleware:
             results_bytes=results_bytes,
             log_arguments=log_arguments,
         )
+        self.settings: Settings = settings if engine is None else engine.bind(settings, frozenset(given))
+        self.engine: Engine | None = engine
         self._may_add: Callable[[Scope], bool] | None = None
-        if order == "arrived":
-            self._may_add = may_add_tasks or functools.partial(asks_for_tasks, app)
+        if settings.order == "arrived":
+            self._may_add = settings.may_add_tasks or functools.partial(asks_for_tasks, app)
         self._lives = PerLoop(self.settings)
         self._latest: Life | None = None
         self._said: set[str] = set()
@@ -144,6 +160,9 @@ class OrderedBackgroundMiddleware:
 
         Raises RuntimeError in a thread while the app has executors in two loops, or none.
         """
+        if self.engine is not None:
+            found: SerialExecutor = self.engine.executor
+            return found
         try:
             running_loop()
         except RuntimeError:
@@ -158,6 +177,9 @@ class OrderedBackgroundMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
+        if self.engine is not None:
+            await self._with_engine(self.engine, scope, receive, send)
+            return
         if kind != "http" and kind != "websocket":
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
@@ -205,6 +227,54 @@ class OrderedBackgroundMiddleware:
         """Wait for the tasks that were awaited before the response had ended."""
         if request.handed_over:
             await request.runner.waits.attached(request.handed_over, request)
+
+    # -- with an engine --------------------------------------------------------------------------------------
+
+    async def _with_engine(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind != "http" and kind != "websocket":
+            await (self._engine_lifespan if kind == "lifespan" else self.app)(scope, receive, send)
+            return
+        if isinstance(scope.get(SCOPE_KEY), EngineRequest):  # the outer one keeps its tasks
+            await self.app(scope, receive, send)
+            return
+        request = scope[SCOPE_KEY] = engine.request(scope, send)
+        token = current.set(request)
+        try:
+            await self.app(scope, receive, request.send)
+        except BaseException as error:
+            await request.end(error)
+            refusal = _refusal(error)
+            if refusal is None or not request.unanswered:
+                raise
+        else:
+            await request.end(None)
+            return
+        finally:
+            current.reset(token)
+        await _refuse(refusal, scope, receive, send)
+
+    async def _engine_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        engine = self.engine
+        assert engine is not None
+        is_open = False
+
+        async def close_then_receive() -> Message:
+            nonlocal is_open
+            message = await receive()
+            if message["type"] == "lifespan.startup" and not is_open:
+                await engine.open()
+                is_open = True
+            if message["type"] == "lifespan.shutdown" and is_open:
+                is_open = False
+                await engine.close()
+            return message
+
+        try:
+            await self.app(scope, close_then_receive, send)
+        finally:
+            if is_open:
+                await engine.close()
 
     # -- the lifespan ----------------------------------------------------------------------------------------
 

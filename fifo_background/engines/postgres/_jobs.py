@@ -1,0 +1,153 @@
+"""Handles to stored tasks: they ask the database, so what they are asked for is awaited."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Generator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fifo_background._core.job import Progress
+from fifo_background._core.job_record import Blocker, JobRecord, LaneName
+from fifo_background._core.plain import as_plain
+from fifo_background._core.state import JobState
+from fifo_background.engines.postgres._errors import TaskFailed
+from fifo_background.exceptions import JobNoResult
+
+if TYPE_CHECKING:
+    from fifo_background.engines.postgres._engine import Session
+
+__all__ = ("StoredJob", "lane_name_of", "lane_of_id", "record_of")
+
+
+class StoredJob:
+    """The handle to a task that is in the database, or will be: `id` finds it again, in any process.
+
+    `await job` gives the function's result, or raises `TaskFailed` or `JobNoResult`. `await job.wait()` waits
+    and returns the `JobState`. `await job.record()` tells all that is known of it. `await job.cancel()` says
+    whether it was in time, or, of a task that runs, whether it was asked to end.
+    """
+
+    __slots__ = ("_session", "id", "name")
+
+    def __init__(self, session: Session, id: str, name: str) -> None:
+        self._session = session
+        self.id: str = id
+        self.name: str = name
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._result().__await__()
+
+    async def _result(self) -> Any:
+        await self.wait()
+        row = await self._row()
+        if row["state"] == "failed":
+            raise TaskFailed(self.name, row["error_type"] or "an error", row["error"] or "")
+        if row["state"] != "succeeded":
+            raise JobNoResult(self.name, row["state"])
+        if row["result"] is None:
+            raise JobNoResult(self.name, f"not stored: {row['result_omitted']}")
+        return self._session.codec.read(row["result"])
+
+    async def wait(self) -> JobState:
+        """Wait for its end, however it ends."""
+        return await self._session.waits.for_end(self.id)
+
+    async def record(self) -> JobRecord:
+        """Where it is now. Raises LookupError where it was never stored, or was pruned."""
+        return record_of(self._session, await self._row())
+
+    async def cancel(self) -> bool:
+        """Whether it never runs or, where it runs, whether its worker was asked to cancel it."""
+        return await self._session.database.cancel(self.id) in ("queued", "running")
+
+    async def _row(self) -> dict[str, Any]:
+        row = await self._session.database.task(self.id)
+        if row is None:
+            raise LookupError(
+                f"{self.name} {self.id} is not in the database: it was not stored, or was pruned"
+            )
+        return row
+
+    def _by_await(self) -> NoReturn:
+        raise TypeError(
+            f"{self.name} is in the database: write `await job`, `await job.wait()` or "
+            "`(await job.record()).state` instead"
+        )
+
+    @property
+    def state(self) -> JobState:
+        self._by_await()
+
+    def done(self) -> bool:
+        self._by_await()
+
+    def result(self) -> Any:
+        self._by_await()
+
+    def exception(self) -> BaseException | None:
+        self._by_await()
+
+    def add_done_callback(self, callback: object) -> None:
+        self._by_await()
+
+    def __repr__(self) -> str:
+        return f"<StoredJob {self.name} {self.id}>"
+
+
+def record_of(session: Session, row: dict[str, Any]) -> JobRecord:
+    """A row as users see it. `row`: as the SQL function `fifo_background_task` gives it."""
+    key = session.codec.read(row["lane"])
+    progress = row["progress"]
+    blocker = row.get("blocked_by")
+    result, omitted = None, row["result_omitted"]
+    if row["result"] is not None:
+        result, omitted = plain_result(session, row["result"])
+    return JobRecord(
+        id=row["id"],
+        number=row["number"],
+        name=row["function"].partition(":")[2],
+        lane=key,
+        lane_name=lane_name_of(row["lane"], key),
+        state=JobState(row["state"]),
+        added_at=_moment(row["added_at"]),  # type: ignore[arg-type]
+        started_at=_moment(row["started_at"]),
+        ended_at=_moment(row["ended_at"]),
+        waited=row["waited"],
+        ran=row["ran"],
+        ahead=row.get("ahead"),
+        ahead_more=bool(row.get("ahead_more")),
+        blocked_by=None
+        if blocker is None
+        else Blocker(blocker["kind"], blocker["id"], blocker["name"], blocker["seconds"]),
+        progress=None if progress is None else Progress(**progress),
+        request=row["request"],
+        retry_of=None,
+        result=result,
+        result_omitted=omitted,
+        error=None if row["error_type"] is None else (row["error_type"], row["error"] or ""),
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def lane_name_of(lane: str, key: Any) -> LaneName:
+    """`lane`: the key as text; its id needs no table."""
+    name = "default" if key is None else key if isinstance(key, str) else repr(key)
+    return LaneName(urlsafe_b64encode(lane.encode()).decode().rstrip("="), name)
+
+
+def lane_of_id(id: str) -> str:
+    """The key as text. Raises ValueError for what is no id of a lane."""
+    return urlsafe_b64decode(id + "=" * (-len(id) % 4)).decode()
+
+
+def plain_result(session: Session, text: str) -> tuple[Any, str | None]:
+    """A stored result in terms of JSON, and why there is none."""
+    try:
+        plain, _, omitted = as_plain(session.codec.read(text), 10 * len(text) + 1000)
+    except Exception as error:  # of an Enum that this app does not have
+        return None, f"it cannot be read here: {error}"
+    return plain, omitted

@@ -1,0 +1,172 @@
+"""A call as it is stored, and as a worker reads it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from fifo_background.engines.postgres._codec import Codec
+from fifo_background.engines.postgres._functions import Functions
+
+__all__ = ("Carried", "Claim", "Claimed", "NewTask", "Retry", "lock_of", "new_id")
+
+_HAS_TRACING = find_spec("opentelemetry") is not None
+
+
+def new_id() -> str:
+    """An id that nobody can guess."""
+    return secrets.token_hex(16)
+
+
+def lock_of(queue: str, lane: str) -> str:
+    """How procrastinate knows a lane: locks of all queues are in one table. `lane`: the key as text."""
+    return f"{queue}/{lane}"
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often, and when, a task that fails is run again; its lane waits meanwhile.
+
+    `attempts`: how often it is run at most, the first one included. `wait` (seconds): before the second run;
+    each later one waits twice as long as the one before it, at most `wait_max` (seconds).
+    """
+
+    attempts: int = 3
+    wait: float = 1.0
+    wait_max: float = 60.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
+            raise ValueError(f"attempts={self.attempts!r}: give a whole number, 1 or more")
+        for name in ("wait", "wait_max"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e6:
+                raise ValueError(f"{name}={value!r}: give a number of seconds, 0 or more")
+
+    def seconds_after(self, attempt: int) -> float | None:
+        """How long to wait after the run with this number; None if it was the last one."""
+        if attempt >= self.attempts:
+            return None
+        return min(self.wait * 2.0 ** min(attempt - 1, 50), self.wait_max)
+
+
+@dataclass(slots=True)
+class NewTask:
+    """A call that was added and is to be stored."""
+
+    id: str
+    name: str
+    lane: str
+    function: str
+    arguments: str
+    options: dict[str, Any]
+
+    def row(self, place: int) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "place": place,
+            "function": self.function,
+            "arguments": self.arguments,
+            "options": self.options,
+        }
+
+
+class Carried:
+    """What of a request's context goes with its tasks: the trace, and the variables that the app names."""
+
+    def __init__(self, codec: Codec, variables: Mapping[str, ContextVar[Any]]) -> None:
+        self._codec = codec
+        self._variables = dict(variables)
+
+    def take(self) -> dict[str, Any]:
+        """Of the current context, in terms of JSON. Raises TypeError for a value that cannot be stored."""
+        taken: dict[str, Any] = {}
+        for name, variable in self._variables.items():
+            value = variable.get(taken)
+            if value is not taken:
+                try:
+                    taken[name] = self._codec.write(value)
+                except TypeError as error:
+                    raise TypeError(f"the context variable {name!r} cannot be stored: {error}") from None
+        carried: dict[str, Any] = {"variables": taken} if taken else {}
+        if _HAS_TRACING:
+            from opentelemetry import propagate
+
+            trace: dict[str, str] = {}
+            propagate.inject(trace)
+            if trace:
+                carried["trace"] = trace
+        return carried
+
+    def context(self, carried: Mapping[str, Any] | None) -> Context:
+        """A context in which a task finds what was taken."""
+        context = copy_context()
+        context.run(self._set, carried or {})
+        return context
+
+    def _set(self, carried: Mapping[str, Any]) -> None:
+        for name, text in carried.get("variables", {}).items():
+            if name in self._variables:
+                self._variables[name].set(self._codec.read(text))
+        if _HAS_TRACING and carried.get("trace"):
+            from opentelemetry import context, propagate
+
+            context.attach(propagate.extract(carried["trace"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """One task of a job that a worker has."""
+
+    id: str
+    function: str
+    arguments: str
+    options: dict[str, Any]
+    lane: str
+    request: str | None
+    carried: dict[str, Any] | None
+    attempts: int
+
+    @property
+    def name(self) -> str:
+        return self.function.partition(":")[2]
+
+    @property
+    def retry(self) -> Retry | None:
+        given = self.options.get("retry")
+        return None if given is None else Retry(**given)
+
+    def call(
+        self, functions: Functions, codec: Codec
+    ) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+        """The function and its arguments. Raises what reading them raises: `NotAllowedError` and others."""
+        function = functions.function(self.function)
+        args, kwargs = codec.read_arguments(self.arguments)
+        return function, args, kwargs
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that a worker has: what one request has added to one lane."""
+
+    job: int
+    attempts: int
+    lock: str
+    tasks: tuple[Claimed, ...]
+
+    @classmethod
+    def of(cls, fetched: Mapping[str, Any]) -> Claim:
+        tasks = (dict(one) for one in fetched["tasks"])
+        return cls(
+            fetched["job"],
+            fetched["attempts"],
+            fetched["lock"],
+            tuple(
+                Claimed(**{**one, "attempts": one["attempts"] + (place > 0)})
+                for place, one in enumerate(tasks)
+            ),
+        )

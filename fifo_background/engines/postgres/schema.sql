@@ -1,0 +1,604 @@
+-- What stands beside procrastinate's tables. The order is procrastinate's: a job of one lock starts only after
+-- the jobs of that lock with smaller ids have ended. One of its jobs is what one request adds to one lane;
+-- each task of it is a row of ours.
+
+CREATE TABLE fifo_background_schema (version int NOT NULL);
+INSERT INTO fifo_background_schema VALUES (1);
+
+CREATE TABLE fifo_background_tasks (
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    id text PRIMARY KEY,
+    job_id bigint NOT NULL REFERENCES procrastinate_jobs ON DELETE CASCADE,
+    place int NOT NULL,
+    queue text NOT NULL,
+    lane text NOT NULL,              -- the key, as the codec writes it
+    function text NOT NULL,          -- "module:name"
+    arguments text NOT NULL,         -- as the codec writes them
+    options jsonb NOT NULL,
+    request text,                    -- the method and path of the request that added it
+    carried jsonb,                   -- the context that travels with it
+    state text NOT NULL DEFAULT 'queued',
+    attempts int NOT NULL DEFAULT 0, -- how often it was started
+    crashes int NOT NULL DEFAULT 0,  -- how often its worker was lost while it ran
+    cancel_requested boolean NOT NULL DEFAULT false,
+    watched boolean NOT NULL DEFAULT false, -- somebody waits for its end
+    added_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    started_at timestamptz,
+    ended_at timestamptz,
+    progress jsonb,
+    result text,
+    result_omitted text,
+    error_type text,
+    error text
+);
+CREATE INDEX fifo_background_tasks_job ON fifo_background_tasks (job_id, place);
+CREATE INDEX fifo_background_tasks_number ON fifo_background_tasks (queue, number);
+CREATE INDEX fifo_background_tasks_open ON fifo_background_tasks (queue, state, number)
+    WHERE state IN ('queued', 'running');
+CREATE INDEX fifo_background_tasks_lane ON fifo_background_tasks (queue, lane, job_id, place)
+    WHERE state IN ('queued', 'running');
+CREATE INDEX fifo_background_tasks_ended ON fifo_background_tasks (queue, ended_at) WHERE ended_at IS NOT NULL;
+
+-- A worker, and after how many seconds without a heartbeat it counts as lost. Where its row of procrastinate
+-- is gone, it is lost.
+CREATE TABLE fifo_background_workers (
+    id bigint PRIMARY KEY REFERENCES procrastinate_workers ON DELETE CASCADE,
+    queue text NOT NULL,
+    lost_after double precision NOT NULL,
+    host text NOT NULL,
+    pid int NOT NULL,
+    concurrency int NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- The fetch looks for the head of each lock.
+CREATE INDEX fifo_background_jobs_lock_id ON procrastinate_jobs (lock, id) WHERE status IN ('todo', 'doing');
+-- Without statistics the planner sorts all waiting jobs for each fetch.
+ALTER FUNCTION procrastinate_fetch_job_v2(character varying[], bigint) SET enable_sort = off;
+
+-- Wakes workers, or tells processes what has happened.
+CREATE FUNCTION fifo_background_notify(_queue text, _what text) RETURNS void LANGUAGE sql AS $$
+    SELECT pg_notify('fifo_background#' || _queue, _what);
+$$;
+
+-- Stores what a request has added: a list of {lock, lane, request, carried, tasks}. All of it or nothing.
+CREATE FUNCTION fifo_background_store(_queue text, _groups jsonb, _max_waiting int) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    _group jsonb;
+    _job bigint;
+    _waiting int;
+BEGIN
+    IF _max_waiting IS NOT NULL THEN
+        SELECT count(*) FROM (
+            SELECT FROM fifo_background_tasks WHERE queue = _queue AND state = 'queued' LIMIT _max_waiting
+        ) AS first INTO _waiting;
+        IF _waiting >= _max_waiting THEN
+            RAISE EXCEPTION 'queue full: % tasks wait', _waiting USING ERRCODE = 'FB001';
+        END IF;
+    END IF;
+    FOR _group IN SELECT jsonb_array_elements(_groups) LOOP
+        _job := (procrastinate_defer_jobs_v1(ARRAY[ROW(
+            _queue, 'fifo_background', 0, _group ->> 'lock', NULL, '{}'::jsonb, NULL
+        )::procrastinate_job_to_defer_v1]))[1];
+        INSERT INTO fifo_background_tasks
+            (id, job_id, place, queue, lane, function, arguments, options, request, carried)
+        SELECT one.id, _job, one.place, _queue, _group ->> 'lane', one.function, one.arguments, one.options,
+            _group ->> 'request', _group -> 'carried'
+        FROM jsonb_to_recordset(_group -> 'tasks')
+            AS one (id text, place int, function text, arguments text, options jsonb);
+    END LOOP;
+END;
+$$;
+
+CREATE FUNCTION fifo_background_register(
+    _queue text, _lost_after double precision, _host text, _pid int, _concurrency int
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    _id bigint;
+BEGIN
+    SELECT worker_id FROM procrastinate_register_worker_v1() INTO _id;
+    INSERT INTO fifo_background_workers (id, queue, lost_after, host, pid, concurrency)
+        VALUES (_id, _queue, _lost_after, _host, _pid, _concurrency);
+    RETURN _id;
+END;
+$$;
+
+-- The next job whose lane is free, with its tasks; its first one runs from here on. Else {"next_at"}: when
+-- the first of the retries that wait is due, in seconds from now.
+CREATE FUNCTION fifo_background_fetch(_queue text, _worker bigint) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    _job procrastinate_jobs;
+    _first text;
+BEGIN
+    LOOP
+        SELECT * FROM procrastinate_fetch_job_v2(ARRAY[_queue]::varchar[], _worker) INTO _job;
+        IF _job.id IS NULL THEN
+            RETURN jsonb_build_object('next_at', (
+                SELECT extract(epoch FROM min(scheduled_at) - clock_timestamp()) FROM procrastinate_jobs
+                WHERE status = 'todo' AND queue_name = _queue AND scheduled_at IS NOT NULL
+            ));
+        END IF;
+        SELECT id FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'queued'
+            ORDER BY place LIMIT 1 INTO _first;
+        EXIT WHEN _first IS NOT NULL;
+        PERFORM procrastinate_finish_job_v1(_job.id, 'succeeded', false); -- all of it was cancelled meanwhile
+    END LOOP;
+    UPDATE fifo_background_tasks SET state = 'running', started_at = clock_timestamp(), attempts = attempts + 1
+        WHERE id = _first;
+    RETURN jsonb_build_object(
+        'job', _job.id, 'attempts', _job.attempts, 'lock', _job.lock, 'tasks', (
+            SELECT jsonb_agg(jsonb_build_object(
+                'id', id, 'function', function, 'arguments', arguments, 'options', options, 'lane', lane,
+                'request', request, 'carried', carried, 'attempts', attempts
+            ) ORDER BY place)
+            FROM fifo_background_tasks WHERE job_id = _job.id AND state IN ('running', 'queued')
+        )
+    );
+END;
+$$;
+
+-- Whether a worker still has a job; it cannot be taken from it before the transaction has ended.
+CREATE FUNCTION fifo_background_holds(_worker bigint, _job bigint, _attempts int) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM procrastinate_jobs
+        WHERE id = _job AND status = 'doing' AND worker_id = _worker AND attempts = _attempts FOR UPDATE;
+    RETURN FOUND;
+END;
+$$;
+
+-- A task has ended: {id, state, result, result_omitted, error_type, error, skip, stop, retry_in, fetch, wake}.
+-- Returns null where the worker has lost the job, {"next": id} for the next task of the job, else {"fetched"}.
+CREATE FUNCTION fifo_background_end(
+    _queue text, _worker bigint, _job bigint, _attempts int, _end jsonb
+) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    _next text;
+BEGIN
+    IF NOT fifo_background_holds(_worker, _job, _attempts) THEN
+        RETURN NULL;
+    END IF;
+    IF _end ->> 'retry_in' IS NOT NULL THEN
+        UPDATE fifo_background_tasks
+            SET state = 'queued', error_type = _end ->> 'error_type', error = _end ->> 'error', progress = NULL
+            WHERE id = _end ->> 'id';
+        PERFORM procrastinate_retry_job_v2(
+            _job, clock_timestamp() + make_interval(secs => (_end ->> 'retry_in')::double precision),
+            NULL, NULL, NULL
+        );
+    ELSE
+        UPDATE fifo_background_tasks SET
+            state = _end ->> 'state', ended_at = clock_timestamp(), result = _end ->> 'result',
+            result_omitted = _end ->> 'result_omitted', error_type = _end ->> 'error_type', error = _end ->> 'error'
+            WHERE id = _end ->> 'id';
+        IF (_end ->> 'skip')::boolean THEN
+            PERFORM fifo_background_skip_rest(_job);
+        END IF;
+        PERFORM fifo_background_notify(_queue, 'ended ' || id)
+            FROM fifo_background_tasks WHERE job_id = _job AND watched AND ended_at IS NOT NULL;
+        IF (_end ->> 'stop')::boolean THEN -- at the head, where nobody serves
+            PERFORM procrastinate_retry_job_v2(_job, NULL, NULL, fifo_background_stopped(_queue), NULL);
+        ELSE
+            SELECT id FROM fifo_background_tasks WHERE job_id = _job AND state = 'queued'
+                ORDER BY place LIMIT 1 INTO _next;
+            IF _next IS NOT NULL THEN
+                UPDATE fifo_background_tasks
+                    SET state = 'running', started_at = clock_timestamp(), attempts = attempts + 1
+                    WHERE id = _next;
+                RETURN jsonb_build_object('next', _next);
+            END IF;
+            PERFORM fifo_background_finish(_job);
+        END IF;
+    END IF;
+    IF (_end ->> 'wake')::boolean THEN
+        PERFORM fifo_background_notify(_queue, 'wake');
+    END IF;
+    RETURN jsonb_build_object(
+        'fetched', CASE WHEN (_end ->> 'fetch')::boolean THEN fifo_background_fetch(_queue, _worker) END
+    );
+END;
+$$;
+
+CREATE FUNCTION fifo_background_skip_rest(_job bigint) RETURNS void LANGUAGE sql AS $$
+    UPDATE fifo_background_tasks SET state = 'skipped', ended_at = clock_timestamp()
+        WHERE job_id = _job AND state = 'queued';
+$$;
+
+-- Where procrastinate keeps what stays at the head of a stopped lane, and what stands before a paused one.
+CREATE FUNCTION fifo_background_stopped(_queue text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT left(_queue, 100) || '#stopped';
+$$;
+CREATE FUNCTION fifo_background_paused(_queue text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT left(_queue, 100) || '#paused';
+$$;
+
+-- All tasks of a job have ended.
+CREATE FUNCTION fifo_background_finish(_job bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM fifo_background_tasks WHERE job_id = _job AND state = 'failed';
+    PERFORM procrastinate_finish_job_v1(
+        _job, (CASE WHEN FOUND THEN 'failed' ELSE 'succeeded' END)::procrastinate_job_status, false
+    );
+END;
+$$;
+
+-- A worker that stops gives back what it has in hand: it is at the head of its lane again.
+CREATE FUNCTION fifo_background_give_back(_queue text, _worker bigint, _job bigint, _attempts int)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT fifo_background_holds(_worker, _job, _attempts) THEN
+        RETURN false;
+    END IF;
+    UPDATE fifo_background_tasks SET state = 'queued', started_at = NULL, progress = NULL
+        WHERE job_id = _job AND state = 'running';
+    PERFORM procrastinate_retry_job_v2(_job, NULL, NULL, NULL, NULL);
+    PERFORM fifo_background_notify(_queue, 'wake');
+    RETURN true;
+END;
+$$;
+
+-- Takes the jobs of lost workers from them: each is at the head of its lane again, under the same id. The row
+-- of the worker goes first: a heartbeat that comes at the same moment either keeps it, or finds it gone.
+CREATE FUNCTION fifo_background_recover(_queue text, _most_crashes int) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE
+    _job record;
+    _recovered int := 0;
+BEGIN
+    DELETE FROM procrastinate_workers AS worker USING fifo_background_workers AS ours
+        WHERE ours.id = worker.id AND ours.queue = _queue
+        AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after);
+    FOR _job IN
+        SELECT id FROM procrastinate_jobs
+            WHERE status = 'doing' AND queue_name = _queue AND worker_id IS NULL
+            ORDER BY id FOR UPDATE SKIP LOCKED
+    LOOP
+        UPDATE fifo_background_tasks SET crashes = crashes + 1, state = 'queued', started_at = NULL, progress = NULL
+            WHERE job_id = _job.id AND state = 'running';
+        UPDATE fifo_background_tasks SET
+            state = 'failed', ended_at = clock_timestamp(), error_type = 'WorkerLost',
+            error = 'the worker that ran it was lost, ' || crashes || ' times'
+            WHERE job_id = _job.id AND state = 'queued' AND crashes >= _most_crashes;
+        IF FOUND THEN
+            PERFORM fifo_background_skip_rest(_job.id);
+        END IF;
+        PERFORM fifo_background_notify(_queue, 'ended ' || id)
+            FROM fifo_background_tasks WHERE job_id = _job.id AND watched AND ended_at IS NOT NULL;
+        PERFORM FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'queued';
+        IF FOUND THEN
+            PERFORM procrastinate_retry_job_v2(_job.id, NULL, NULL, NULL, NULL);
+        ELSE
+            PERFORM fifo_background_finish(_job.id);
+        END IF;
+        _recovered := _recovered + 1;
+    END LOOP;
+    IF _recovered > 0 THEN
+        PERFORM fifo_background_notify(_queue, 'wake');
+    END IF;
+    RETURN _recovered;
+END;
+$$;
+
+-- Cancels a task: it never runs, or its worker is asked to cancel it. Returns the state that it had.
+CREATE FUNCTION fifo_background_cancel(_queue text, _id text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    _job bigint;
+    _state text;
+BEGIN
+    SELECT job_id FROM fifo_background_tasks WHERE id = _id AND queue = _queue INTO _job;
+    PERFORM FROM procrastinate_jobs WHERE id = _job FOR UPDATE; -- before a task of it, as everywhere
+    SELECT state FROM fifo_background_tasks WHERE id = _id AND queue = _queue FOR UPDATE INTO _state;
+    IF _state = 'running' THEN
+        UPDATE fifo_background_tasks SET cancel_requested = true WHERE id = _id;
+        PERFORM fifo_background_notify(_queue, 'cancel ' || _id);
+    ELSIF _state = 'queued' THEN
+        UPDATE fifo_background_tasks SET state = 'cancelled', ended_at = clock_timestamp() WHERE id = _id;
+        PERFORM fifo_background_notify(_queue, 'ended ' || id) FROM fifo_background_tasks WHERE id = _id AND watched;
+        PERFORM fifo_background_end_empty(_queue, _job);
+    END IF;
+    RETURN _state;
+END;
+$$;
+
+-- Ends a waiting job that has nothing to run anymore.
+CREATE FUNCTION fifo_background_end_empty(_queue text, _job bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM fifo_background_tasks WHERE job_id = _job AND state IN ('queued', 'running');
+    IF NOT FOUND THEN
+        PERFORM procrastinate_cancel_job_v1(_job, false, false);
+        PERFORM fifo_background_notify(_queue, 'wake');
+    END IF;
+END;
+$$;
+
+-- Marks a task as watched, and returns its state.
+CREATE FUNCTION fifo_background_watch(_id text) RETURNS text LANGUAGE sql AS $$
+    UPDATE fifo_background_tasks SET watched = true WHERE id = _id RETURNING state;
+$$;
+
+-- A job of higher priority, in a queue that nobody serves, stands before the lane: it works on empty lanes, too.
+CREATE FUNCTION fifo_background_pause(_queue text, _lock text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM procrastinate_defer_jobs_v1(ARRAY[ROW(
+        fifo_background_paused(_queue), 'fifo_background_pause', 1, _lock, 'pause ' || _lock, '{}'::jsonb, NULL
+    )::procrastinate_job_to_defer_v1]);
+    RETURN true;
+EXCEPTION WHEN unique_violation THEN
+    RETURN false;
+END;
+$$;
+
+CREATE FUNCTION fifo_background_resume(_queue text, _lock text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    _job bigint;
+BEGIN
+    SELECT procrastinate_cancel_job_v1(id, false, true) FROM procrastinate_jobs
+        WHERE lock = _lock AND queue_name = fifo_background_paused(_queue) AND status = 'todo' INTO _job;
+    IF _job IS NULL THEN
+        RETURN false;
+    END IF;
+    PERFORM fifo_background_notify(_queue, 'wake');
+    RETURN true;
+END;
+$$;
+
+-- The failed task at the head of a stopped lane runs again. Returns its id, or null.
+CREATE FUNCTION fifo_background_retry_head(_queue text, _lock text, _head text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    _job bigint;
+    _id text;
+BEGIN
+    SELECT id FROM procrastinate_jobs
+        WHERE lock = _lock AND queue_name = fifo_background_stopped(_queue) AND status = 'todo'
+        FOR UPDATE INTO _job;
+    SELECT id FROM fifo_background_tasks WHERE job_id = _job AND state = 'failed'
+        ORDER BY place DESC LIMIT 1 INTO _id;
+    IF _id IS NULL OR (_head IS NOT NULL AND _head <> _id) THEN
+        RETURN NULL;
+    END IF;
+    UPDATE fifo_background_tasks SET
+        state = 'queued', started_at = NULL, ended_at = NULL, error = NULL, error_type = NULL, crashes = 0
+        WHERE id = _id;
+    UPDATE procrastinate_jobs SET queue_name = _queue WHERE id = _job;
+    PERFORM fifo_background_notify(_queue, 'wake');
+    RETURN _id;
+END;
+$$;
+
+-- Leaves out the head of a lane: the failed task of a stopped one, else the first that waits. Returns its id.
+CREATE FUNCTION fifo_background_skip_head(_queue text, _lock text, _head text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    _job procrastinate_jobs;
+    _id text;
+BEGIN
+    SELECT * FROM procrastinate_jobs
+        WHERE lock = _lock AND status = 'todo' AND queue_name <> fifo_background_paused(_queue)
+        ORDER BY id LIMIT 1 FOR UPDATE INTO _job;
+    IF _job.queue_name = fifo_background_stopped(_queue) THEN
+        SELECT id FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'failed'
+            ORDER BY place DESC LIMIT 1 INTO _id;
+    ELSE
+        SELECT id FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'queued'
+            ORDER BY place LIMIT 1 INTO _id;
+    END IF;
+    IF _id IS NULL OR (_head IS NOT NULL AND _head <> _id) THEN
+        RETURN NULL;
+    END IF;
+    IF _job.queue_name = fifo_background_stopped(_queue) THEN
+        PERFORM FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'queued';
+        IF FOUND THEN
+            UPDATE procrastinate_jobs SET queue_name = _queue WHERE id = _job.id;
+        ELSE
+            PERFORM procrastinate_finish_job_v1(_job.id, 'failed', false);
+        END IF;
+    ELSE
+        UPDATE fifo_background_tasks SET state = 'skipped', ended_at = clock_timestamp() WHERE id = _id;
+        PERFORM fifo_background_notify(_queue, 'ended ' || id) FROM fifo_background_tasks WHERE id = _id AND watched;
+        PERFORM fifo_background_end_empty(_queue, _job.id);
+    END IF;
+    PERFORM fifo_background_notify(_queue, 'wake');
+    RETURN _id;
+END;
+$$;
+
+-- Cancels all tasks that wait in a lane; a stopped lane goes on. Returns their ids.
+CREATE FUNCTION fifo_background_clear(_queue text, _lock text) RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+    _job record;
+    _some text[];
+    _all text[] := '{}';
+BEGIN
+    FOR _job IN
+        SELECT id, queue_name, status FROM procrastinate_jobs
+            WHERE lock = _lock AND queue_name <> fifo_background_paused(_queue) AND status IN ('todo', 'doing')
+            ORDER BY id FOR UPDATE
+    LOOP
+        WITH cleared AS (
+            UPDATE fifo_background_tasks SET state = 'cancelled', ended_at = clock_timestamp()
+                WHERE job_id = _job.id AND state = 'queued' RETURNING id
+        ) SELECT array_agg(id) FROM cleared INTO _some;
+        _all := _all || coalesce(_some, '{}');
+        PERFORM fifo_background_notify(_queue, 'ended ' || id)
+            FROM fifo_background_tasks WHERE id = ANY(_some) AND watched;
+        IF _job.queue_name = fifo_background_stopped(_queue) THEN
+            PERFORM procrastinate_finish_job_v1(_job.id, 'failed', false);
+        ELSIF _job.status = 'todo' THEN
+            PERFORM fifo_background_end_empty(_queue, _job.id);
+        END IF;
+    END LOOP;
+    PERFORM fifo_background_notify(_queue, 'wake');
+    RETURN _all;
+END;
+$$;
+
+-- One task as users see it: how many are ahead (up to 1,000), and what blocks it.
+CREATE FUNCTION fifo_background_picture(_task fifo_background_tasks) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    _now timestamptz := clock_timestamp();
+    _ahead int;
+    _head record;
+    _lock text;
+    _blocker jsonb;
+BEGIN
+    IF _task.state = 'queued' THEN
+        SELECT count(*) FROM (
+            SELECT FROM fifo_background_tasks AS other
+            WHERE other.queue = _task.queue AND other.lane = _task.lane AND other.state IN ('queued', 'running')
+                AND (other.job_id, other.place) < (_task.job_id, _task.place) LIMIT 1001
+        ) AS those INTO _ahead;
+        _lock := _task.queue || '/' || _task.lane;
+        SELECT other.* FROM procrastinate_jobs AS job
+            JOIN fifo_background_tasks AS other ON other.job_id = job.id AND other.state IN ('running', 'failed')
+            WHERE job.lock = _lock AND job.status IN ('todo', 'doing')
+                AND (job.queue_name = fifo_background_stopped(_task.queue) OR other.state = 'running')
+            ORDER BY job.id, other.place DESC LIMIT 1 INTO _head;
+        IF _head.state = 'running' THEN
+            _blocker := jsonb_build_object('kind', 'job', 'id', _head.id, 'name', split_part(_head.function, ':', 2),
+                'seconds', extract(epoch FROM _now - _head.started_at));
+        ELSIF _head.state = 'failed' THEN
+            _blocker := jsonb_build_object('kind', 'failed', 'id', _head.id, 'name', split_part(_head.function, ':', 2),
+                'seconds', extract(epoch FROM _now - _head.ended_at));
+        ELSE
+            SELECT jsonb_build_object('kind', 'paused', 'id', NULL, 'name', NULL,
+                    'seconds', extract(epoch FROM _now - event.at))
+                FROM procrastinate_jobs AS job JOIN procrastinate_events AS event ON event.job_id = job.id
+                WHERE job.lock = _lock AND job.status = 'todo'
+                    AND job.queue_name = fifo_background_paused(_task.queue)
+                LIMIT 1 INTO _blocker;
+            IF _blocker IS NULL AND _ahead = 0 THEN
+                _blocker := jsonb_build_object('kind', 'slot', 'id', NULL, 'name', NULL,
+                    'seconds', extract(epoch FROM _now - _task.added_at));
+            END IF;
+        END IF;
+    END IF;
+    RETURN to_jsonb(_task) || jsonb_build_object(
+        'waited', extract(epoch FROM coalesce(_task.started_at, _task.ended_at, _now) - _task.added_at),
+        'ran', extract(epoch FROM coalesce(_task.ended_at, _now) - _task.started_at),
+        'ahead', CASE WHEN _ahead > 1000 THEN 1000 ELSE _ahead END, 'ahead_more', coalesce(_ahead > 1000, false), 'blocked_by', _blocker
+    );
+END;
+$$;
+
+CREATE FUNCTION fifo_background_task(_queue text, _id text) RETURNS jsonb LANGUAGE sql AS $$
+    SELECT fifo_background_picture(task) FROM fifo_background_tasks AS task WHERE id = _id AND queue = _queue;
+$$;
+
+-- The newest tasks that match. _search: a part of the function's name, of the key or, of an id, its beginning.
+CREATE FUNCTION fifo_background_list(
+    _queue text, _states text[], _lane text, _function text, _search text, _limit int, _before bigint
+) RETURNS jsonb LANGUAGE sql AS $$
+    SELECT jsonb_agg(fifo_background_picture(task) ORDER BY task.number DESC) FROM (
+        SELECT * FROM fifo_background_tasks AS one
+        WHERE one.queue = _queue
+            AND (_states IS NULL OR one.state = ANY(_states))
+            AND (_lane IS NULL OR one.lane = _lane)
+            AND (_function IS NULL OR split_part(one.function, ':', 2) = _function)
+            AND (_before IS NULL OR one.number < _before)
+            AND (_search IS NULL OR position(lower(_search) IN lower(split_part(one.function, ':', 2))) > 0
+                OR position(lower(_search) IN lower(one.lane)) > 0
+                OR one.number::text = _search
+                OR (length(_search) > 5 AND starts_with(one.id, _search)))
+        ORDER BY one.number DESC LIMIT _limit
+    ) AS task;
+$$;
+
+-- One lane: what runs, waits, keeps it, and has ended last.
+CREATE FUNCTION fifo_background_lane(_queue text, _lane text) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    _lock text := _queue || '/' || _lane;
+    _paused timestamptz;
+    _head fifo_background_tasks;
+    _waiting int;
+    _running fifo_background_tasks;
+    _ended jsonb;
+BEGIN
+    SELECT event.at FROM procrastinate_jobs AS job JOIN procrastinate_events AS event ON event.job_id = job.id
+        WHERE job.lock = _lock AND job.status = 'todo' AND job.queue_name = fifo_background_paused(_queue)
+        LIMIT 1 INTO _paused;
+    SELECT task.* FROM procrastinate_jobs AS job JOIN fifo_background_tasks AS task ON task.job_id = job.id
+        WHERE job.lock = _lock AND job.status = 'todo' AND job.queue_name = fifo_background_stopped(_queue)
+            AND task.state = 'failed'
+        ORDER BY task.place DESC LIMIT 1 INTO _head;
+    SELECT count(*) FROM (
+        SELECT FROM fifo_background_tasks WHERE queue = _queue AND lane = _lane AND state = 'queued' LIMIT 10001
+    ) AS those INTO _waiting;
+    SELECT * FROM fifo_background_tasks WHERE queue = _queue AND lane = _lane AND state = 'running'
+        ORDER BY job_id LIMIT 1 INTO _running;
+    SELECT jsonb_agg(state ORDER BY ended_at) FROM (
+        SELECT state, ended_at FROM fifo_background_tasks
+        WHERE queue = _queue AND lane = _lane AND ended_at IS NOT NULL ORDER BY number DESC LIMIT 10
+    ) AS those INTO _ended;
+    RETURN jsonb_build_object(
+        'lane', _lane, 'waiting', _waiting, 'paused_for', extract(epoch FROM clock_timestamp() - _paused),
+        'failed', CASE WHEN _head.id IS NOT NULL THEN fifo_background_picture(_head) END,
+        'running', CASE WHEN _running.id IS NOT NULL THEN fifo_background_picture(_running) END,
+        'head', (
+            SELECT fifo_background_picture(task) FROM fifo_background_tasks AS task
+            WHERE queue = _queue AND lane = _lane AND state = 'queued' ORDER BY job_id, place LIMIT 1
+        ),
+        'ended', coalesce(_ended, '[]'::jsonb)
+    );
+END;
+$$;
+
+-- The lanes in which something waits, runs, failed or is paused: those first in which the head has waited longest.
+CREATE FUNCTION fifo_background_lanes(_queue text, _limit int) RETURNS jsonb LANGUAGE sql AS $$
+    WITH busy AS (
+        SELECT lock, min(id) AS first, bool_or(queue_name <> _queue) AS stands FROM procrastinate_jobs
+        WHERE status IN ('todo', 'doing')
+            AND queue_name IN (_queue, fifo_background_paused(_queue), fifo_background_stopped(_queue))
+        GROUP BY lock
+    )
+    SELECT jsonb_build_object('total', (SELECT count(*) FROM busy), 'lanes', coalesce((
+        SELECT jsonb_agg(
+            fifo_background_lane(_queue, substr(lock, length(_queue) + 2)) ORDER BY stands DESC, first
+        ) FROM (SELECT * FROM busy ORDER BY stands DESC, first LIMIT _limit) AS those
+    ), '[]'::jsonb));
+$$;
+
+CREATE FUNCTION fifo_background_peek(_queue text, _lock text) RETURNS text LANGUAGE sql AS $$
+    SELECT task.id FROM procrastinate_jobs AS job JOIN fifo_background_tasks AS task ON task.job_id = job.id
+        WHERE job.lock = _lock AND job.status IN ('todo', 'doing')
+            AND (task.state = 'queued'
+                OR (task.state = 'failed' AND job.queue_name = fifo_background_stopped(_queue)))
+        ORDER BY job.id, task.state = 'queued', task.place LIMIT 1;
+$$;
+
+CREATE FUNCTION fifo_background_statistics(_queue text) RETURNS jsonb LANGUAGE sql AS $$
+    SELECT jsonb_build_object(
+        'states', coalesce((
+            SELECT jsonb_object_agg(state, number) FROM (
+                SELECT state, count(*) AS number FROM fifo_background_tasks WHERE queue = _queue GROUP BY state
+            ) AS those
+        ), '{}'::jsonb),
+        'workers', coalesce((
+            SELECT jsonb_agg(jsonb_build_object(
+                'id', ours.id, 'host', ours.host, 'pid', ours.pid, 'concurrency', ours.concurrency,
+                'heard', extract(epoch FROM clock_timestamp() - worker.last_heartbeat),
+                'running', (SELECT count(*) FROM procrastinate_jobs WHERE worker_id = ours.id AND status = 'doing')
+            ) ORDER BY ours.id)
+            FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
+            WHERE ours.queue = _queue
+        ), '[]'::jsonb)
+    );
+$$;
+
+-- Forgets jobs all of whose tasks have ended so long ago.
+CREATE FUNCTION fifo_background_prune(_queue text, _seconds double precision, _most int) RETURNS int
+LANGUAGE plpgsql AS $$
+DECLARE
+    _count int;
+BEGIN
+    WITH old AS (
+        SELECT DISTINCT task.job_id FROM fifo_background_tasks AS task
+            JOIN procrastinate_jobs AS job ON job.id = task.job_id AND job.status NOT IN ('todo', 'doing')
+            WHERE task.queue = _queue AND task.ended_at < clock_timestamp() - make_interval(secs => _seconds)
+            LIMIT _most
+    ), gone AS (
+        DELETE FROM procrastinate_jobs USING old WHERE id = old.job_id RETURNING id
+    ) SELECT count(*) FROM gone INTO _count;
+    RETURN _count;
+END;
+$$;
