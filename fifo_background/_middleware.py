@@ -146,7 +146,7 @@ class OrderedBackgroundMiddleware:
             log_arguments=log_arguments,
         )
         self.settings: Settings = settings if engine is None else engine.bind(settings, frozenset(given))
-        self.engine: Engine | None = engine
+        self._engine: Engine | None = engine
         self._may_add: Callable[[Scope], bool] | None = None
         if settings.order == "arrived":
             self._may_add = settings.may_add_tasks or functools.partial(asks_for_tasks, app)
@@ -160,8 +160,8 @@ class OrderedBackgroundMiddleware:
 
         Raises RuntimeError in a thread while the app has executors in two loops, or none.
         """
-        if self.engine is not None:
-            found: SerialExecutor = self.engine.executor
+        if self._engine is not None:
+            found: SerialExecutor = self._engine.executor
             return found
         try:
             running_loop()
@@ -177,8 +177,8 @@ class OrderedBackgroundMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if self.engine is not None:
-            await self._with_engine(self.engine, scope, receive, send)
+        if self._engine is not None:
+            await self._with_engine(self._engine, scope, receive, send)
             return
         if kind != "http" and kind != "websocket":
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
@@ -255,7 +255,7 @@ class OrderedBackgroundMiddleware:
         await _refuse(refusal, scope, receive, send)
 
     async def _engine_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        engine = self.engine
+        engine = self._engine
         assert engine is not None
         is_open = False
 
