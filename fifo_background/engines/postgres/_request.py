@@ -24,6 +24,7 @@ from fifo_background.exceptions import QueueFull
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import PostgresEngine, Session
+    from fifo_background.engines.postgres._executor import StoredExecutor
 
 __all__ = ("StoredRequest", "groups_of")
 
@@ -62,6 +63,10 @@ class StoredRequest(EngineRequest):
     @property
     def unanswered(self) -> bool:
         return not self._started and not self._refused and self.scope["type"] == "http"
+
+    @property
+    def executor(self) -> StoredExecutor:
+        return self._session.executor
 
     def __str__(self) -> str:
         return f"{self.scope.get('method', self.scope['type'])} {self.scope.get('path', '')}"
