@@ -163,7 +163,7 @@ class PostgresEngine:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(
-                "PostgresEngine needs a running event loop of asyncio or uvloop: psycopg does not work on trio"
+                "PostgresEngine needs a running event loop of asyncio or uvloop: psycopg does not know trio"
             ) from None
         session = self._sessions.get(loop)
         if session is None:
