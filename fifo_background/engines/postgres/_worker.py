@@ -108,7 +108,7 @@ class Worker:
         self._wake.set()
 
     async def _look_for_cancels(self) -> None:
-        """What was told when the task was on its way here, or the listener had no connection, was not heard."""
+        """A cancel is not heard while its task is on the way here, or the listener is not connected."""
         ids = [one.task.id for one in self._in_hand.values() if one.task is not None]
         if ids:
             self._cancel(await self._database.cancelled(ids))
