@@ -11,6 +11,7 @@ __all__ = (
     "LaneStopped",
     "OrderedBackgroundError",
     "QueueFull",
+    "Refused",
     "WouldDeadlock",
     "counted",
     "lane_name",
