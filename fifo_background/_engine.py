@@ -23,6 +23,11 @@ class EngineRequest:
     scope: Scope
 
     @property
+    def executor(self) -> Any:
+        """The `Engine.executor` of its event loop."""
+        raise NotImplementedError
+
+    @property
     def has_ended(self) -> bool:
         """Whether nothing can be added to it anymore."""
         raise NotImplementedError

@@ -421,6 +421,9 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
             return _face_of(found.runner)
         if isinstance(found, Life):  # the request has ended
             return _face(found)
+        if isinstance(found, EngineRequest):
+            kept: SerialExecutor = found.executor
+            return kept
         app_or_connection = app_or_connection.scope.get("app")
     for layer in layers(app_or_connection):
         if isinstance(layer, OrderedBackgroundMiddleware):

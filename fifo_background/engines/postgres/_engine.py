@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ from fifo_background import _log
 from fifo_background._core.job import name_of
 from fifo_background._entries import Entry
 from fifo_background._settings import PLAIN, Settings
+from fifo_background.engines.postgres._changes import Changes
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._connections import Connections, connect
 from fifo_background.engines.postgres._database import STORE, Database
@@ -184,6 +186,8 @@ class PostgresEngine:
             stored["after_failure"] = "stop"
         if retry is not None:
             stored["retry"] = {"attempts": retry.attempts, "wait": retry.wait, "wait_max": retry.wait_max}
+        if not task.is_async:
+            stored["thread"] = True  # while it runs, nothing can cancel it
         function = self.functions.path_of(task.func)
         return NewTask(
             new_id(),
@@ -204,6 +208,7 @@ class Session:
         self._connections = Connections(engine.dsn, 8, keep=False)
         self.database: Database = Database(self._connections, engine.queue, engine.store_timeout)
         self.waits: Waits = Waits(self.database, self._listen)
+        self.changes: Changes = Changes(self._listen, self._tell_changes)
         self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
         self._lifespans: int = 0
         self._worker: Worker | None = None
@@ -217,6 +222,7 @@ class Session:
         if self._lifespans > 1:
             return
         self._connections.keep = True
+        self.changes.begin()
         try:
             await self._prepare()
         except psycopg.Error as error:
@@ -232,7 +238,8 @@ class Session:
         settings = WorkerSettings(
             engine.concurrency, engine.heartbeat, engine.lost_after, engine.most_crashes, engine.results_bytes
         )
-        return Worker(engine.dsn, self.database, engine.functions, engine.codec, engine.carried, settings)
+        parts = engine.functions, engine.codec, engine.carried
+        return Worker(engine.dsn, self.database, *parts, settings, self.changes.tell)
 
     async def _work(self, worker: Worker) -> None:
         while True:
@@ -265,9 +272,11 @@ class Session:
         self._lifespans -= 1
         if self._lifespans:
             return
+        self.changes.end()
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop(self.engine.settings.drain_timeout)
+        self.changes.stop()
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
@@ -291,21 +300,28 @@ class Session:
     def _listen(self) -> None:
         if self._listener is None:
             queue = self.engine.queue
-            channels = [f"fifo_background#{queue}"]
-            if self._worker is not None:
-                channels.append(f"procrastinate_queue_v1#{queue}")
+            channels = [f"fifo_background#{queue}", f"procrastinate_queue_v1#{queue}"]
             self._listener = Listener(self.engine.dsn, channels, self._heard, self._missed)
             self._spawn(self._listener.run())
 
     def _heard(self, text: str) -> None:
+        self.changes.heard()
         self.waits.heard(text)
         if self._worker is not None:
             self._worker.heard(text)
 
     def _missed(self) -> None:
+        self.changes.heard()
         self.waits.missed()
         if self._worker is not None:
             self._worker.missed()
+
+    def _tell_changes(self) -> None:
+        self._spawn(self._send_changes())
+
+    async def _send_changes(self) -> None:
+        with suppress(psycopg.Error):  # the next change is told, and who cannot be reached looks again
+            await self.database.notify("changed")
 
     # -- asking ----------------------------------------------------------------------------------------------
 
@@ -332,10 +348,9 @@ class Session:
         """Forget what has ended long ago, every now and then."""
         while True:
             await asyncio.sleep(min(self.engine.keep_ended / 2, 3600.0))
-            try:
-                await self.database.prune(self.engine.keep_ended)
-            except psycopg.Error:
-                pass  # the next time
+            with suppress(psycopg.Error):  # else the next time
+                while await self.database.prune(self.engine.keep_ended):
+                    pass
 
 
 async def _store_with(

@@ -24,6 +24,7 @@ from fifo_background.exceptions import QueueFull
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import PostgresEngine, Session
+    from fifo_background.engines.postgres._executor import StoredExecutor
 
 __all__ = ("StoredRequest", "groups_of")
 
@@ -47,6 +48,10 @@ class StoredRequest(EngineRequest):
         self._carries: bool = False  # it is one that tasks go with
         self._refused: bool = False
         self._ended: bool = False
+
+    @property
+    def executor(self) -> StoredExecutor:
+        return self._session.executor
 
     @property
     def has_ended(self) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -72,6 +73,7 @@ class Worker:
         codec: Codec,
         carried: Carried,
         settings: WorkerSettings,
+        changed: Callable[[], None],
     ) -> None:
         self._dsn = dsn
         self._database = database
@@ -79,6 +81,7 @@ class Worker:
         self._codec = codec
         self._carried = carried
         self._settings = settings
+        self._changed = changed  # tells those who follow
         self._executor = SerialExecutor(max_lanes_running=settings.concurrency, history=0)
         self._watchdog = Watchdog.make()
         self._id: int = 0
@@ -98,7 +101,7 @@ class Worker:
         what, _, id = text.partition(" ")
         if what == "cancel":
             self._cancel([id])
-        elif what != "ended":
+        elif what not in ("ended", "changed"):
             self._wake.set()
 
     def missed(self) -> None:
@@ -250,6 +253,7 @@ class Worker:
 
     def _start(self, claim: Claim) -> None:
         one = self._in_hand[claim.job] = _InHand(claim)
+        self._changed()
         self._spawn(self._run(one))
 
     def _spawn(self, coroutine: Any) -> None:
@@ -295,6 +299,7 @@ class Worker:
                 await self._give_back(claim, worker)
                 return None
             answer = await self._tell_end(claim, worker, end)
+            self._changed()
             if answer is None:
                 self._say(logging.WARNING, "%s ended, but another worker has taken its job over", task.name)
                 return None
@@ -385,6 +390,7 @@ class Worker:
                     one.told = progress
                     try:
                         await self._database.progress(one.task.id, progress._asdict())
+                        self._changed()
                     except psycopg.Error:
                         pass
             await asyncio.sleep(self._settings.heartbeat)
@@ -419,7 +425,7 @@ class Worker:
         if self._id:
             try:
                 await self._database.unregister(self._id)
-                await self._database.wake()
+                await self._database.notify("wake")
             except psycopg.Error:
                 pass  # its heartbeats end
         await self._executor.aclose()
