@@ -1,6 +1,6 @@
 """What the status needs of an executor: awaited, as an engine asks a database for it.
 
-The executor of an engine offers it as `shown`. `InMemory` is that of a `SerialExecutor`, which answers at once.
+An engine's executor offers it as `shown`. `InMemory` is that of a `SerialExecutor`, which answers at once.
 """
 
 from __future__ import annotations
