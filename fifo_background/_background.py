@@ -283,6 +283,9 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     def _fifo_attach_job(self, task: BackgroundTask, func: Any, entry: Entry | None) -> Job[Any]:
         """The job of an entry that somebody else has made of `func`, perhaps with a function around it."""
         set_on(task, "_fifo_function", func)
+        if self._fifo_stored_by is not None:
+            stored: Job[Any] = self._fifo_stored_by.add(task, entry)
+            return stored
         try:
             job = self._fifo_make_job(task, entry)
         except BaseException:  # refused: it must not run

@@ -23,11 +23,6 @@ class EngineRequest:
     scope: Scope
 
     @property
-    def executor(self) -> Any:
-        """The `Engine.executor` of its event loop."""
-        raise NotImplementedError
-
-    @property
     def has_ended(self) -> bool:
         """Whether nothing can be added to it anymore."""
         raise NotImplementedError
@@ -65,6 +60,11 @@ class EngineRequest:
         raise NotImplementedError
 
     @property
+    def executor(self) -> Any:
+        """What `executor_of` returns for it."""
+        raise NotImplementedError
+
+    @property
     def unanswered(self) -> bool:
         """Whether an HTTP response can still be begun."""
         raise NotImplementedError
@@ -87,7 +87,7 @@ class Engine(Protocol):
 
     @property
     def executor(self) -> Any:
-        """What `executor_of` returns, in the running event loop."""
+        """What `executor_of` returns: in the running event loop, or in a thread where there is only one."""
         ...
 
     async def open(self) -> None:

@@ -263,7 +263,11 @@ class OrderedBackgroundMiddleware:
             nonlocal is_open
             message = await receive()
             if message["type"] == "lifespan.startup" and not is_open:
-                await engine.open()
+                try:
+                    await engine.open()
+                except Exception as error:  # servers take an app that only raises for one without a lifespan
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    raise
                 is_open = True
             if message["type"] == "lifespan.shutdown" and is_open:
                 is_open = False
@@ -419,11 +423,11 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
         found = app_or_connection.scope.get(SCOPE_KEY)
         if isinstance(found, TrackedRequest):
             return _face_of(found.runner)
+        if isinstance(found, EngineRequest):
+            stored: SerialExecutor = found.executor
+            return stored
         if isinstance(found, Life):  # the request has ended
             return _face(found)
-        if isinstance(found, EngineRequest):
-            kept: SerialExecutor = found.executor
-            return kept
         app_or_connection = app_or_connection.scope.get("app")
     for layer in layers(app_or_connection):
         if isinstance(layer, OrderedBackgroundMiddleware):

@@ -20,6 +20,7 @@ from starlette.types import Scope, Send
 from fifo_background import _log
 from fifo_background._core.job import name_of
 from fifo_background._entries import Entry
+from fifo_background._run.backends.api import in_a_loop
 from fifo_background._settings import PLAIN, Settings
 from fifo_background.engines.postgres._changes import Changes
 from fifo_background.engines.postgres._codec import Codec
@@ -136,7 +137,18 @@ class PostgresEngine:
 
     @property
     def executor(self) -> StoredExecutor:
-        """In the running event loop. Raises RuntimeError where there is none."""
+        """In the running event loop; in a thread without one, the only one that there is.
+
+        Raises RuntimeError in a thread while there are several, or none.
+        """
+        if not in_a_loop():
+            alive = [session for loop, session in self._sessions.items() if not loop.is_closed()]
+            if len(alive) != 1:
+                raise RuntimeError(
+                    f"the app runs in {len(alive)} event loops, and a thread belongs to none of them: use "
+                    "`executor_of(request)`"
+                )
+            return alive[0].executor
         return self.session().executor
 
     async def open(self) -> None:
@@ -153,8 +165,7 @@ class PostgresEngine:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(
-                "PostgresEngine needs asyncio or uvloop, and a running event loop: psycopg does not work on "
-                "trio, nor in a thread. In a thread use `anyio.from_thread.run(executor.submit, func)`"
+                "PostgresEngine needs a running event loop of asyncio or uvloop: psycopg does not know trio"
             ) from None
         session = self._sessions.get(loop)
         if session is None:
@@ -186,15 +197,15 @@ class PostgresEngine:
             stored["after_failure"] = "stop"
         if retry is not None:
             stored["retry"] = {"attempts": retry.attempts, "wait": retry.wait, "wait_max": retry.wait_max}
-        if not task.is_async:
+        func = vars(task).get("_fifo_function", task.func)  # that an instrumentation may have wrapped
+        if not BackgroundTask(func).is_async:
             stored["thread"] = True  # while it runs, nothing can cancel it
-        function = self.functions.path_of(task.func)
         return NewTask(
             new_id(),
-            name_of(task.func),
+            name_of(func),
             lane,
-            function,
-            self.codec.arguments(task.func, task.args, task.kwargs),
+            self.functions.path_of(func),
+            self.codec.arguments(func, task.args, task.kwargs),
             stored,
         )
 

@@ -50,10 +50,6 @@ class StoredRequest(EngineRequest):
         self._ended: bool = False
 
     @property
-    def executor(self) -> StoredExecutor:
-        return self._session.executor
-
-    @property
     def has_ended(self) -> bool:
         return self._ended
 
@@ -67,6 +63,10 @@ class StoredRequest(EngineRequest):
     @property
     def unanswered(self) -> bool:
         return not self._started and not self._refused and self.scope["type"] == "http"
+
+    @property
+    def executor(self) -> StoredExecutor:
+        return self._session.executor
 
     def __str__(self) -> str:
         return f"{self.scope.get('method', self.scope['type'])} {self.scope.get('path', '')}"
