@@ -181,8 +181,14 @@ class Database:
         return await self._ask("SELECT fifo_background_lane(%s, %s)", self.queue, lane)  # type: ignore[no-any-return]
 
     async def statistics(self) -> dict[str, Any]:
-        """How many tasks are in which state, what has ended last, and the workers that are alive."""
+        """How many tasks are in which state, and the workers that are alive."""
         return await self._ask("SELECT fifo_background_statistics(%s)", self.queue)  # type: ignore[no-any-return]
+
+    async def last_end(self) -> tuple[str, int]:
+        """The epoch of the numbers of ends, and the last number."""
+        query = "SELECT jsonb_build_array(epoch, ended) FROM fifo_background_number_ends(%s, true)"
+        epoch, ended = await self._ask(query, self.queue)
+        return epoch, ended
 
     async def ended(self, after: int, limit: int) -> dict[str, Any] | None:
         """What has ended behind an end. None if some of it is forgotten."""

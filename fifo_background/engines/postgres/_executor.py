@@ -179,8 +179,7 @@ class StoredExecutor(_Submitter):
 
         Ended tasks are those since the tables were made. Of waiting ones 100,000 are counted.
         """
-        found = await self._session.database.statistics()
-        return {"states": found["states"], "workers": found["workers"]}
+        return await self._session.database.statistics()
 
     async def lanes(self, limit: int = 50) -> LaneList:
         """The lanes that need a person most: stopped, paused, busy and idle ones.
@@ -223,8 +222,7 @@ class StoredExecutor(_Submitter):
 
     async def last_end(self) -> tuple[str, int]:
         """What tells the numbers of these tables from those of others, and the number of the last end."""
-        found = await self._session.database.statistics()
-        return found["epoch"], found["ended"]
+        return await self._session.database.last_end()
 
     async def ended(self, after: int = 0, limit: int = 200) -> tuple[list[JobRecord], int] | None:
         """What has ended behind the end with that number, in any process, and the last one's number.

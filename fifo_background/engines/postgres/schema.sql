@@ -33,7 +33,6 @@ CREATE TABLE fifo_background_tasks (
     error text
 );
 CREATE INDEX fifo_background_tasks_job ON fifo_background_tasks (job_id, place);
-CREATE INDEX fifo_background_tasks_number ON fifo_background_tasks (queue, number);
 CREATE INDEX fifo_background_tasks_state ON fifo_background_tasks (queue, state, number);
 CREATE INDEX fifo_background_tasks_lane ON fifo_background_tasks (queue, lane, job_id, place)
     WHERE state IN ('queued', 'running');
@@ -499,55 +498,21 @@ BEGIN
 END;
 $$;
 
--- One task as users see it: how many are ahead (up to 1,000), and what blocks it; what it has returned, if that
--- takes at most `_largest` bytes.
-CREATE FUNCTION fifo_background_picture(_task fifo_background_tasks, _largest int) RETURNS jsonb
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+-- In what follows, `lane BETWEEN _lane AND _lane ORDER BY lane` leaves the planner no index but that of lanes,
+-- also where it has no statistics; `lane = _lane` would let it walk along an index of all lanes.
+
+-- One task as users see it; what it has returned, if that takes at most `_largest` bytes. For one that waits:
+-- how many are ahead, and what blocks its lane.
+CREATE FUNCTION fifo_background_picture(
+    _task fifo_background_tasks, _largest int, _ahead int, _blocker jsonb
+) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     _now timestamptz := clock_timestamp();
-    _ahead int;
-    _head record;
-    _lock text := _task.queue || '/' || _task.lane;
-    _blocker jsonb;
     _started timestamptz := CASE WHEN _task.state <> 'queued' THEN _task.started_at END; -- else it runs again
     _is_large boolean := octet_length(_task.result) > _largest;
 BEGIN
-    IF _task.state = 'queued' THEN
-        SELECT count(*) FROM (
-            SELECT FROM fifo_background_tasks AS other
-            WHERE other.queue = _task.queue AND other.lane = _task.lane AND other.state IN ('queued', 'running')
-                AND (other.job_id, other.place) < (_task.job_id, _task.place) LIMIT 1001
-        ) AS those INTO _ahead;
-        -- what stands at the head: a running or failed task, or one that waits to be run again
-        SELECT task.id, split_part(task.function, ':', 2) AS name, CASE
-                WHEN task.state = 'running' THEN 'job' WHEN task.state = 'failed' THEN 'failed' ELSE 'retry' END AS kind,
-                coalesce(task.ended_at, task.started_at) AS since
-            FROM procrastinate_jobs AS job, LATERAL (
-                SELECT * FROM fifo_background_tasks WHERE job_id = job.id AND (
-                    (job.status = 'doing' AND state = 'running')
-                    OR (job.queue_name = fifo_background_stopped(_task.queue) AND state = 'failed')
-                    OR (job.scheduled_at > _now AND state = 'queued')
-                ) ORDER BY state = 'queued', CASE WHEN state = 'queued' THEN place ELSE -place END LIMIT 1
-            ) AS task
-            WHERE job.lock = _lock AND job.status IN ('todo', 'doing') AND job.id <= _task.job_id
-                AND (job.status = 'doing' OR job.scheduled_at > _now
-                    OR job.queue_name = fifo_background_stopped(_task.queue))
-            ORDER BY job.id LIMIT 1 INTO _head;
-        IF _head.kind <> 'retry' THEN
-            _blocker := jsonb_build_object('kind', _head.kind, 'id', _head.id, 'name', _head.name,
-                'seconds', extract(epoch FROM _now - _head.since));
-        ELSE
-            _blocker := jsonb_build_object('kind', 'paused', 'id', NULL, 'name', NULL,
-                'seconds', extract(epoch FROM _now - fifo_background_paused_at(_task.queue, _lock)));
-            IF _blocker -> 'seconds' = 'null' THEN
-                _blocker := CASE
-                    WHEN _head.kind = 'retry' THEN jsonb_build_object('kind', 'retry', 'id', _head.id,
-                        'name', _head.name, 'seconds', extract(epoch FROM _now - _head.since))
-                    WHEN _ahead = 0 THEN jsonb_build_object('kind', 'slot', 'id', NULL, 'name', NULL,
-                        'seconds', extract(epoch FROM _now - _task.added_at))
-                END;
-            END IF;
-        END IF;
+    IF _blocker IS NULL AND _ahead = 0 THEN
+        _blocker := jsonb_build_object('kind', 'slot', 'since', _task.added_at);
     END IF;
     RETURN jsonb_build_object(
         'id', _task.id, 'number', _task.number, 'lane', _task.lane, 'function', _task.function,
@@ -555,7 +520,11 @@ BEGIN
         'added_at', _task.added_at, 'started_at', _started, 'ended_at', _task.ended_at,
         'waited', extract(epoch FROM coalesce(_started, _task.ended_at, _now) - _task.added_at),
         'ran', extract(epoch FROM coalesce(_task.ended_at, _now) - _started),
-        'ahead', least(_ahead, 1000), 'ahead_more', coalesce(_ahead > 1000, false), 'blocked_by', _blocker,
+        'ahead', CASE WHEN _ahead > 1000 THEN 1000 ELSE _ahead END, 'ahead_more', coalesce(_ahead > 1000, false),
+        'blocked_by', CASE WHEN _blocker IS NOT NULL THEN jsonb_build_object(
+            'kind', _blocker ->> 'kind', 'id', _blocker ->> 'id', 'name', _blocker ->> 'name',
+            'seconds', extract(epoch FROM _now - (_blocker ->> 'since')::timestamptz)
+        ) END,
         'progress', _task.progress, 'error_type', _task.error_type, 'error', _task.error,
         'result', CASE WHEN NOT _is_large THEN _task.result END,
         'result_omitted', CASE WHEN _is_large THEN 'it is large: ask for this job alone' ELSE _task.result_omitted END
@@ -563,15 +532,86 @@ BEGIN
 END;
 $$;
 
+-- Pictures of tasks, in their order. How many are ahead is counted up to 1,000, once for each lane.
+CREATE FUNCTION fifo_background_pictures(_queue text, _tasks fifo_background_tasks[], _largest int) RETURNS jsonb
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    _found jsonb;
+BEGIN
+    WITH waiting AS MATERIALIZED (
+        SELECT lane, fifo_background_blocker(_queue, lane) AS blocker
+        FROM (SELECT DISTINCT lane FROM unnest(_tasks) WHERE state = 'queued') AS lanes
+    ), places AS MATERIALIZED (
+        SELECT first.id, first.ahead FROM waiting, LATERAL (
+            SELECT id, row_number() OVER () - 1 AS ahead FROM (
+                SELECT id FROM fifo_background_tasks
+                WHERE queue = _queue AND lane BETWEEN waiting.lane AND waiting.lane AND state IN ('queued', 'running')
+                ORDER BY lane, job_id, place LIMIT 1001
+            ) AS those
+        ) AS first
+    )
+    SELECT jsonb_agg(fifo_background_picture(_tasks[one.place], _largest, CASE
+                WHEN _tasks[one.place].state = 'queued'
+                THEN coalesce(places.ahead, 1001)::int + coalesce(waiting.blocker ->> 'kind' = 'failed', false)::int
+            END, waiting.blocker) ORDER BY one.place)
+        FROM generate_subscripts(_tasks, 1) AS one (place)
+        LEFT JOIN places ON places.id = _tasks[one.place].id
+        LEFT JOIN waiting ON waiting.lane = _tasks[one.place].lane AND _tasks[one.place].state = 'queued'
+        INTO _found;
+    RETURN _found;
+END;
+$$;
+
+-- What blocks those that wait in a lane: a running or failed task, a pause, or one that waits to be run again.
+CREATE FUNCTION fifo_background_blocker(_queue text, _lane text) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    _lock text := _queue || '/' || _lane;
+    _job procrastinate_jobs := fifo_background_head_job(_queue, _lock);
+    _head record;
+    _paused timestamptz;
+BEGIN
+    SELECT id, split_part(function, ':', 2) AS name, coalesce(ended_at, started_at) AS since,
+            CASE state WHEN 'running' THEN 'job' WHEN 'failed' THEN 'failed' ELSE 'retry' END AS kind
+        FROM fifo_background_tasks WHERE job_id = _job.id AND (
+            (_job.status = 'doing' AND state = 'running')
+            OR (_job.queue_name = fifo_background_stopped(_queue) AND state = 'failed')
+            OR (_job.scheduled_at > clock_timestamp() AND state = 'queued')
+        ) ORDER BY state = 'queued', CASE WHEN state = 'queued' THEN place ELSE -place END LIMIT 1 INTO _head;
+    IF _head.kind IS NULL OR _head.kind = 'retry' THEN
+        _paused := fifo_background_paused_at(_queue, _lock);
+        IF _paused IS NOT NULL THEN
+            RETURN jsonb_build_object('kind', 'paused', 'since', _paused);
+        END IF;
+    END IF;
+    RETURN CASE WHEN _head.kind IS NOT NULL THEN to_jsonb(_head) END;
+END;
+$$;
+
 -- Since when a lane is paused.
 CREATE FUNCTION fifo_background_paused_at(_queue text, _lock text) RETURNS timestamptz LANGUAGE sql AS $$
-    SELECT event.at FROM procrastinate_jobs AS job JOIN procrastinate_events AS event ON event.job_id = job.id
-        WHERE job.lock = _lock AND job.status = 'todo' AND job.queue_name = fifo_background_paused(_queue)
-        ORDER BY event.id LIMIT 1;
+    SELECT min(at) FROM procrastinate_events WHERE job_id = (
+        SELECT id FROM procrastinate_jobs
+        WHERE lock = _lock AND status = 'todo' AND queue_name = fifo_background_paused(_queue) LIMIT 1
+    );
+$$;
+
+-- The job of a lane that runs or, if none does, the first one.
+CREATE FUNCTION fifo_background_head_job(_queue text, _lock text) RETURNS procrastinate_jobs
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+DECLARE
+    _job procrastinate_jobs;
+BEGIN
+    SELECT * FROM procrastinate_jobs WHERE lock = _lock AND status = 'doing' INTO _job;
+    IF NOT FOUND THEN
+        SELECT * FROM procrastinate_jobs WHERE lock BETWEEN _lock AND _lock AND status IN ('todo', 'doing')
+            AND queue_name <> fifo_background_paused(_queue) ORDER BY lock, id LIMIT 1 INTO _job;
+    END IF;
+    RETURN _job;
+END;
 $$;
 
 CREATE FUNCTION fifo_background_task(_queue text, _id text) RETURNS jsonb LANGUAGE sql AS $$
-    SELECT fifo_background_picture(task, 1000000000) FROM fifo_background_tasks AS task
+    SELECT fifo_background_pictures(_queue, ARRAY[task], 1000000000) -> 0 FROM fifo_background_tasks AS task
         WHERE id = _id AND queue = _queue;
 $$;
 
@@ -586,23 +626,22 @@ DECLARE
 BEGIN
     _before := coalesce(_before, 9223372036854775807);
     WITH looked AS (
-        (SELECT * FROM fifo_background_tasks WHERE _states IS NULL AND _lane IS NULL
-            AND queue = _queue AND number < _before ORDER BY number DESC LIMIT _most)
-        UNION ALL
-        SELECT newest.* FROM unnest(_states) AS wanted, LATERAL (
+        SELECT newest.* FROM unnest(coalesce(_states, ARRAY[
+            'queued', 'running', 'succeeded', 'failed', 'skipped', 'cancelled', 'superseded', 'dropped'
+        ])) AS wanted, LATERAL (
             SELECT * FROM fifo_background_tasks WHERE _lane IS NULL
             AND queue = _queue AND state = wanted AND number < _before ORDER BY number DESC LIMIT _most
         ) AS newest
         UNION ALL
         (SELECT * FROM fifo_background_tasks WHERE _lane IS NOT NULL
-            AND queue = _queue AND lane = _lane AND state IN ('queued', 'running') AND number < _before
-            ORDER BY job_id DESC, place DESC LIMIT _most)
+            AND queue = _queue AND lane BETWEEN _lane AND _lane AND state IN ('queued', 'running')
+            AND number < _before ORDER BY lane DESC, job_id DESC, place DESC LIMIT _most)
         UNION ALL
         (SELECT * FROM fifo_background_tasks WHERE _lane IS NOT NULL
-            AND queue = _queue AND lane = _lane AND ended_number IS NOT NULL AND number < _before
-            ORDER BY ended_number DESC LIMIT _most)
+            AND queue = _queue AND lane BETWEEN _lane AND _lane AND ended_number IS NOT NULL
+            AND number < _before ORDER BY lane DESC, ended_number DESC LIMIT _most)
     )
-    SELECT jsonb_agg(fifo_background_picture(task, 10000) ORDER BY (task).number DESC) FROM (
+    SELECT fifo_background_pictures(_queue, array_agg(task ORDER BY (task).number DESC), 10000) FROM (
         SELECT one::fifo_background_tasks AS task FROM looked AS one
         WHERE (_states IS NULL OR one.state = ANY(_states))
             AND (_function IS NULL OR split_part(one.function, ':', 2) = _function)
@@ -629,7 +668,7 @@ BEGIN
         RETURN NULL;
     END IF;
     SELECT jsonb_build_object(
-            'tasks', coalesce(jsonb_agg(fifo_background_picture(task, 0) ORDER BY (task).ended_number), '[]'),
+            'tasks', coalesce(jsonb_agg(fifo_background_picture(task, 0, NULL, NULL) ORDER BY (task).ended_number), '[]'),
             'last', coalesce(max((task).ended_number), _row.ended))
         FROM (
             SELECT one::fifo_background_tasks AS task FROM fifo_background_tasks AS one
@@ -663,12 +702,14 @@ BEGIN
     SELECT task.* FROM procrastinate_jobs AS job JOIN fifo_background_tasks AS task ON task.job_id = job.id
         WHERE job.lock = _lock AND job.status = 'doing' AND task.state = 'running' LIMIT 1 INTO _running;
     SELECT * FROM fifo_background_tasks
-        WHERE queue = _queue AND lane = _lane AND state IN ('queued', 'running') AND state = 'queued'
-        ORDER BY job_id, place LIMIT 1 INTO _next;
+        WHERE queue = _queue AND lane BETWEEN _lane AND _lane AND state IN ('queued', 'running')
+            AND state = 'queued'
+        ORDER BY lane, job_id, place LIMIT 1 INTO _next;
     _head := CASE WHEN _failed.id IS NULL THEN _next ELSE _failed END;
     SELECT count(*) FROM (
         SELECT FROM fifo_background_tasks
-        WHERE queue = _queue AND lane = _lane AND state IN ('queued', 'running') LIMIT 10000
+        WHERE queue = _queue AND lane BETWEEN _lane AND _lane AND state IN ('queued', 'running')
+        ORDER BY lane, job_id LIMIT 10000
     ) AS those INTO _waiting;
     IF _running.id IS NOT NULL THEN
         _waiting := greatest(_waiting - 1, 0);
@@ -677,8 +718,9 @@ BEGIN
     WITH behind AS (
         SELECT split_part(function, ':', 2) AS name, row_number() OVER () - _alone AS place FROM (
             SELECT function FROM fifo_background_tasks
-            WHERE queue = _queue AND lane = _lane AND state IN ('queued', 'running') AND state = 'queued'
-            ORDER BY job_id, place LIMIT 200
+            WHERE queue = _queue AND lane BETWEEN _lane AND _lane AND state IN ('queued', 'running')
+                AND state = 'queued'
+            ORDER BY lane, job_id, place LIMIT 200
         ) AS those
     ), islands AS (
         SELECT name, min(place) AS first, max(place) AS last FROM (
@@ -694,15 +736,21 @@ BEGIN
             SELECT state, ended_number, row_number() OVER () AS place,
                 extract(epoch FROM started_at - added_at) AS waited,
                 extract(epoch FROM ended_at - started_at) AS ran
-            FROM fifo_background_tasks WHERE queue = _queue AND lane = _lane AND ended_number IS NOT NULL
-            ORDER BY ended_number DESC LIMIT 100
+            FROM fifo_background_tasks
+            WHERE queue = _queue AND lane BETWEEN _lane AND _lane AND ended_number IS NOT NULL
+            ORDER BY lane DESC, ended_number DESC LIMIT 100
         ) AS those INTO _ended;
     RETURN jsonb_build_object(
         'lane', _lane,
         'state', CASE WHEN _failed.id IS NOT NULL THEN 'stopped' WHEN _is_paused THEN 'paused'
             WHEN _running.id IS NOT NULL OR _waiting > 0 THEN 'busy' ELSE 'idle' END,
-        'running', CASE WHEN _running.id IS NOT NULL THEN fifo_background_picture(_running, 0) END,
-        'head', CASE WHEN _head.id IS NOT NULL THEN fifo_background_picture(_head, 0) END,
+        'running', CASE WHEN _running.id IS NOT NULL THEN fifo_background_picture(_running, 0, NULL, NULL) END,
+        'head', CASE
+            WHEN _failed.id IS NOT NULL THEN fifo_background_picture(_head, 0, NULL, NULL)
+            WHEN _head.id IS NOT NULL THEN fifo_background_picture(
+                _head, 0, (_running.id IS NOT NULL)::int, fifo_background_blocker(_queue, _lane)
+            )
+        END,
         'head_for', extract(epoch FROM _now - _head.added_at),
         'waiting', _waiting, 'next', coalesce(_runs, '[]'),
         'more', greatest(_waiting - _alone - coalesce((_runs -> -1 ->> 1)::int, 0), 0),
@@ -756,12 +804,24 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION fifo_background_peek(_queue text, _lock text) RETURNS text LANGUAGE sql AS $$
-    SELECT task.id FROM procrastinate_jobs AS job JOIN fifo_background_tasks AS task ON task.job_id = job.id
-        WHERE job.lock = _lock AND job.status IN ('todo', 'doing')
-            AND (task.state = 'queued'
-                OR (task.state = 'failed' AND job.queue_name = fifo_background_stopped(_queue)))
-        ORDER BY job.id, task.state = 'queued', task.place LIMIT 1;
+-- The id of the task that is next in a lane; of a stopped lane, of the failed one.
+CREATE FUNCTION fifo_background_peek(_queue text, _lock text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    _lane text := substr(_lock, length(_queue) + 2);
+    _job procrastinate_jobs := fifo_background_head_job(_queue, _lock);
+    _id text;
+BEGIN
+    IF _job.queue_name = fifo_background_stopped(_queue) THEN
+        SELECT id FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'failed'
+            ORDER BY place DESC LIMIT 1 INTO _id;
+    ELSE
+        SELECT id FROM fifo_background_tasks
+            WHERE queue = _queue AND lane BETWEEN _lane AND _lane AND state IN ('queued', 'running')
+                AND state = 'queued'
+            ORDER BY lane, job_id, place LIMIT 1 INTO _id;
+    END IF;
+    RETURN _id;
+END;
 $$;
 
 -- How many tasks run and wait (up to 100,000), and have ended in which way since the tables were made; and the
@@ -773,7 +833,6 @@ DECLARE
     _found jsonb;
 BEGIN
     SELECT jsonb_build_object(
-        'epoch', _row.epoch, 'ended', _row.ended,
         'states', _row.states || coalesce((
             SELECT jsonb_object_agg(open.state, open.count) FROM (
                 SELECT one.state, (SELECT count(*) FROM (
