@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -21,6 +22,7 @@ from fifo_background._core.job import name_of
 from fifo_background._entries import Entry
 from fifo_background._run.backends.api import in_a_loop
 from fifo_background._settings import PLAIN, Settings
+from fifo_background.engines.postgres._changes import Changes
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._connections import Connections, connect
 from fifo_background.engines.postgres._database import STORE, Database
@@ -196,6 +198,8 @@ class PostgresEngine:
         if retry is not None:
             stored["retry"] = {"attempts": retry.attempts, "wait": retry.wait, "wait_max": retry.wait_max}
         func = vars(task).get("_fifo_function", task.func)  # that an instrumentation may have wrapped
+        if not BackgroundTask(func).is_async:
+            stored["thread"] = True  # while it runs, nothing can cancel it
         return NewTask(
             Fate(),
             new_id(),
@@ -216,6 +220,7 @@ class Session:
         self._connections = Connections(engine.dsn, 8, keep=False)
         self.database: Database = Database(self._connections, engine.queue, engine.store_timeout)
         self.waits: Waits = Waits(self.database, self._listen, self._rest)
+        self.changes: Changes = Changes(self._listen, self._tell_changes)
         self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
         self._lifespans: int = 0
         self._worker: Worker | None = None
@@ -230,6 +235,7 @@ class Session:
             return
         self._connections.keep = True
         self.waits.open()
+        self.changes.begin()
         try:
             await self._prepare()
         except SchemaError:
@@ -249,7 +255,8 @@ class Session:
         settings = WorkerSettings(
             engine.concurrency, engine.heartbeat, engine.lost_after, engine.most_crashes, engine.results_bytes
         )
-        return Worker(engine.dsn, self.database, engine.functions, engine.codec, engine.carried, settings)
+        parts = engine.functions, engine.codec, engine.carried
+        return Worker(engine.dsn, self.database, *parts, settings, self.changes.tell)
 
     async def _work(self, worker: Worker) -> None:
         while True:
@@ -282,10 +289,12 @@ class Session:
         self._lifespans -= 1
         if self._lifespans:
             return
+        self.changes.end()
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop(self.engine.settings.drain_timeout)
         self.waits.close()
+        self.changes.stop()
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
@@ -310,9 +319,7 @@ class Session:
     def _listen(self) -> None:
         if self._listener is None:
             queue = self.engine.queue
-            channels = [f"fifo_background#{queue}"]
-            if self.engine.worker:
-                channels.append(f"procrastinate_queue_v1#{queue}")
+            channels = [f"fifo_background#{queue}", f"procrastinate_queue_v1#{queue}"]
             listener = Listener(self.engine.dsn, channels, self._heard, self._missed)
             self._listener = self._spawn(listener.run())
 
@@ -323,14 +330,23 @@ class Session:
             self._listener = None
 
     def _heard(self, text: str) -> None:
+        self.changes.heard()
         self.waits.heard(text)
         if self._worker is not None:
             self._worker.heard(text)
 
     def _missed(self) -> None:
+        self.changes.heard()
         self.waits.missed()
         if self._worker is not None:
             self._worker.missed()
+
+    def _tell_changes(self) -> None:
+        self._spawn(self._send_changes())
+
+    async def _send_changes(self) -> None:
+        with suppress(psycopg.Error):  # the next change is told, and who cannot be reached looks again
+            await self.database.notify("changed")
 
     # -- asking ----------------------------------------------------------------------------------------------
 
@@ -357,10 +373,9 @@ class Session:
         """Forget what has ended long ago, every now and then."""
         while True:
             await asyncio.sleep(min(self.engine.keep_ended / 2, 3600.0))
-            try:
-                await self.database.prune(self.engine.keep_ended)
-            except psycopg.Error:
-                pass  # the next time
+            with suppress(psycopg.Error):  # else the next time
+                while await self.database.prune(self.engine.keep_ended):
+                    pass
 
 
 async def _store_with(
