@@ -218,6 +218,7 @@ class Session:
         self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
         self._lifespans: int = 0
         self._worker: Worker | None = None
+        self.working: asyncio.Task[None] | None = None  # it ends by itself only where something is wrong
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: Listener | None = None
         self._is_ready: bool = False
@@ -235,7 +236,7 @@ class Session:
         if self.engine.worker:
             self._worker = self._make_worker()
             self._listen()
-            self._spawn(self._work(self._worker))
+            self.working = self._spawn(self._work(self._worker))
         self._spawn(self._prune())
 
     def _make_worker(self) -> Worker:
@@ -287,10 +288,11 @@ class Session:
         self._connections.keep = False
         await self._connections.drop_idle()
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._has_ended)
+        return task
 
     def _has_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
