@@ -224,6 +224,7 @@ class Session:
         self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
         self._lifespans: int = 0
         self._worker: Worker | None = None
+        self.working: asyncio.Task[None] | None = None  # it ends by itself only where something is wrong
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Task[None] | None = None
         self._is_ready: bool = False
@@ -247,7 +248,7 @@ class Session:
         if self.engine.worker:
             self._worker = self._make_worker()
             self._listen()
-            self._spawn(self._work(self._worker))
+            self.working = self._spawn(self._work(self._worker))
         self._spawn(self._prune())
 
     def _make_worker(self) -> Worker:
