@@ -2,7 +2,7 @@
 
 from fifo_background._settings import Retry
 from fifo_background.engines.postgres._engine import PostgresEngine
-from fifo_background.engines.postgres._errors import SchemaError, StoreError, TaskFailed
+from fifo_background.engines.postgres._errors import SchemaError, StoreError, TaskFailed, UnreachableError
 from fifo_background.engines.postgres._executor import StoredExecutor, StoredLane
 from fifo_background.engines.postgres._jobs import StoredJob
 
@@ -15,4 +15,5 @@ __all__ = (
     "StoredJob",
     "StoredLane",
     "TaskFailed",
+    "UnreachableError",
 )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from fifo_background._core.job import name_of
 from fifo_background._entries import Entry
 from fifo_background._run.backends.api import in_a_loop
 from fifo_background._settings import PLAIN, Retry, Settings, check_bool, check_count, check_seconds
+from fifo_background.engines.postgres._changes import Changes
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._connections import Connections, connect
 from fifo_background.engines.postgres._database import STORE, Database
@@ -220,6 +222,8 @@ class PostgresEngine:
         if options.retry is not None:
             stored["retry"] = asdict(Retry.of(options.retry))
         func = vars(task).get("_fifo_function", task.func)  # that an instrumentation may have wrapped
+        if not BackgroundTask(func).is_async:
+            stored["thread"] = True  # while it runs, nothing can cancel it
         return NewTask(
             Fate(),
             new_id(),
@@ -240,9 +244,11 @@ class Session:
         self._connections = Connections(engine.dsn, 8, keep=False)
         self.database: Database = Database(self._connections, engine.queue, engine.store_timeout)
         self.waits: Waits = Waits(self.database, self._listen, self._rest)
+        self.changes: Changes = Changes(self._listen, self._tell_changes)
         self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
         self._lifespans: int = 0
         self._worker: Worker | None = None
+        self.working: asyncio.Task[None] | None = None  # it ends by itself only where something is wrong
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Task[None] | None = None
         self._is_ready: bool = False
@@ -254,6 +260,7 @@ class Session:
             return
         self._connections.keep = True
         self.waits.open()
+        self.changes.begin()
         try:
             await self._prepare()
         except SchemaError:
@@ -265,7 +272,7 @@ class Session:
         if self.engine.worker:
             self._worker = self._make_worker()
             self._listen()
-            self._spawn(self._work(self._worker))
+            self.working = self._spawn(self._work(self._worker))
         self._spawn(self._prune())
 
     def _make_worker(self) -> Worker:
@@ -273,7 +280,8 @@ class Session:
         settings = WorkerSettings(
             engine.concurrency, engine.heartbeat, engine.lost_after, engine.most_crashes, engine.results_bytes
         )
-        return Worker(engine.dsn, self.database, engine.functions, engine.codec, engine.carried, settings)
+        parts = engine.functions, engine.codec, engine.carried
+        return Worker(engine.dsn, self.database, *parts, settings, self.changes.tell)
 
     async def _work(self, worker: Worker) -> None:
         while True:
@@ -306,10 +314,12 @@ class Session:
         self._lifespans -= 1
         if self._lifespans:
             return
+        self.changes.end()
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop(self.engine.settings.drain_timeout)
         self.waits.close()
+        self.changes.stop()
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
@@ -334,9 +344,7 @@ class Session:
     def _listen(self) -> None:
         if self._listener is None:
             queue = self.engine.queue
-            channels = [f"fifo_background#{queue}"]
-            if self.engine.worker:
-                channels.append(f"procrastinate_queue_v1#{queue}")
+            channels = [f"fifo_background#{queue}", f"procrastinate_queue_v1#{queue}"]
             listener = Listener(self.engine.dsn, channels, self._heard, self._missed)
             self._listener = self._spawn(listener.run())
 
@@ -347,14 +355,23 @@ class Session:
             self._listener = None
 
     def _heard(self, text: str) -> None:
+        self.changes.heard()
         self.waits.heard(text)
         if self._worker is not None:
             self._worker.heard(text)
 
     def _missed(self) -> None:
+        self.changes.heard()
         self.waits.missed()
         if self._worker is not None:
             self._worker.missed()
+
+    def _tell_changes(self) -> None:
+        self._spawn(self._send_changes())
+
+    async def _send_changes(self) -> None:
+        with suppress(psycopg.Error):  # the next change is told, and who cannot be reached looks again
+            await self.database.notify("changed")
 
     # -- asking ----------------------------------------------------------------------------------------------
 
@@ -381,10 +398,9 @@ class Session:
         """Forget what has ended long ago, every now and then."""
         while True:
             await asyncio.sleep(min(self.engine.keep_ended / 2, 3600.0))
-            try:
-                await self.database.prune(self.engine.keep_ended)
-            except psycopg.Error:
-                pass  # the next time
+            with suppress(psycopg.Error):  # else the next time
+                while await self.database.prune(self.engine.keep_ended):
+                    pass
 
 
 async def _store_with(

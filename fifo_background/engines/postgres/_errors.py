@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fifo_background.exceptions import OrderedBackgroundError, Refused
 
-__all__ = ("SchemaError", "StoreError", "TaskFailed", "WorkerLost")
+__all__ = ("SchemaError", "StoreError", "TaskFailed", "UnreachableError", "WorkerLost")
 
 
 class StoreError(Refused, RuntimeError):
@@ -12,6 +12,12 @@ class StoreError(Refused, RuntimeError):
 
     `retry_after` (seconds) is the `Retry-After` header of the 503.
     """
+
+
+class UnreachableError(OrderedBackgroundError, ConnectionError):
+    """PostgreSQL has not answered a question in time. `retry_after` (seconds): when to ask again."""
+
+    retry_after: int = 1
 
 
 class SchemaError(OrderedBackgroundError, RuntimeError):

@@ -27,7 +27,7 @@ class Waits:
         self._is_over: bool = False  # the app has shut down
 
     async def for_end(self, id: str, name: str) -> JobState:
-        """Raises `WouldDeadlock` where that could not come, `ExecutorClosed` once the app has shut down."""
+        """Raises `WouldDeadlock` where it could not come, `ExecutorClosed` once the app has shut down."""
         task = running(self._database.queue)
         if task is None:
             return await self._for_end(id, name)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -73,6 +74,7 @@ class Worker:
         codec: Codec,
         carried: Carried,
         settings: WorkerSettings,
+        changed: Callable[[], None],
     ) -> None:
         self._dsn = dsn
         self._database = database
@@ -80,6 +82,7 @@ class Worker:
         self._codec = codec
         self._carried = carried
         self._settings = settings
+        self._changed = changed  # tells those who follow
         # how many jobs are in hand is limited here: one that waits for another one lends its slot
         self._executor = SerialExecutor(max_lanes_running=1_000_000, history=0)
         self._watchdog = Watchdog.make()
@@ -100,7 +103,7 @@ class Worker:
         what, _, id = text.partition(" ")
         if what == "cancel":
             self._cancel([id])
-        elif what != "ended":
+        elif what not in ("ended", "changed"):
             self._wake.set()
 
     def missed(self) -> None:
@@ -108,7 +111,7 @@ class Worker:
         self._wake.set()
 
     async def _look_for_cancels(self) -> None:
-        """A cancel is not heard while its task is on the way here, or the listener is not connected."""
+        """Cancels are not heard while a task is on its way here, or the listener has no connection."""
         ids = [one.task.id for one in self._in_hand.values() if one.task is not None]
         if ids:
             self._cancel(await self._database.cancelled(ids))
@@ -257,6 +260,7 @@ class Worker:
 
     def _start(self, claim: Claim) -> None:
         one = self._in_hand[claim.job] = _InHand(claim)
+        self._changed()
         self._spawn(self._run(one))
 
     def _spawn(self, coroutine: Any) -> None:
@@ -304,6 +308,7 @@ class Worker:
                 await self._give_back(claim, worker)
                 return None
             answer = await self._tell_end(claim, worker, end)
+            self._changed()
             if answer is None:
                 self._say(logging.WARNING, "%s ended, but another worker has taken its job over", task.name)
                 return None
@@ -394,6 +399,7 @@ class Worker:
                     one.told = progress
                     try:
                         await self._database.progress(one.task.id, progress._asdict())
+                        self._changed()
                     except psycopg.Error:
                         pass
             await asyncio.sleep(self._settings.heartbeat)
@@ -428,7 +434,7 @@ class Worker:
         if self._id:
             try:
                 await self._database.unregister(self._id)
-                await self._database.wake()
+                await self._database.notify("wake")
             except psycopg.Error:
                 pass  # its heartbeats end
         await self._executor.aclose()
