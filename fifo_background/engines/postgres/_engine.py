@@ -414,9 +414,12 @@ async def _store_with(
         raise TypeError("store(connection=...) needs an async connection, and this is a sync one")
     try:
         from sqlalchemy import text
+        from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+        theirs: tuple[Any, ...] = AsyncConnection, AsyncSession, async_scoped_session
     except ImportError:
-        text = None  # type: ignore[assignment]
-    if text is None or not hasattr(connection, "execute"):
+        theirs = ()
+    if not isinstance(connection, theirs):
         raise TypeError(
             f"store(connection={connection!r}): give a psycopg.AsyncConnection, or SQLAlchemy's AsyncSession "
             "or AsyncConnection"
