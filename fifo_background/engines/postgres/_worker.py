@@ -224,7 +224,7 @@ class Worker:
             await self._woken(next_at)
             next_at = None
             self._wake.clear()  # before the fetch: what comes meanwhile wakes it again
-            while not self._is_full:
+            while not self._is_full and not self._stops:
                 try:
                     fetched = await self._fetch()
                 except psycopg.Error as error:
