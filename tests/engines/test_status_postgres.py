@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,17 +15,15 @@ import anyio
 import psycopg
 import pytest
 
-from fifo_background import JobState, report
+from fifo_background import report
 from fifo_background.engines.postgres import PostgresEngine, Retry
 from tests.engines import work
 from tests.engines.work import fresh  # noqa: F401
 from tests.support.asgi import started
+from tests.support.postgres import migrated
 from tests.support.status import Answer, Site, events_of
 
 PATIENCE = 20.0
-BOTH = pytest.mark.parametrize("place", ["memory", "postgres"])
-
-fixture = pytest.fixture
 
 
 class Place:
@@ -42,12 +43,14 @@ class Place:
     def site(self, middleware: dict[str, Any] | None = None, **settings: Any) -> Site:
         given = middleware or {}
         if self.kind == "postgres":
-            given = {name: value for name, value in given.items() if not name.startswith(("history", "results"))}
+            given = {
+                name: value for name, value in given.items() if not name.startswith(("history", "results"))
+            }
             given["engine"] = self.engine()
         return Site("app", given, **settings)
 
 
-@fixture
+@pytest.fixture
 def place(request: pytest.FixtureRequest, dsn: str) -> Place:
     return Place(dsn, getattr(request, "param", "postgres"))
 
@@ -56,7 +59,9 @@ BOTH = pytest.mark.parametrize("place", ["memory", "postgres"], indirect=True)
 
 
 @contextlib.asynccontextmanager
-async def running(place: Place, middleware: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[Site]:
+async def running(
+    place: Place, middleware: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Site]:
     """A site whose app has started."""
     site = place.site(middleware, **settings)
     async with started(site.app):
@@ -122,7 +127,12 @@ async def test_job(place: Place) -> None:
         found = answer.json()
         assert (answer.status, answer.headers["retry-after"]) == (200, "1")
         assert (found["id"], found["function"], found["lane"]["name"]) == (job.id, "gated", "default")
-        assert (found["state"], found["done"], found["attempts"], found["ahead"]) == ("running", False, 1, None)
+        assert (found["state"], found["done"], found["attempts"], found["ahead"]) == (
+            "running",
+            False,
+            1,
+            None,
+        )
         assert found["started_at"].endswith("Z")
         work.gate(1).set()
         found = await state(site, job, "succeeded")
@@ -212,7 +222,9 @@ async def test_what_is_in_the_way(place: Place) -> None:
         work.gate(1).set()
         await state(site, first, "succeeded")
         found = [(await site.get(f"/jobs/{job.id}")).json() for job in rest]
-        assert [(job["ahead"], job["blocked_by"]["kind"]) for job in found] == [(n, "paused") for n in range(3)]
+        assert [(job["ahead"], job["blocked_by"]["kind"]) for job in found] == [
+            (n, "paused") for n in range(3)
+        ]
         await site.post(f"/lanes/{found[0]['lane']['id']}/clear")
         await site.post(f"/lanes/{found[0]['lane']['id']}/resume")
 
@@ -266,21 +278,20 @@ async def test_wait_ends(place: Place) -> None:
 @BOTH
 async def test_shutdown_ends_waits_and_streams(place: Place) -> None:
     """An app that shuts down ends what is open at once, before it has run what is left."""
-    async with anyio.create_task_group() as group:
-        async with running(place) as site:
-            job = await held(site)
-            exchanges = [site.exchange(path) for path in (f"/jobs/{job.id}?wait=30", "/events")]
-            for exchange in exchanges:
-                group.start_soon(exchange.run)
-            await until_events(exchanges[1])
+    async with anyio.create_task_group() as group, running(place) as site:
+        job = await held(site)
+        exchanges = [site.exchange(path) for path in (f"/jobs/{job.id}?wait=30", "/events")]
+        for exchange in exchanges:
+            group.start_soon(exchange.run)
+        await until_events(exchanges[1])
 
-            async def end() -> None:
-                with anyio.fail_after(PATIENCE):
-                    for exchange in exchanges:
-                        await exchange.ended.wait()
-                work.gate(1).set()
+        async def end() -> None:
+            with anyio.fail_after(PATIENCE):
+                for exchange in exchanges:
+                    await exchange.ended.wait()
+            work.gate(1).set()
 
-            group.start_soon(end)
+        group.start_soon(end)
     assert Answer(exchanges[0]).json()["done"] is False
 
 
@@ -360,7 +371,7 @@ async def test_skip(place: Place) -> None:
 
 @BOTH
 async def test_stopped_lane(place: Place) -> None:
-    """A stopped lane comes first, with its failed head, which is retried or skipped if the client means it."""
+    """A stopped lane comes first, with its failed head, which is retried or skipped if that is meant."""
     async with running(place) as site:
         lane_a = site.executor.lane("a", after_failure="stop")
         failed = await lane_a.submit(work.fails_until, "x", 2)
@@ -411,7 +422,7 @@ async def test_clear(place: Place) -> None:
 
 @BOTH
 async def test_lanes(place: Place) -> None:
-    """Lanes: paused ones, then busy ones by the age of their heads, then idle ones; with what has run in them."""
+    """Lanes: paused ones, busy ones by the age of their heads, idle ones; with what has run in them."""
     async with running(place) as site:
         executor = site.executor
         for n in range(3):
@@ -494,7 +505,10 @@ class Stream:
 @BOTH
 async def test_events(place: Place) -> None:
     """Who comes back with `Last-Event-ID` hears of each job that has ended, once, without its result."""
-    async with running(place, {"results": True}, show_results=True) as site, anyio.create_task_group() as group:
+    async with (
+        running(place, {"results": True}, show_results=True) as site,
+        anyio.create_task_group() as group,
+    ):
         before = await site.executor.submit(work.quick, 0)
         await state(site, before, "succeeded")
         seen: list[str] = []
@@ -579,3 +593,215 @@ async def test_pruned_event(place: Place) -> None:
             await stream.close()
         assert (await site.get("/jobs")).json()["items"] == []
         assert (await site.get("/summary")).json()["succeeded"] == 2
+
+
+# -- PostgreSQL alone ----------------------------------------------------------------------------------------
+
+
+async def test_order_of_ends(place: Place) -> None:
+    """An end that is committed late gets a late number: who has seen a number misses no smaller one."""
+    async with running(place) as site:
+        jobs = [await held(site, n, n) for n in range(2)]
+        executor = site.executor
+        query = (
+            "UPDATE fifo_background_tasks SET state = 'succeeded', ended_at = clock_timestamp() WHERE id = %s"
+        )
+        late = await psycopg.AsyncConnection.connect(place.dsn)
+        async with late:
+            await late.execute(query, (jobs[0].id,))
+            async with await psycopg.AsyncConnection.connect(place.dsn) as early:
+                await early.execute(query, (jobs[1].id,))
+            assert (await executor.last_end())[1] == 1
+            records, last = await executor.ended(0)
+            assert ([record.id for record in records], last) == ([jobs[1].id], 1)
+        records, last = await executor.ended(last)
+        assert (records, last) == ([], 1)
+        assert (await executor.last_end())[1] == 2
+        records, last = await executor.ended(last)
+        assert ([record.id for record in records], last) == ([jobs[0].id], 2)
+        for n in range(2):
+            work.gate(n).set()
+
+
+async def test_retries(place: Place) -> None:
+    """A task that waits to be run again shows its attempts and its last error, and blocks its lane."""
+    async with running(place) as site:
+        retry = Retry(attempts=2, wait=60.0)
+        job = await site.executor.lane("a").options(retry=retry).submit(work.fails, 1)
+        behind = await site.executor.lane("a").submit(work.quick, 2)
+
+        async def look() -> Any:
+            found = (await site.get(f"/jobs/{job.id}")).json()
+            return found if found["error"] else None
+
+        found = await until(look)
+        assert (found["state"], found["attempts"], found["started_at"], found["ran"]) == (
+            "queued",
+            1,
+            None,
+            None,
+        )
+        assert found["error"] == {"type": "ValueError", "message": "no 1"}
+        found = (await site.get(f"/jobs/{behind.id}")).json()
+        assert (found["ahead"], found["blocked_by"]["kind"], found["blocked_by"]["id"]) == (
+            1,
+            "retry",
+            job.id,
+        )
+        assert (await site.get("/lanes")).json()["items"][0]["state"] == "busy"
+        assert (await site.post(f"/jobs/{job.id}/cancel")).json()["state"] == "cancelled"
+        await state(site, behind, "succeeded")
+
+
+async def test_large_results(place: Place) -> None:
+    """A list leaves out a large result, which the job alone has."""
+    async with running(place, show_results=True) as site:
+        job = await site.executor.submit(work.quick, "x" * 20_000)
+        assert (await state(site, job, "succeeded"))["result"] == "x" * 20_000
+        (found,) = (await site.get("/jobs")).json()["items"]
+        assert (found["result"], found["result_omitted"]) == (None, "it is large: ask for this job alone")
+
+
+async def test_key_of_another_app(place: Place) -> None:
+    """A lane whose key this app cannot read is shown by what is stored, and all others are shown, too."""
+    async with running(place) as site:
+        job = await site.executor.lane(work.Color.RED).submit(work.quick, 1)
+        await state(site, job, "succeeded")
+        place.engines[0].functions.packages = frozenset({"other"})
+        (found,) = (await site.get("/jobs")).json()["items"]
+        assert found["lane"]["name"] == '{"$enum":["tests.engines.work:Color","RED"]}'
+        assert (await site.get("/lanes")).json()["items"][0]["name"] == found["lane"]["name"]
+        assert (await site.post(f"/lanes/{found['lane']['id']}/pause")).problem()[0] == 404
+
+
+async def test_other_process(place: Place) -> None:
+    """A process without a worker shows, operates and follows what another one runs."""
+    elsewhere = place.engine()
+    site = Site("app", {"engine": place.engine(worker=False)})
+    async with started(site.app), anyio.create_task_group() as group:
+        await elsewhere.open()
+        stream = Stream(site, group)
+        await until_events(stream.exchange)
+        runs = await held(site, "a")
+        waits = await site.executor.lane("a").submit(work.quick, 2)
+        figures = (await site.get("/summary")).json()
+        assert (figures["running"], figures["waiting"], figures["max_running"]) == (1, 1, 8)
+        assert (await site.post(f"/jobs/{runs.id}/cancel")).status == 202
+        assert set(await stream.until_ended(2)) == {runs.id, waits.id}
+        assert (await state(site, waits, "succeeded"))["ahead"] is None
+        await stream.close()
+        await elsewhere.close()
+
+
+async def test_real_process(place: Place, tmp_path: Path) -> None:
+    """The same with a process of its own, whose end does not end what it was told."""
+    site = Site("app", {"engine": place.engine(worker=False)}, show_results=True)
+    script = tmp_path / "elsewhere.py"
+    script.write_text(ELSEWHERE)
+    async with started(site.app), anyio.create_task_group() as group:
+        arguments = [sys.executable, str(script), place.dsn, place.queue]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        async with await anyio.open_process(arguments, env=env, stdout=None, stderr=None) as process:
+            stream = Stream(site, group)
+            slow = await site.executor.lane("a").submit(work.gated, 1)  # its gate is never set there
+            quick = await site.executor.lane("b").submit(work.quick, 2)
+            answer = await site.get(f"/jobs/{quick.id}?wait=30")
+            assert (answer.json()["state"], answer.json()["result"]) == ("succeeded", 2)
+            await state(site, slow, "running")
+            assert await stream.until_ended(1) == [quick.id]
+            assert (await site.post(f"/jobs/{slow.id}/cancel")).status == 202
+            await state(site, slow, "cancelled")
+            await stream.until_ended(2)
+            await stream.close()
+            process.terminate()
+
+
+ELSEWHERE = """
+import asyncio, sys
+from fifo_background.engines.postgres import PostgresEngine
+
+async def main():
+    await PostgresEngine(sys.argv[1], packages=["tests"], queue=sys.argv[2]).open()
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_unreachable(place: Place) -> None:
+    """Without PostgreSQL the API answers 503 and says when to come back, and a stream ends."""
+    engine = PostgresEngine("postgresql://nobody@127.0.0.1:9/none", packages=["tests"], worker=False)
+    database = engine.session().database
+    patient = database._value
+
+    async def impatient(query: str, *values: Any, **more: Any) -> Any:
+        return await patient(query, *values, **{**more, "seconds": 0.05})
+
+    database._value = impatient  # type: ignore[method-assign]
+    site = Site("app", {"engine": engine})
+    for path in ("/summary", "/jobs", "/jobs/x", "/lanes"):
+        answer = await site.get(path)
+        assert answer.problem()[0] == 503
+        assert answer.headers["retry-after"] == "1"
+    exchange = await site.exchange("/events").run()
+    assert exchange.error is None
+    assert exchange.messages[-1]["more_body"] is False
+    await engine.open()
+    await engine.close()
+
+
+def blocks(connection: psycopg.Connection[Any], statement: str, *values: Any) -> int:
+    """How many pages of the database a statement looks at."""
+    query = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
+    for _ in range(2):  # the first one reads catalogs
+        ((plan,),) = connection.execute(query.encode(), values or None).fetchall()
+    root = plan[0]["Plan"]
+    return int(root["Shared Hit Blocks"] + root["Shared Read Blocks"])
+
+
+def test_bounded_work(postgres: Any) -> None:
+    """What the page asks for looks at about as much, whatever waits; also without statistics."""
+    dsn = postgres.database()
+    anyio.run(migrated, dsn)
+    statements = {
+        "lanes": "SELECT fifo_background_lanes('q', 10)",
+        "lane": """SELECT fifo_background_lane('q', '"0"')""",
+        "ended": "SELECT fifo_background_ended('q', 100, 50)",
+        "last_end": "SELECT fifo_background_number_ends('q', true)",
+        "list": "SELECT fifo_background_list('q', NULL, NULL, NULL, NULL, 50, NULL)",
+        "failed": "SELECT fifo_background_list('q', '{failed}', NULL, NULL, NULL, 50, NULL)",
+        "page": "SELECT fifo_background_list('q', NULL, NULL, NULL, NULL, 50, 100)",
+        "task": "SELECT fifo_background_task('q', 'new 2500')",
+        "peek": """SELECT fifo_background_peek('q', 'q/"0"')""",
+    }
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for table in ("fifo_background_tasks", "procrastinate_jobs"):
+            connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)".encode())
+        fill(connection, "old", 1000)
+        connection.execute(
+            "UPDATE fifo_background_tasks SET started_at = added_at, ended_at = added_at, "
+            "state = CASE number % 20 WHEN 0 THEN 'failed' ELSE 'succeeded' END"
+        )
+        connection.execute("UPDATE procrastinate_jobs SET status = 'succeeded'")
+        fill(connection, "new", 3000)  # as many in each lane as are looked at
+        few = {name: blocks(connection, statement) for name, statement in statements.items()}
+        fill(connection, "more", 9000)
+        many = {name: blocks(connection, statement) for name, statement in statements.items()}
+        connection.execute("ANALYZE")
+        known = {name: blocks(connection, statement) for name, statement in statements.items()}
+    for name, least in few.items():
+        assert many[name] < 3 * least + 100, (name, few, many)
+        assert known[name] < 3 * least + 100, (name, few, known)
+
+
+def fill(connection: psycopg.Connection[Any], name: str, count: int) -> None:
+    """Tasks in 10 lanes."""
+    jobs = """INSERT INTO procrastinate_jobs (queue_name, task_name, lock)
+        SELECT 'q', %s, 'q/"' || n %% 10 || '"' FROM generate_series(1, %s) AS n"""
+    tasks = """INSERT INTO fifo_background_tasks
+        (id, job_id, place, queue, lane, function, arguments, options)
+        SELECT task_name || ' ' || id, id, 0, 'q', substr(lock, 3), 'a:b', '[]', '{}'
+        FROM procrastinate_jobs WHERE task_name = %s ORDER BY id"""
+    connection.execute(jobs, (name, count))
+    connection.execute(tasks, (name,))
+    connection.execute("VACUUM fifo_background_tasks, procrastinate_jobs")

@@ -542,9 +542,9 @@ BEGIN
         SELECT lane, fifo_background_blocker(_queue, lane) AS blocker
         FROM (SELECT DISTINCT lane FROM unnest(_tasks) WHERE state = 'queued') AS lanes
     ), places AS MATERIALIZED (
-        SELECT first.id, first.ahead FROM waiting, LATERAL (
-            SELECT id, row_number() OVER () - 1 AS ahead FROM (
-                SELECT id FROM fifo_background_tasks
+        SELECT first.job_id, first.place, first.ahead FROM waiting, LATERAL (
+            SELECT job_id, place, row_number() OVER () - 1 AS ahead FROM (
+                SELECT job_id, place FROM fifo_background_tasks -- nothing that is not in the index
                 WHERE queue = _queue AND lane BETWEEN waiting.lane AND waiting.lane AND state IN ('queued', 'running')
                 ORDER BY lane, job_id, place LIMIT 1001
             ) AS those
@@ -555,7 +555,7 @@ BEGIN
                 THEN coalesce(places.ahead, 1001)::int + coalesce(waiting.blocker ->> 'kind' = 'failed', false)::int
             END, waiting.blocker) ORDER BY one.place)
         FROM generate_subscripts(_tasks, 1) AS one (place)
-        LEFT JOIN places ON places.id = _tasks[one.place].id
+        LEFT JOIN places ON places.job_id = _tasks[one.place].job_id AND places.place = _tasks[one.place].place
         LEFT JOIN waiting ON waiting.lane = _tasks[one.place].lane AND _tasks[one.place].state = 'queued'
         INTO _found;
     RETURN _found;
