@@ -11,14 +11,16 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import psycopg
 
 from fifo_background import _log
+from fifo_background._core.history import Timing
 from fifo_background._core.job import Job
 from fifo_background._core.plain import text_of, type_name
-from fifo_background._core.state import CANCELLED, FAILED, SUCCEEDED
+from fifo_background._core.state import CANCELLED, FAILED, SUCCEEDED, JobState
 from fifo_background._executor import SerialExecutor
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._database import Database
@@ -26,6 +28,7 @@ from fifo_background.engines.postgres._errors import WorkerLost
 from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._heartbeat import Heartbeat
 from fifo_background.engines.postgres._lease import Lease, Watchdog, now
+from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._stored import Carried, Claim, Claimed
 from fifo_background.exceptions import counted
 
@@ -74,6 +77,7 @@ class Worker:
         carried: Carried,
         settings: WorkerSettings,
         changed: Callable[[], None],
+        measured: Measured,
     ) -> None:
         self._dsn = dsn
         self._database = database
@@ -82,6 +86,7 @@ class Worker:
         self._carried = carried
         self._settings = settings
         self._changed = changed  # tells those who follow
+        self._measured = measured
         self._executor = SerialExecutor(max_lanes_running=settings.concurrency, history=0)
         self._watchdog = Watchdog.make()
         self._id: int = 0
@@ -189,6 +194,8 @@ class Worker:
             try:
                 await self._database.recover(self._settings.most_crashes)
                 await self._give_back_unknown()
+                if self._measured.is_read:
+                    self._measured.waiting, self._measured.oldest = await self._database.backlog()
             except psycopg.Error:
                 pass  # the next one comes
             await asyncio.sleep(self._settings.heartbeat)
@@ -290,11 +297,15 @@ class Worker:
             one.task = task
             if worker != self._id or not lease.hold():
                 return None  # it is another worker's by now
+            began = monotonic()
+            self._measured.running += 1
             try:
                 end = await self._run_task(one, task)
             finally:
+                self._measured.running -= 1
                 one.job = None
                 lease.let_go()
+            ran = monotonic() - began
             if one.gives_back:
                 await self._give_back(claim, worker)
                 return None
@@ -303,6 +314,9 @@ class Worker:
             if answer is None:
                 self._say(logging.WARNING, "%s ended, but another worker has taken its job over", task.name)
                 return None
+            if "retry_in" not in end:
+                waited = task.age + began - claim.fetched_at
+                self._measured.ended(Timing(task.name, JobState(end["state"]), waited, ran))
             if "next" not in answer:
                 found: dict[str, Any] | None = answer["fetched"]
                 return found

@@ -188,7 +188,8 @@ BEGIN
         'job', _job.id, 'attempts', _job.attempts, 'lock', _job.lock, 'tasks', (
             SELECT jsonb_agg(jsonb_build_object(
                 'id', id, 'function', function, 'arguments', arguments, 'options', options, 'lane', lane,
-                'request', request, 'carried', carried, 'attempts', attempts
+                'request', request, 'carried', carried, 'attempts', attempts,
+                'age', extract(epoch FROM clock_timestamp() - added_at)
             ) ORDER BY place)
             FROM fifo_background_tasks WHERE job_id = _job.id AND state IN ('running', 'queued')
         )
@@ -821,6 +822,21 @@ BEGIN
             ORDER BY lane, job_id, place LIMIT 1 INTO _id;
     END IF;
     RETURN _id;
+END;
+$$;
+
+-- How many tasks wait (up to 100,000), and for how many seconds the first of them.
+CREATE FUNCTION fifo_background_backlog(_queue text) RETURNS jsonb
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN jsonb_build_array((
+        SELECT count(*) FROM (
+            SELECT FROM fifo_background_tasks WHERE queue = _queue AND state = 'queued' LIMIT 100000
+        ) AS those
+    ), (
+        SELECT extract(epoch FROM clock_timestamp() - added_at) FROM fifo_background_tasks
+        WHERE queue = _queue AND state = 'queued' ORDER BY number LIMIT 1
+    ));
 END;
 $$;
 
