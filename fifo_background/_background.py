@@ -85,6 +85,8 @@ class OrderedBackgroundTask(BackgroundTask):
         vars(task)["_fifo_is_alone"] = True  # whatever replaced our `__call__` has seen it
         if job is not None:
             vars(task)["_fifo_job"] = job
+        if "_fifo_stored" in vars(self):  # by an engine
+            vars(task)["_fifo_stored"] = vars(self).pop("_fifo_stored")
         if self._fifo_entry is not None:
             vars(task)["_fifo_entry"] = self._fifo_entry
         tasks = _Single([task])
@@ -244,6 +246,8 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         task = make_task("add_task", OrderedBackgroundTask, func, args, kwargs)
         if self._fifo_stored_by is not None and self._fifo_state is not INLINE:
             stored: Job[Any] = self._fifo_stored_by.add(task, entry)
+            if entry is not None:
+                task._fifo_entry = entry
             self.tasks.append(task)
             return stored
         request = self._fifo_request
@@ -366,7 +370,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 return self._fifo_run_inline(party, around)
             party = None
         if isinstance(party, EngineRequest):
-            if party.is_here and not party.has_ended:
+            if party.is_here:
                 return party.run(self)
             party = None
         request = party or self._fifo_request

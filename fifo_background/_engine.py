@@ -48,7 +48,7 @@ class EngineRequest:
         raise NotImplementedError
 
     async def run(self, tasks: Any) -> None:
-        """`await tasks()`."""
+        """`await tasks()`. Raises RuntimeError after the end."""
         raise NotImplementedError
 
     async def store(self, tasks: Any, connection: Any) -> None:

@@ -33,7 +33,7 @@ from fifo_background.engines.postgres._listener import Listener
 from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._request import StoredRequest
 from fifo_background.engines.postgres._schema import is_current, migrate
-from fifo_background.engines.postgres._stored import Carried, NewTask, Retry, new_id
+from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, Retry, new_id
 from fifo_background.engines.postgres._waits import Waits
 from fifo_background.engines.postgres._worker import Worker, WorkerSettings
 
@@ -202,6 +202,7 @@ class PostgresEngine:
         if not BackgroundTask(func).is_async:
             stored["thread"] = True  # while it runs, nothing can cancel it
         return NewTask(
+            Fate(),
             new_id(),
             name_of(func),
             lane,
@@ -219,14 +220,15 @@ class Session:
         self.codec: Codec = engine.codec
         self._connections = Connections(engine.dsn, 8, keep=False)
         self.database: Database = Database(self._connections, engine.queue, engine.store_timeout)
-        self.waits: Waits = Waits(self.database, self._listen)
+        self.waits: Waits = Waits(self.database, self._listen, self._rest)
         self.measured: Measured = Measured()
         self.changes: Changes = Changes(self._listen, self._tell_changes)
         self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
         self._lifespans: int = 0
         self._worker: Worker | None = None
+        self.working: asyncio.Task[None] | None = None  # it ends by itself only where something is wrong
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: Listener | None = None
+        self._listener: asyncio.Task[None] | None = None
         self._is_ready: bool = False
         self._said: bool = False
 
@@ -235,15 +237,20 @@ class Session:
         if self._lifespans > 1:
             return
         self._connections.keep = True
+        self.waits.open()
         self.changes.begin()
         try:
             await self._prepare()
+        except SchemaError:
+            self._lifespans -= 1
+            self._connections.keep = False
+            raise
         except psycopg.Error as error:
             _log.say(logging.WARNING, "PostgreSQL cannot be reached yet, and is asked again: %s", error)
         if self.engine.worker:
             self._worker = self._make_worker()
             self._listen()
-            self._spawn(self._work(self._worker))
+            self.working = self._spawn(self._work(self._worker))
         self._spawn(self._prune())
 
     def _make_worker(self) -> Worker:
@@ -289,6 +296,7 @@ class Session:
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop(self.engine.settings.drain_timeout)
+        self.waits.close()
         self.changes.stop()
         for task in tuple(self._tasks):
             task.cancel()
@@ -298,10 +306,11 @@ class Session:
         self._connections.keep = False
         await self._connections.drop_idle()
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._has_ended)
+        return task
 
     def _has_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -314,8 +323,14 @@ class Session:
         if self._listener is None:
             queue = self.engine.queue
             channels = [f"fifo_background#{queue}", f"procrastinate_queue_v1#{queue}"]
-            self._listener = Listener(self.engine.dsn, channels, self._heard, self._missed)
-            self._spawn(self._listener.run())
+            listener = Listener(self.engine.dsn, channels, self._heard, self._missed)
+            self._listener = self._spawn(listener.run())
+
+    def _rest(self) -> None:
+        """Nobody waits anymore: without a lifespan, nobody else needs the listener."""
+        if self._listener is not None and not self._lifespans:
+            self._listener.cancel()
+            self._listener = None
 
     def _heard(self, text: str) -> None:
         self.changes.heard()

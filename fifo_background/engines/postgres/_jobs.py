@@ -13,6 +13,7 @@ from fifo_background._core.lane_picture import LaneRecord, Recent, Run
 from fifo_background._core.plain import as_plain, text_of
 from fifo_background._core.state import JobState
 from fifo_background.engines.postgres._errors import TaskFailed
+from fifo_background.engines.postgres._stored import Fate
 from fifo_background.exceptions import JobNoResult
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ class StoredJob:
     whether it was in time, or, of a task that runs, whether it was asked to end.
     """
 
-    __slots__ = ("_session", "id", "name")
+    __slots__ = ("_fate", "_session", "id", "name")
 
-    def __init__(self, session: Session, id: str, name: str) -> None:
+    def __init__(self, session: Session, id: str, name: str, fate: Fate | None = None) -> None:
         self._session = session
+        self._fate = fate
         self.id: str = id
         self.name: str = name
 
@@ -41,6 +43,8 @@ class StoredJob:
 
     async def _result(self) -> Any:
         await self.wait()
+        if self._is_cancelled_unstored:
+            raise JobNoResult(self.name, JobState.CANCELLED.value)
         row = await self._row()
         if row["state"] == "failed":
             raise TaskFailed(self.name, row["error_type"] or "an error", row["error"] or "")
@@ -51,8 +55,13 @@ class StoredJob:
         return self._session.codec.read(row["result"])
 
     async def wait(self) -> JobState:
-        """Wait for its end, however it ends."""
-        return await self._session.waits.for_end(self.id)
+        """Wait for its end, however it ends.
+
+        Raises `WouldDeadlock` in a task of the same lane, and for a task that is not stored yet.
+        """
+        if self._is_cancelled_unstored:
+            return JobState.CANCELLED
+        return await self._session.waits.for_end(self.id, self.name)
 
     async def record(self) -> JobRecord:
         """Where it is now. Raises LookupError where it was never stored, or was pruned."""
@@ -60,7 +69,13 @@ class StoredJob:
 
     async def cancel(self) -> bool:
         """Whether it never runs or, where it runs, whether its worker was asked to cancel it."""
+        if self._fate is not None and self._fate.cancel():
+            return True
         return await self._session.database.cancel(self.id) in ("queued", "running")
+
+    @property
+    def _is_cancelled_unstored(self) -> bool:
+        return self._fate is not None and self._fate.is_cancelled
 
     async def _row(self) -> dict[str, Any]:
         row = await self._session.database.task(self.id)

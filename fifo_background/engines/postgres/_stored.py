@@ -13,7 +13,18 @@ from typing import Any
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._functions import Functions
 
-__all__ = ("Carried", "Claim", "Claimed", "NewTask", "Retry", "lock_of", "new_id")
+__all__ = (
+    "Carried",
+    "Claim",
+    "Claimed",
+    "Fate",
+    "NewTask",
+    "Retry",
+    "Running",
+    "lock_of",
+    "new_id",
+    "running",
+)
 
 _HAS_TRACING = find_spec("opentelemetry") is not None
 
@@ -55,10 +66,26 @@ class Retry:
         return min(self.wait * 2.0 ** min(attempt - 1, 50), self.wait_max)
 
 
+class Fate:
+    """What becomes of a task that is not stored yet. Its request and its handle know it."""
+
+    __slots__ = ("is_cancelled", "is_open")
+
+    def __init__(self) -> None:
+        self.is_open: bool = True  # until it is handed to the database
+        self.is_cancelled: bool = False
+
+    def cancel(self) -> bool:
+        """Whether it was in time: then it is not stored."""
+        self.is_cancelled = self.is_cancelled or self.is_open
+        return self.is_cancelled
+
+
 @dataclass(slots=True)
 class NewTask:
     """A call that was added and is to be stored."""
 
+    fate: Fate
     id: str
     name: str
     lane: str
@@ -103,9 +130,10 @@ class Carried:
                 carried["trace"] = trace
         return carried
 
-    def context(self, carried: Mapping[str, Any] | None) -> Context:
-        """A context in which a task finds what was taken."""
+    def context(self, carried: Mapping[str, Any] | None, task: Running) -> Context:
+        """A context in which a task finds itself, and what was taken."""
         context = copy_context()
+        context.run(_running.set, task)
         context.run(self._set, carried or {})
         return context
 
@@ -117,6 +145,37 @@ class Carried:
             from opentelemetry import context, propagate
 
             context.attach(propagate.extract(carried["trace"]))
+
+
+class Running:
+    """The stored task in whose context something runs, in this process."""
+
+    __slots__ = ("_changed", "id", "is_running", "lane", "name", "queue", "waits")
+
+    def __init__(self, queue: str, lane: str, id: str, name: str, changed: Callable[[], object]) -> None:
+        self.queue: str = queue
+        self.lane: str = lane  # the key as text
+        self.id: str = id
+        self.name: str = name
+        self.is_running: bool = True  # what it has left behind is not it
+        self.waits: int = 0  # for tasks of other lanes; it lends its slot meanwhile
+        self._changed = changed
+
+    def begin_wait(self) -> None:
+        self.waits += 1
+        self._changed()
+
+    def end_wait(self) -> None:
+        self.waits -= 1
+
+
+_running: ContextVar[Running | None] = ContextVar("fifo_background_stored", default=None)
+
+
+def running(queue: str) -> Running | None:
+    """The task of that queue that runs in the current context."""
+    found = _running.get()
+    return found if found is not None and found.is_running and found.queue == queue else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,13 +29,13 @@ from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._heartbeat import Heartbeat
 from fifo_background.engines.postgres._lease import Lease, Watchdog, now
 from fifo_background.engines.postgres._measured import Measured
-from fifo_background.engines.postgres._stored import Carried, Claim, Claimed
+from fifo_background.engines.postgres._stored import Carried, Claim, Claimed, Running
 from fifo_background.exceptions import counted
 
 __all__ = ("Worker", "WorkerSettings")
 
-# So many seconds before its lease ends, a worker cancels what it has in hand.
-_GRACE = 1.0
+# This part of `lost_after` before its lease ends, a worker cancels what it has in hand.
+_GRACE = 1 / 6
 
 # Between two tries of what the database did not answer, in seconds.
 _AGAIN = 0.2
@@ -61,6 +61,7 @@ class _InHand:
         self.claim: Claim = claim
         self.task: Claimed | None = None
         self.job: Job[Any] | None = None
+        self.running: Running | None = None
         self.gives_back: bool = False  # it is to run again, somewhere else
         self.told: Any = None  # the progress that the database knows
 
@@ -87,7 +88,8 @@ class Worker:
         self._settings = settings
         self._changed = changed  # tells those who follow
         self._measured = measured
-        self._executor = SerialExecutor(max_lanes_running=settings.concurrency, history=0)
+        # how many jobs are in hand is limited here: one that waits for another one lends its slot
+        self._executor = SerialExecutor(max_lanes_running=1_000_000, history=0)
         self._watchdog = Watchdog.make()
         self._id: int = 0
         self._lease: Lease = Lease(0.0, None)
@@ -112,15 +114,12 @@ class Worker:
     def missed(self) -> None:
         """Notifications may have been lost."""
         self._wake.set()
-        if self._in_hand and not self._stops:
-            self._spawn(self._look_for_cancels())
 
     async def _look_for_cancels(self) -> None:
+        """What was told while a task was on its way here, or the listener had no connection, was not heard."""
         ids = [one.task.id for one in self._in_hand.values() if one.task is not None]
-        try:
+        if ids:
             self._cancel(await self._database.cancelled(ids))
-        except psycopg.Error:
-            pass  # the listener connects again, and asks again
 
     def _cancel(self, ids: list[str]) -> None:
         for one in self._in_hand.values():
@@ -179,7 +178,7 @@ class Worker:
     async def _keep_lease(self, lease: Lease, lost: asyncio.Event) -> None:
         """Raises `WorkerLost` while there still is time to cancel what is in hand."""
         while True:
-            left = lease.ends - _GRACE - now()
+            left = lease.ends - _GRACE * self._settings.lost_after - now()
             if left <= 0:
                 raise WorkerLost("its heartbeats did not reach PostgreSQL")
             try:
@@ -196,6 +195,7 @@ class Worker:
                 await self._give_back_unknown()
                 if self._measured.is_read:
                     self._measured.waiting, self._measured.oldest = await self._database.backlog()
+                await self._look_for_cancels()
             except psycopg.Error:
                 pass  # the next one comes
             await asyncio.sleep(self._settings.heartbeat)
@@ -216,7 +216,14 @@ class Worker:
 
     @property
     def _is_full(self) -> bool:
-        return len(self._in_hand) >= self._settings.concurrency
+        in_hand = self._in_hand.values()
+        waiting = sum(1 for one in in_hand if one.running is not None and one.running.waits)
+        return len(in_hand) - waiting >= self._settings.concurrency
+
+    def _lend(self) -> None:
+        """A task waits for another one, which needs a slot."""
+        self._wake.set()
+        self._free.set()
 
     async def _serve(self) -> None:
         next_at: float | None = None
@@ -299,11 +306,13 @@ class Worker:
                 return None  # it is another worker's by now
             began = monotonic()
             self._measured.running += 1
+            one.running = Running(self._database.queue, task.lane, task.id, task.name, self._lend)
             try:
-                end = await self._run_task(one, task)
+                end = await self._run_task(one, task, one.running)
             finally:
                 self._measured.running -= 1
-                one.job = None
+                one.running.is_running = False
+                one.job = one.running = None
                 lease.let_go()
             ran = monotonic() - began
             if one.gives_back:
@@ -323,14 +332,14 @@ class Worker:
             task = tasks.get(answer["next"])
         return None
 
-    async def _run_task(self, one: _InHand, task: Claimed) -> dict[str, Any]:
+    async def _run_task(self, one: _InHand, task: Claimed, running: Running) -> dict[str, Any]:
         """Run it, and say how it ended."""
         if self._stops:  # between two tasks of a job: the next one is somebody else's
             one.gives_back = True
             return {}
         try:
             function, args, kwargs = task.call(self._functions, self._codec)
-            context = self._carried.context(task.carried)
+            context = self._carried.context(task.carried, running)
         except Exception as unreadable:
             self._say(logging.ERROR, "%s cannot be called", task.function, error=unreadable)
             return self._failure(task, unreadable)

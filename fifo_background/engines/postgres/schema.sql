@@ -173,8 +173,9 @@ BEGIN
         SELECT * FROM procrastinate_fetch_job_v2(ARRAY[_queue]::varchar[], _worker) INTO _job;
         IF _job.id IS NULL THEN
             RETURN jsonb_build_object('next_at', (
+                -- one that was due already waits for something else, whose end is told
                 SELECT extract(epoch FROM min(scheduled_at) - clock_timestamp()) FROM procrastinate_jobs
-                WHERE status = 'todo' AND queue_name = _queue AND scheduled_at IS NOT NULL
+                WHERE status = 'todo' AND queue_name = _queue AND scheduled_at > now()
             ));
         END IF;
         SELECT id FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'queued'
@@ -218,6 +219,11 @@ BEGIN
     IF NOT fifo_background_holds(_worker, _job, _attempts) THEN
         RETURN NULL;
     END IF;
+    PERFORM FROM fifo_background_tasks WHERE id = _end ->> 'id' AND state = 'running';
+    IF NOT FOUND THEN -- it was told before, and the answer was lost
+        SELECT id FROM fifo_background_tasks WHERE job_id = _job AND state = 'running' INTO _next;
+        RETURN jsonb_build_object('next', _next);
+    END IF;
     IF _end ->> 'retry_in' IS NOT NULL THEN
         UPDATE fifo_background_tasks
             SET state = 'queued', error_type = _end ->> 'error_type', error = _end ->> 'error', progress = NULL
@@ -226,6 +232,7 @@ BEGIN
             _job, clock_timestamp() + make_interval(secs => (_end ->> 'retry_in')::double precision),
             NULL, NULL, NULL
         );
+        PERFORM fifo_background_notify(_queue, 'wake'); -- each worker learns when it is due
     ELSE
         UPDATE fifo_background_tasks SET
             state = _end ->> 'state', ended_at = clock_timestamp(), result = _end ->> 'result',
@@ -241,13 +248,16 @@ BEGIN
         ELSE
             SELECT id FROM fifo_background_tasks WHERE job_id = _job AND state = 'queued'
                 ORDER BY place LIMIT 1 INTO _next;
-            IF _next IS NOT NULL THEN
+            IF _next IS NOT NULL AND fifo_background_is_paused(_queue, _job) THEN
+                PERFORM procrastinate_retry_job_v2(_job, NULL, NULL, NULL, NULL); -- behind the pause
+            ELSIF _next IS NOT NULL THEN
                 UPDATE fifo_background_tasks
                     SET state = 'running', started_at = clock_timestamp(), attempts = attempts + 1
                     WHERE id = _next;
                 RETURN jsonb_build_object('next', _next);
+            ELSE
+                PERFORM fifo_background_finish(_job);
             END IF;
-            PERFORM fifo_background_finish(_job);
         END IF;
     END IF;
     IF (_end ->> 'wake')::boolean THEN
@@ -272,6 +282,14 @@ CREATE FUNCTION fifo_background_paused(_queue text) RETURNS text LANGUAGE sql IM
     SELECT left(_queue, 100) || '#paused';
 $$;
 
+-- Whether the lane of a job is paused.
+CREATE FUNCTION fifo_background_is_paused(_queue text, _job bigint) RETURNS boolean LANGUAGE sql AS $$
+    SELECT EXISTS (
+        SELECT FROM procrastinate_jobs AS pause JOIN procrastinate_jobs AS job ON job.lock = pause.lock
+        WHERE job.id = _job AND pause.status = 'todo' AND pause.queue_name = fifo_background_paused(_queue)
+    );
+$$;
+
 -- All tasks of a job have ended.
 CREATE FUNCTION fifo_background_finish(_job bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -291,9 +309,25 @@ BEGIN
     END IF;
     UPDATE fifo_background_tasks SET state = 'queued', started_at = NULL, progress = NULL
         WHERE job_id = _job AND state = 'running';
-    PERFORM procrastinate_retry_job_v2(_job, NULL, NULL, NULL, NULL);
+    PERFORM fifo_background_put_back(_queue, _job);
     PERFORM fifo_background_notify(_queue, 'wake');
     RETURN true;
+END;
+$$;
+
+-- A job that was interrupted is at the head of its lane again, without what was cancelled.
+CREATE FUNCTION fifo_background_put_back(_queue text, _job bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE fifo_background_tasks SET state = 'cancelled', ended_at = clock_timestamp()
+        WHERE job_id = _job AND state = 'queued' AND cancel_requested;
+    PERFORM fifo_background_notify(_queue, 'ended ' || id)
+        FROM fifo_background_tasks WHERE job_id = _job AND watched AND ended_at IS NOT NULL;
+    PERFORM FROM fifo_background_tasks WHERE job_id = _job AND state = 'queued';
+    IF FOUND THEN
+        PERFORM procrastinate_retry_job_v2(_job, NULL, NULL, NULL, NULL);
+    ELSE
+        PERFORM fifo_background_finish(_job);
+    END IF;
 END;
 $$;
 
@@ -321,14 +355,7 @@ BEGIN
         IF FOUND THEN
             PERFORM fifo_background_skip_rest(_job.id);
         END IF;
-        PERFORM fifo_background_notify(_queue, 'ended ' || id)
-            FROM fifo_background_tasks WHERE job_id = _job.id AND watched AND ended_at IS NOT NULL;
-        PERFORM FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'queued';
-        IF FOUND THEN
-            PERFORM procrastinate_retry_job_v2(_job.id, NULL, NULL, NULL, NULL);
-        ELSE
-            PERFORM fifo_background_finish(_job.id);
-        END IF;
+        PERFORM fifo_background_put_back(_queue, _job.id);
         _recovered := _recovered + 1;
     END LOOP;
     IF _recovered > 0 THEN
@@ -439,8 +466,10 @@ DECLARE
     _job procrastinate_jobs;
     _id text;
 BEGIN
-    SELECT * FROM procrastinate_jobs
-        WHERE lock = _lock AND status = 'todo' AND queue_name <> fifo_background_paused(_queue)
+    SELECT * FROM procrastinate_jobs AS job
+        WHERE lock = _lock AND status IN ('todo', 'doing') AND queue_name <> fifo_background_paused(_queue)
+            AND (queue_name = fifo_background_stopped(_queue)
+                OR EXISTS (SELECT FROM fifo_background_tasks WHERE job_id = job.id AND state = 'queued'))
         ORDER BY id LIMIT 1 FOR UPDATE INTO _job;
     IF _job.queue_name = fifo_background_stopped(_queue) THEN
         SELECT id FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'failed'

@@ -1,0 +1,250 @@
+"""`python -m fifo_background postgres`: two apps, two workers, one of which is killed; the order is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from fifo_background.cli.server import temporary_server
+
+__all__ = ("main",)
+
+REQUESTS = 200
+CUSTOMERS = ("ann", "bob", "cy", "dee", "eve")
+
+# For anything that the demo waits for, in seconds.
+_LONGEST = 60.0
+
+
+class Line(NamedTuple):
+    """What a task has written: when, in which process, whether it "begins" or "ends", and whose order."""
+
+    at: float
+    pid: int
+    what: str
+    customer: str
+    number: int
+
+
+class Found(NamedTuple):
+    """What the lines of all tasks say, after a worker was killed at some time."""
+
+    lost: int  # orders that were never booked
+    disordered: list[str]  # what began before the one ahead of it had ended
+    again: list[Line]  # what the killed worker had in hand: where it began anew
+    still: dict[str, float]  # for how many seconds the lanes of these stood still
+
+
+def read(books: Path) -> list[Line]:
+    """The lines that are whole, in the order in which they were written."""
+    text = books.read_text() if books.exists() else ""
+    split = (line.split() for line in text[: text.rfind("\n") + 1].splitlines())
+    return [Line(float(at), int(pid), what, customer, int(n)) for at, pid, what, customer, n in split]
+
+
+def judge(lines: list[Line], expected: dict[str, list[int]], killed: int, killed_at: float) -> Found:
+    """Look at every lane: is each order booked, after the one ahead of it, and by one worker at a time?"""
+    lost, disordered, again, still = 0, [], [], {}
+    for customer, numbers in expected.items():
+        running: Line | None = None
+        ended: list[int] = []
+        for line in (line for line in lines if line.customer == customer):
+            if line.what == "ends":
+                ended.append(line.number)
+                if running is None or running[1:2] + running[3:] != line[1:2] + line[3:]:
+                    disordered.append(f"{customer} {line.number}")
+                running = None
+                continue
+            if running is not None:  # it has begun, and never ended
+                if running.pid == killed and running.number == line.number:
+                    again.append(line)
+                    still[customer] = line.at - killed_at
+                else:
+                    disordered.append(f"{customer} {line.number}")
+            running = line
+        lost += len(set(numbers) - set(ended))
+        if list(dict.fromkeys(ended)) != [number for number in numbers if number in ended]:
+            disordered.append(f"{customer}: {ended}")
+    return Found(lost, disordered, again, still)
+
+
+def main() -> int:
+    """0 if the order was kept and nothing was lost, 1 if not; 130 after Ctrl-C, 143 after SIGTERM."""
+    console = Console(highlight=False)
+    try:
+        with _told_to_end(), _progress(console) as progress, ExitStack() as stack:
+            return _run(console, progress, stack)
+    except KeyboardInterrupt as interrupt:
+        console.print("Ended. Nothing is left behind.")
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    except (OSError, RuntimeError) as error:
+        print(f"the demo could not run: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(console: Console, progress: Progress, stack: ExitStack) -> int:
+    step = progress.add_task("PostgreSQL starts", total=None)
+    dsn = stack.enter_context(temporary_server())
+    folder = Path(dsn.partition("host=")[2]).parent
+    books = folder / "books.txt"
+    environment = {**os.environ, "FIFO_BACKGROUND_DSN": dsn, "BOOKS": str(books)}
+    examples = _examples()
+
+    def start(*command: str) -> subprocess.Popen[bytes]:
+        return stack.enter_context(_process(command, environment))
+
+    cli = ("-m", "fifo_background")
+    progress.update(step, description="The tables are made")
+    if start(*cli, "migrate").wait(_LONGEST):
+        raise RuntimeError("the tables could not be made")
+    progress.update(step, description="Two apps and two workers start")
+    ports = [_free_port(), _free_port()]
+    quiet = ("--log-level", "error", "--app-dir", examples)
+    apps = [start("-m", "uvicorn", "postgres_app:app", "--port", str(port), *quiet) for port in ports]
+    workers = [start(*cli, "worker", "postgres_app:app", *quiet) for _ in range(2)]
+
+    def wait_for(what: str, reached: Callable[[], bool]) -> None:
+        until = time.monotonic() + _LONGEST
+        while not reached():
+            if time.monotonic() > until or any(one.poll() is not None for one in (*apps, workers[1])):
+                raise RuntimeError(f"this did not happen: {what}")
+            time.sleep(0.02)
+
+    wait_for("both apps listen", lambda: all(_listens(port) for port in ports))
+    warm_up = {worker.pid for worker in workers}
+    for number in range(-40, 0):  # until both workers work: to import an app takes a moment
+        _order(ports[0], "warm-up", number)
+        wait_for("an order is booked", lambda: len(read(books)) >= 2 * (number + 41))  # noqa: B023
+        if warm_up <= {line.pid for line in read(books)}:
+            break
+    expected: dict[str, list[int]] = {customer: [] for customer in CUSTOMERS}
+    killed_at = 0.0
+    progress.update(step, description="Requests", total=REQUESTS)
+    for number in range(REQUESTS):
+        customer = CUSTOMERS[number % len(CUSTOMERS)]
+        _order(ports[number // len(CUSTOMERS) % 2], customer, number)
+        expected[customer].append(number)
+        progress.advance(step)
+        if number == REQUESTS // 2:
+            progress.update(step, description="Requests; a worker is killed")
+            wait_for("the worker has a task in hand", lambda: _in_hand(read(books), workers[0].pid))
+            workers[0].kill()
+            killed_at = time.time()
+
+    def ended() -> int:
+        done = {line.number for line in read(books) if line.what == "ends" and line.number >= 0}
+        progress.update(step, completed=len(done))
+        return len(done)
+
+    progress.update(step, description="Tasks")
+    wait_for("all tasks end", lambda: ended() == REQUESTS)
+    found = judge(read(books), expected, workers[0].pid, killed_at)
+    progress.stop()
+    return _tell(console, found)
+
+
+def _tell(console: Console, found: Found) -> int:
+    kept = not found.disordered
+    again = ", ".join(f"{line.customer} {line.number}" for line in found.again) or "nothing"
+    still = ", ".join(f"{customer} for {seconds:.1f} s" for customer, seconds in found.still.items()) or "none"
+    console.print(
+        f"{REQUESTS} requests to 2 apps; {len(CUSTOMERS)} lanes; 2 workers, one of them killed with kill -9\n"
+        f"         order: {'kept in each lane' if kept else 'broken: ' + ', '.join(found.disordered)}\n"
+        f"          lost: {found.lost}\n"
+        f"     ran again: {again}\n"
+        f"   stood still: {still}"
+    )
+    return 0 if kept and not found.lost else 1
+
+
+def _in_hand(lines: list[Line], pid: int) -> bool:
+    """Whether a worker has begun something, and not ended it."""
+    last = {line.customer: line for line in lines if line.pid == pid}
+    return any(line.what == "begins" for line in last.values())
+
+
+def _order(port: int, customer: str, number: int) -> None:
+    connection = HTTPConnection("127.0.0.1", port, timeout=_LONGEST)
+    try:
+        connection.request("POST", f"/orders/{customer}/{number}")
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 202:
+            raise RuntimeError(f"an order was answered with {response.status}: {body!r}")
+    finally:
+        connection.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def _process(command: tuple[str, ...], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python that hears no Ctrl-C of the terminal; at the end it is told to end, and is gone."""
+    process = subprocess.Popen(
+        [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does; while it cleans up, it hears neither of them again."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    for one in before:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _progress(console: Console) -> Progress:
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, console=console, transient=True)
+
+
+def _examples() -> str:
+    """The folder of `postgres_app.py`: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "examples", package.parent / "examples"):
+        if (folder / "postgres_app.py").exists():
+            return str(folder)
+    raise RuntimeError(f"postgres_app.py is neither in {package} nor beside it")
