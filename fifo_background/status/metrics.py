@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation, get_meter
 
-from fifo_background import JobState, SerialExecutor, __version__, executor_of
+from fifo_background import JobState, SerialExecutor, Timing, __version__, executor_of
 from fifo_background._run.spans import describe_spans
 
 __all__ = ("describe_spans", "instrument")

@@ -805,3 +805,48 @@ def fill(connection: psycopg.Connection[Any], name: str, count: int) -> None:
     connection.execute(jobs, (name, count))
     connection.execute(tasks, (name,))
     connection.execute("VACUUM fifo_background_tasks, procrastinate_jobs")
+
+
+# -- metrics -------------------------------------------------------------------------------------------------
+
+
+async def test_metrics(place: Place) -> None:
+    """Metrics report what this process's worker runs, and the backlog of all processes."""
+    pytest.importorskip("opentelemetry.sdk")
+    from fifo_background.status.metrics import instrument
+    from tests.test_status_metrics import Meters
+
+    meters = Meters()
+    async with running(place) as site:
+        instrument(site.app, meters.provider, durations=True)
+        assert (await meters())["jobs.running", "{job}"] == {(): 0}
+        await (await site.executor.lane("x").submit(work.quick, 0)).wait()
+        await (await site.executor.lane("x").submit(work.fails, 0)).wait()
+        again = (
+            await site.executor.lane("x")
+            .options(retry=Retry(attempts=2, wait=0.0))
+            .submit(work.fails_until, "again", 2)
+        )
+        await again.wait()
+        await held(site, "a")
+        behind = await site.executor.lane("a").submit(work.quick, 1)
+
+        async def look() -> Any:
+            found = await meters()
+            return found if found["jobs.waiting", "{job}"] == {(): 1} else None
+
+        found = await until(look)
+        assert found["jobs.running", "{job}"] == {(): 1}
+        assert found["head.age", "s"][()] > 0
+        ended = found["jobs.ended", "{job}"]
+        assert (ended["succeeded",], ended["failed",], ended["cancelled",]) == (2, 1, 0)
+        ran = found["job.ran", "s"]
+        assert {name: point.count for name, point in ran.items()} == {
+            ("quick", "succeeded"): 1,
+            ("fails", "failed"): 1,
+            ("fails_until", "succeeded"): 1,
+        }
+        assert all(point.count == ran[name].count for name, point in found["job.waited", "s"].items())
+        assert found["jobs.unmeasured", "{job}"] == {(): 0}
+        work.gate(1).set()
+        await behind.wait()

@@ -719,7 +719,7 @@ DECLARE
     _running fifo_background_tasks;
     _next fifo_background_tasks;
     _head fifo_background_tasks;
-    _is_paused boolean := fifo_background_paused_at(_queue, _lock) IS NOT NULL;
+    _paused timestamptz := fifo_background_paused_at(_queue, _lock);
     _waiting int;
     _alone int;
     _runs jsonb;
@@ -772,7 +772,7 @@ BEGIN
         ) AS those INTO _ended;
     RETURN jsonb_build_object(
         'lane', _lane,
-        'state', CASE WHEN _failed.id IS NOT NULL THEN 'stopped' WHEN _is_paused THEN 'paused'
+        'state', CASE WHEN _failed.id IS NOT NULL THEN 'stopped' WHEN _paused IS NOT NULL THEN 'paused'
             WHEN _running.id IS NOT NULL OR _waiting > 0 THEN 'busy' ELSE 'idle' END,
         'running', CASE WHEN _running.id IS NOT NULL THEN fifo_background_picture(_running, 0, NULL, NULL) END,
         'head', CASE
@@ -781,7 +781,7 @@ BEGIN
                 _head, 0, (_running.id IS NOT NULL)::int, fifo_background_blocker(_queue, _lane)
             )
         END,
-        'head_for', extract(epoch FROM _now - _head.added_at),
+        'head_for', extract(epoch FROM _now - _head.added_at), 'paused_for', extract(epoch FROM _now - _paused),
         'waiting', _waiting, 'next', coalesce(_runs, '[]'),
         'more', greatest(_waiting - _alone - coalesce((_runs -> -1 ->> 1)::int, 0), 0),
         'recent', coalesce(_ended.recent, '[]'), 'ended', _ended.count, 'failed', _ended.failed,
