@@ -91,7 +91,7 @@ class Measured(Protocol):
 
 def measured(executor: Any) -> Measured:
     """What `executor_of` gives, as metrics need it: an engine's executor offers what this process runs."""
-    return executor if isinstance(executor, SerialExecutor) else executor.measured  # type: ignore[no-any-return]
+    return executor if isinstance(executor, SerialExecutor) else executor.measured
 
 
 class _Watched:
