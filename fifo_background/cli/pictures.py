@@ -34,7 +34,11 @@ def _lanes(lanes: dict[str, Any]) -> Table:
         state, head, seconds = _head(lane)
         style = {"stopped": "red", "paused": "yellow"}.get(state, "")
         table.add_row(
-            Text(_lane_name(lane["lane"])), Text(state, style), Text(head), _duration(seconds), f"{lane['waiting']:,}"
+            Text(_lane_name(lane["lane"])),
+            Text(state, style),
+            Text(head),
+            _duration(seconds),
+            f"{lane['waiting']:,}",
         )
     return table
 
