@@ -10,7 +10,7 @@ from fifo_background._arguments import only_a_key
 from fifo_background._core.job import Job
 from fifo_background._core.lane import key_of
 from fifo_background._entries import Entry
-from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, check_key
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Retry, check_key
 
 if TYPE_CHECKING:
     from typing_extensions import Never
@@ -48,6 +48,11 @@ class Adds(Protocol):
         ...
 
     @property
+    def _fifo_has_engine(self) -> bool:
+        """Whether an engine keeps what is added here."""
+        ...
+
+    @property
     def add_task(self) -> Callable[..., Any]: ...
 
     def _fifo_add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]: ...
@@ -79,10 +84,19 @@ class TaskAdder:
         )
 
     def options(
-        self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
+        self,
+        *,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        wait: bool | NotGiven = NOT_GIVEN,
+        retry: int | Retry | NotGiven | None = NOT_GIVEN,
     ) -> TaskAdder:
         """As `OrderedBackgroundTasks.options`."""
-        return self._with(self._entry.key, {"timeout": timeout, "wait": wait})
+        if retry is not NOT_GIVEN and retry is not None and not self._tasks._fifo_has_engine:
+            raise ValueError(
+                f"retry={retry!r}: in memory nothing is retried. Retry inside the task, which keeps the order, "
+                "or give the app an engine"
+            )
+        return self._with(self._entry.key, {"timeout": timeout, "wait": wait, "retry": retry})
 
     if not TYPE_CHECKING:
 

@@ -102,6 +102,33 @@ def check_key(key: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """How often, and when, a task that fails is run again; its lane waits meanwhile.
+
+    `attempts`: how often it is run at most, the first one included. `wait` (seconds): before the second run;
+    each later one waits twice as long as the one before it, at most `wait_max` (seconds).
+    """
+
+    attempts: int = 3
+    wait: float = 1.0
+    wait_max: float = 60.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
+            raise ValueError(f"attempts={self.attempts!r}: give a whole number, 1 or more")
+        for name in ("wait", "wait_max"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e6:
+                raise ValueError(f"{name}={value!r}: give a number of seconds, 0 or more")
+
+    def seconds_after(self, attempt: int) -> float | None:
+        """How long to wait after the run with this number; None if it was the last one."""
+        if attempt >= self.attempts:
+            return None
+        return min(self.wait * 2.0 ** min(attempt - 1, 50), self.wait_max)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What can differ from task to task of one app."""
 
@@ -110,6 +137,7 @@ class Options:
     keep: Keep = "all"
     max_waiting: int | None = None  # in its lane
     wait: bool = True
+    retry: Retry | None = None  # with an engine
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
@@ -119,10 +147,17 @@ class Options:
         if self.max_waiting is not None:
             _check_count("max_waiting", self.max_waiting)
         _check_bool("wait", self.wait)
+        if self.retry is not None and not isinstance(self.retry, Retry):
+            raise TypeError(f"retry={self.retry!r}: give a number of attempts, or a Retry(...)")
 
     def replace(self, **changes: Any) -> Options:
-        """With those changes that are given. Raises ValueError or TypeError for an invalid one."""
+        """With those changes that are given. Raises ValueError or TypeError for an invalid one.
+
+        `retry` may be a number of attempts.
+        """
         given = {name: value for name, value in changes.items() if value is not NOT_GIVEN}
+        if type(given.get("retry")) is int:
+            given["retry"] = Retry(attempts=given["retry"])
         return replace(self, **given) if given else self
 
 

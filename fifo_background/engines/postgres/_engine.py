@@ -32,7 +32,7 @@ from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._listener import Listener
 from fifo_background.engines.postgres._request import StoredRequest
 from fifo_background.engines.postgres._schema import is_current, migrate
-from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, Retry, new_id
+from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, new_id
 from fifo_background.engines.postgres._waits import Waits
 from fifo_background.engines.postgres._worker import Worker, WorkerSettings
 
@@ -183,19 +183,15 @@ class PostgresEngine:
 
     def new_task(self, task: BackgroundTask, lane: str, entry: Entry | None) -> NewTask:
         """A call that is to be stored. Raises TypeError for what another process could not call."""
-        options, changes = self.settings.options, {} if entry is None else dict(entry.changes)
-        retry = changes.pop("retry", None)
-        if isinstance(retry, int) and not isinstance(retry, bool):
-            retry = Retry(attempts=retry)
-        if retry is not None and not isinstance(retry, Retry):
-            raise TypeError(f"retry={retry!r}: give a number of attempts, or a Retry(...)")
-        options = options.replace(**changes)
+        options = self.settings.options
+        if entry is not None:
+            options = options.replace(**entry.changes)
         if options.keep != PLAIN.keep or options.max_waiting is not None:
             raise ValueError('keep="latest" and max_waiting= of a lane are not there with an engine')
         stored: dict[str, Any] = {"timeout": options.timeout, "rest": self.settings.rest_after_failure}
         if options.after_failure == "stop":
             stored["after_failure"] = "stop"
-        if retry is not None:
+        if (retry := options.retry) is not None:
             stored["retry"] = {"attempts": retry.attempts, "wait": retry.wait, "wait_max": retry.wait_max}
         func = vars(task).get("_fifo_function", task.func)  # that an instrumentation may have wrapped
         if not BackgroundTask(func).is_async:

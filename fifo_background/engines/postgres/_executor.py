@@ -12,11 +12,11 @@ from fifo_background._core.lane_picture import LaneList, LaneRecord
 from fifo_background._core.state import JobState
 from fifo_background._entries import Entry
 from fifo_background._run.call import make_task, not_callable
-from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, check_key
+from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, Retry, check_key
 from fifo_background.engines.postgres._jobs import StoredJob, lane_of_id, lane_record_of, record_of
 from fifo_background.engines.postgres._request import groups_of
 from fifo_background.engines.postgres._shown import ShownStored
-from fifo_background.engines.postgres._stored import Retry, lock_of
+from fifo_background.engines.postgres._stored import lock_of
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import Session
