@@ -93,8 +93,8 @@ class TaskAdder:
         """As `OrderedBackgroundTasks.options`."""
         if retry is not NOT_GIVEN and retry is not None and not self._tasks._fifo_has_engine:
             raise ValueError(
-                f"retry={retry!r}: in memory nothing is retried. Retry inside the task, which keeps the order, "
-                "or give the app an engine"
+                f"retry={retry!r}: in memory nothing is retried. Retry inside the task, which keeps the "
+                "order, or give the app an engine"
             )
         return self._with(self._entry.key, {"timeout": timeout, "wait": wait, "retry": retry})
 

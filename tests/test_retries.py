@@ -104,7 +104,7 @@ def test_retry_of_a_wrong_value() -> None:
 
 
 def test_waits_of_a_retry() -> None:
-    """Each wait is twice as long as the one before it, up to a limit, and there is none after the last run."""
+    """Each wait is twice as long as the one before, up to a limit, and there is none after the last run."""
     retry = PLAIN.replace(retry=Retry(attempts=5, wait=2, wait_max=10)).retry
     assert retry is not None
     assert [retry.seconds_after(attempt) for attempt in range(1, 6)] == [2, 4, 8, 10, None]

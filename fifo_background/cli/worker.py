@@ -162,7 +162,7 @@ class _Lifespan:
         self._moved: asyncio.Event = asyncio.Event()
         self._last: dict[str, Any] = {}
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
-        self.task: asyncio.Future[None] = asyncio.ensure_future(app(scope, self._receive.get, self._send))
+        self.task: asyncio.Future[Any] = asyncio.ensure_future(app(scope, self._receive.get, self._send))
 
     async def start(self) -> None:
         """Raises what the app raises, or `AppError` where it says only that it has failed."""

@@ -191,6 +191,11 @@ class Claim:
     lock: str
     tasks: tuple[Claimed, ...]
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tells it from the same job as it is fetched again."""
+        return self.job, self.attempts
+
     @classmethod
     def of(cls, fetched: Mapping[str, Any]) -> Claim:
         tasks = (dict(one) for one in fetched["tasks"])
