@@ -283,8 +283,8 @@ class Status:
         except ExecutorClosed:
             response = closed().response()
         except Exception as error:
-            problem = refused(error)
-            response = Failed(error) if problem is None else problem.response()
+            known = refused(error)
+            response = Failed(error) if known is None else known.response()
         return secured(response)
 
     async def _admit(self, endpoint: Endpoint, request: Request) -> Call:

@@ -112,7 +112,7 @@ class ShownExecutor(Protocol):
 
 def shown(executor: Any) -> ShownExecutor:
     """What `executor_of` gives, as the status needs it."""
-    return InMemory(executor) if isinstance(executor, SerialExecutor) else executor.shown  # type: ignore[no-any-return]
+    return InMemory(executor) if isinstance(executor, SerialExecutor) else executor.shown
 
 
 class InMemory:
