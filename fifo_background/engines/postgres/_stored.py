@@ -194,6 +194,11 @@ class Claim:
     tasks: tuple[Claimed, ...]
     fetched_at: float = field(default_factory=monotonic)
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tells it from the same job as it is fetched again."""
+        return self.job, self.attempts
+
     @classmethod
     def of(cls, fetched: Mapping[str, Any]) -> Claim:
         tasks = (dict(one) for one in fetched["tasks"])
