@@ -95,7 +95,7 @@ def worker(
     """Run the tasks of an app.
 
     The app's engine says where they are, and the app's lifespan is run as by a server. Run as many workers
-    as you like, on any host: the order is the same. A worker runs tasks also where the app has `worker=False`.
+    as you like, on any host: the order is the same. An engine with `worker=False` is worked for, too.
 
     SIGTERM or Ctrl-C ends it: what runs may end within the app's `drain_timeout`, or is given back. A second
     one ends it at once.

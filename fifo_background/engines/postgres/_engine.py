@@ -31,6 +31,7 @@ from fifo_background.engines.postgres._errors import SchemaError
 from fifo_background.engines.postgres._executor import StoredExecutor
 from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._listener import Listener
+from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._request import StoredRequest
 from fifo_background.engines.postgres._schema import is_current, migrate
 from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, new_id
@@ -244,6 +245,7 @@ class Session:
         self._connections = Connections(engine.dsn, 8, keep=False)
         self.database: Database = Database(self._connections, engine.queue, engine.store_timeout)
         self.waits: Waits = Waits(self.database, self._listen, self._rest)
+        self.measured: Measured = Measured()
         self.changes: Changes = Changes(self._listen, self._tell_changes)
         self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
         self._lifespans: int = 0
@@ -281,7 +283,7 @@ class Session:
             engine.concurrency, engine.heartbeat, engine.lost_after, engine.most_crashes, engine.results_bytes
         )
         parts = engine.functions, engine.codec, engine.carried
-        return Worker(engine.dsn, self.database, *parts, settings, self.changes.tell)
+        return Worker(engine.dsn, self.database, *parts, settings, self.changes.tell, self.measured)
 
     async def _work(self, worker: Worker) -> None:
         while True:

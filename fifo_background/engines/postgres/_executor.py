@@ -14,6 +14,7 @@ from fifo_background._entries import Entry
 from fifo_background._run.call import make_task, not_callable
 from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, NotGiven, Retry, check_key
 from fifo_background.engines.postgres._jobs import StoredJob, lane_of_id, lane_record_of, record_of
+from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._request import groups_of
 from fifo_background.engines.postgres._shown import ShownStored
 from fifo_background.engines.postgres._stored import lock_of
@@ -245,6 +246,11 @@ class StoredExecutor(_Submitter):
         if found is None:
             return None
         return [record_of(self._session, row) for row in found["tasks"]], found["last"]
+
+    @property
+    def measured(self) -> Measured:
+        """What `fifo_background.status.metrics` reports: the work of this process's worker."""
+        return self._session.measured
 
     @property
     def shown(self) -> ShownStored:

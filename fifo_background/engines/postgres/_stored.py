@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from time import monotonic
 from typing import Any
 
 from fifo_background._settings import Retry
@@ -162,6 +163,8 @@ class Claimed:
     request: str | None
     carried: dict[str, Any] | None
     attempts: int
+    age: float
+    """Seconds from its adding to its fetching."""
 
     @property
     def name(self) -> str:
@@ -189,6 +192,12 @@ class Claim:
     attempts: int
     lock: str
     tasks: tuple[Claimed, ...]
+    fetched_at: float = field(default_factory=monotonic)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tells it from the same job as it is fetched again."""
+        return self.job, self.attempts
 
     @classmethod
     def of(cls, fetched: Mapping[str, Any]) -> Claim:

@@ -11,14 +11,16 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import psycopg
 
 from fifo_background import _log
+from fifo_background._core.history import Timing
 from fifo_background._core.job import Job
 from fifo_background._core.plain import text_of, type_name
-from fifo_background._core.state import CANCELLED, FAILED, SUCCEEDED
+from fifo_background._core.state import CANCELLED, FAILED, SUCCEEDED, JobState
 from fifo_background._executor import SerialExecutor
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._database import Database
@@ -26,6 +28,7 @@ from fifo_background.engines.postgres._errors import WorkerLost
 from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._heartbeat import Heartbeat
 from fifo_background.engines.postgres._lease import Lease, Watchdog, now
+from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._stored import Carried, Claim, Claimed, Running
 from fifo_background.exceptions import counted
 
@@ -75,6 +78,7 @@ class Worker:
         carried: Carried,
         settings: WorkerSettings,
         changed: Callable[[], None],
+        measured: Measured,
     ) -> None:
         self._dsn = dsn
         self._database = database
@@ -83,12 +87,14 @@ class Worker:
         self._carried = carried
         self._settings = settings
         self._changed = changed  # tells those who follow
+        self._measured = measured
         # how many jobs are in hand is limited here: one that waits for another one lends its slot
         self._executor = SerialExecutor(max_lanes_running=1_000_000, history=0)
         self._watchdog = Watchdog.make()
         self._id: int = 0
         self._lease: Lease = Lease(0.0, None)
-        self._in_hand: dict[int, _InHand] = {}
+        # by the job and its attempts: a retry may be here before the run ahead of it has left
+        self._in_hand: dict[tuple[int, int], _InHand] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._free: asyncio.Event = asyncio.Event()  # a job has ended
         self._wake: asyncio.Event = asyncio.Event()
@@ -188,6 +194,8 @@ class Worker:
             try:
                 await self._database.recover(self._settings.most_crashes)
                 await self._give_back_unknown()
+                if self._measured.is_read:
+                    self._measured.waiting, self._measured.oldest = await self._database.backlog()
                 await self._look_for_cancels()
             except psycopg.Error:
                 pass  # the next one comes
@@ -201,9 +209,9 @@ class Worker:
         has = await self._database.in_hand_of(self._id)
         if self._asks:
             return
-        for job, attempts in has:
-            if job not in before and job not in self._in_hand:
-                await self._database.give_back(self._id, job, attempts)
+        for key in has:
+            if key not in before and key not in self._in_hand:
+                await self._database.give_back(self._id, *key)
 
     # -- fetching --------------------------------------------------------------------------------------------
 
@@ -259,7 +267,7 @@ class Worker:
             self._asks -= 1
 
     def _start(self, claim: Claim) -> None:
-        one = self._in_hand[claim.job] = _InHand(claim)
+        one = self._in_hand[claim.key] = _InHand(claim)
         self._changed()
         self._spawn(self._run(one))
 
@@ -279,13 +287,13 @@ class Worker:
                 fetched = await self._run_job(one, worker)
             except Exception as error:  # nothing that we know of: the lane must not stand still
                 self._say(logging.ERROR, "a worker could not run %s", one.claim.lock, error=error)
-            del self._in_hand[one.claim.job]
+            del self._in_hand[one.claim.key]
             if fetched is None or "next_at" in fetched:
                 break
             claim = Claim.of(fetched)
             if claim.lock != one.claim.lock:  # the lane that is free now may have more
                 self._wake.set()
-            one = self._in_hand[claim.job] = _InHand(claim)
+            one = self._in_hand[claim.key] = _InHand(claim)
         self._wake.set()
         self._free.set()
 
@@ -297,13 +305,17 @@ class Worker:
             one.task = task
             if worker != self._id or not lease.hold():
                 return None  # it is another worker's by now
+            began = monotonic()
+            self._measured.running += 1
             one.running = Running(self._database.queue, task.lane, task.id, task.name, self._lend)
             try:
                 end = await self._run_task(one, task, one.running)
             finally:
+                self._measured.running -= 1
                 one.running.is_running = False
                 one.job = one.running = None
                 lease.let_go()
+            ran = monotonic() - began
             if one.gives_back:
                 await self._give_back(claim, worker)
                 return None
@@ -312,6 +324,9 @@ class Worker:
             if answer is None:
                 self._say(logging.WARNING, "%s ended, but another worker has taken its job over", task.name)
                 return None
+            if "retry_in" not in end:
+                waited = task.age + began - claim.fetched_at
+                self._measured.ended(Timing(task.name, JobState(end["state"]), waited, ran))
             if "next" not in answer:
                 found: dict[str, Any] | None = answer["fetched"]
                 return found
