@@ -1,4 +1,4 @@
-"""Breaks the package in one way after the other, and sees its tests fail of each: `tests/test_model.py` or, of
+"""Breaks the package in one way after the other, and sees its tests fail of each: those of the model or, of
 the engine, `tests/engines`.
 
     python scripts/mutations.py [NAME ...]
