@@ -32,7 +32,7 @@ from fifo_background._run.call import Around, is_starlettes, make_task, not_call
 from fifo_background._run.current import current_party
 from fifo_background._run.per_loop import default_runner
 from fifo_background._run.waits import AwaitedJobs
-from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Settings
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Retry, Settings
 from fifo_background.exceptions import ExecutorClosed
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class OrderedBackgroundTask(BackgroundTask):
         vars(task)["_fifo_is_alone"] = True  # whatever replaced our `__call__` has seen it
         if job is not None:
             vars(task)["_fifo_job"] = job
+        if "_fifo_stored" in vars(self):  # by an engine
+            vars(task)["_fifo_stored"] = vars(self).pop("_fifo_stored")
         if self._fifo_entry is not None:
             vars(task)["_fifo_entry"] = self._fifo_entry
         tasks = _Single([task])
@@ -214,14 +216,20 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         )
 
     def options(
-        self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
+        self,
+        *,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        wait: bool | NotGiven = NOT_GIVEN,
+        retry: int | Retry | NotGiven | None = NOT_GIVEN,
     ) -> TaskAdder:
         """`tasks.options(timeout=2.0).add_task(func, ...)` sets options of single tasks.
 
         `timeout` (seconds, None for no limit; default: the app's). `wait`: whether the request waits for the
-        task (default: the app's).
+        task (default: the app's). `retry` (with an engine): how often a task that fails is run at most, or a
+        `Retry(attempts, wait, wait_max)`; its lane waits meanwhile. Raises TypeError for `retry` without an
+        engine.
         """
-        return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait)
+        return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait, retry=retry)
 
     async def store(self, connection: Any = None) -> None:
         """With an engine: store what was added now, in the transaction of that connection.
@@ -244,6 +252,8 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         task = make_task("add_task", OrderedBackgroundTask, func, args, kwargs)
         if self._fifo_stored_by is not None and self._fifo_state is not INLINE:
             stored: Job[Any] = self._fifo_stored_by.add(task, entry)
+            if entry is not None:
+                task._fifo_entry = entry
             self.tasks.append(task)
             return stored
         request = self._fifo_request
@@ -366,7 +376,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 return self._fifo_run_inline(party, around)
             party = None
         if isinstance(party, EngineRequest):
-            if party.is_here and not party.has_ended:
+            if party.is_here:
                 return party.run(self)
             party = None
         request = party or self._fifo_request

@@ -9,7 +9,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from fifo_background.engines.postgres._connections import Connections
-from fifo_background.engines.postgres._errors import StoreError, WorkerLost
+from fifo_background.engines.postgres._errors import StoreError, UnreachableError, WorkerLost
 from fifo_background.exceptions import QueueFull
 
 __all__ = ("Database", "STORE")
@@ -117,6 +117,11 @@ class Database:
         query = "SELECT fifo_background_recover(%s, %s)"
         return await self._value(query, self.queue, most_crashes, seconds=_WORK)  # type: ignore[no-any-return]
 
+    async def backlog(self) -> tuple[int, float | None]:
+        """How many tasks wait, and for how many seconds the first of them."""
+        waiting, oldest = await self._value("SELECT fifo_background_backlog(%s)", self.queue)
+        return waiting, oldest
+
     async def progress(self, id: str, progress: dict[str, Any]) -> None:
         await self._connections.row(
             "UPDATE fifo_background_tasks SET progress = %s WHERE id = %s AND state = 'running'",
@@ -130,30 +135,31 @@ class Database:
         query = "SELECT array_agg(id) FROM fifo_background_tasks WHERE id = ANY(%s) AND cancel_requested"
         return await self._value(query, list(ids)) or []
 
-    async def wake(self) -> None:
-        await self._value("SELECT fifo_background_notify(%s, 'wake')", self.queue)
+    async def notify(self, what: str) -> None:
+        """Tell all processes: "wake" for workers, "changed" for those who follow."""
+        await self._value("SELECT fifo_background_notify(%s, %s)", self.queue, what)
 
     # -- one task --------------------------------------------------------------------------------------------
 
     async def task(self, id: str) -> dict[str, Any] | None:
         """One row as a dict, with `ahead` and what blocks it."""
         query = "SELECT fifo_background_task(%s, %s)"
-        return await self._value(query, self.queue, id)  # type: ignore[no-any-return]
+        return await self._ask(query, self.queue, id)  # type: ignore[no-any-return]
 
     async def watch(self, id: str) -> str | None:
         """The state of a task whose end is told from here on; None if it is not there."""
-        return await self._value("SELECT fifo_background_watch(%s)", id)  # type: ignore[no-any-return]
+        return await self._ask("SELECT fifo_background_watch(%s)", id)  # type: ignore[no-any-return]
 
     async def cancel(self, id: str) -> str | None:
-        """The state that it had."""
-        return await self._value("SELECT fifo_background_cancel(%s, %s)", self.queue, id)  # type: ignore[no-any-return]
+        """The state that it had; "thread" if it runs in one, which nothing can end."""
+        return await self._ask("SELECT fifo_background_cancel(%s, %s)", self.queue, id)  # type: ignore[no-any-return]
 
     # -- lanes -----------------------------------------------------------------------------------------------
 
     async def on_lane(self, operation: str, lock: str, *values: Any) -> Any:
         """`pause`, `resume`, `clear`; `retry_head` and `skip_head` with the id of the head that is meant."""
         marks = ", ".join(["%s"] * (2 + len(values)))
-        return await self._value(f"SELECT fifo_background_{operation}({marks})", self.queue, lock, *values)
+        return await self._ask(f"SELECT fifo_background_{operation}({marks})", self.queue, lock, *values)
 
     # -- many tasks ------------------------------------------------------------------------------------------
 
@@ -169,30 +175,47 @@ class Database:
     ) -> list[dict[str, Any]]:
         """The newest that match, as `task` has them. `lane`: the key as text."""
         query = "SELECT fifo_background_list(%s, %s, %s, %s, %s, %s, %s)"
-        return await self._value(query, self.queue, states, lane, function, search, limit, before) or []
+        return await self._ask(query, self.queue, states, lane, function, search, limit, before) or []
 
     async def lanes(self, limit: int) -> dict[str, Any]:
         """The lanes that need a person most, and how many there are."""
-        return await self._value("SELECT fifo_background_lanes(%s, %s)", self.queue, limit)  # type: ignore[no-any-return]
+        return await self._ask("SELECT fifo_background_lanes(%s, %s)", self.queue, limit)  # type: ignore[no-any-return]
 
     async def lane(self, lane: str) -> dict[str, Any]:
         """One lane, whether there is one now or not. `lane`: the key as text."""
-        return await self._value("SELECT fifo_background_lane(%s, %s)", self.queue, lane)  # type: ignore[no-any-return]
+        return await self._ask("SELECT fifo_background_lane(%s, %s)", self.queue, lane)  # type: ignore[no-any-return]
 
     async def statistics(self) -> dict[str, Any]:
         """How many tasks are in which state, and the workers that are alive."""
-        return await self._value("SELECT fifo_background_statistics(%s)", self.queue)  # type: ignore[no-any-return]
+        return await self._ask("SELECT fifo_background_statistics(%s)", self.queue)  # type: ignore[no-any-return]
+
+    async def last_end(self) -> tuple[str, int]:
+        """The epoch of the numbers of ends, and the last number."""
+        query = "SELECT jsonb_build_array(epoch, ended) FROM fifo_background_number_ends(%s, true)"
+        epoch, ended = await self._ask(query, self.queue)
+        return epoch, ended
+
+    async def ended(self, after: int, limit: int) -> dict[str, Any] | None:
+        """What has ended behind an end. None if some of it is forgotten."""
+        return await self._ask("SELECT fifo_background_ended(%s, %s, %s)", self.queue, after, limit)  # type: ignore[no-any-return]
 
     async def newest_open(self) -> str | None:
         """The id of the newest task that waits or runs."""
         query = """SELECT id FROM fifo_background_tasks WHERE queue = %s AND state IN ('queued', 'running')
             ORDER BY number DESC LIMIT 1"""
-        return await self._value(query, self.queue)  # type: ignore[no-any-return]
+        return await self._ask(query, self.queue)  # type: ignore[no-any-return]
 
     async def prune(self, seconds: float, most: int = 1000) -> int:
         """Forget jobs all of whose tasks have ended so long ago; how many, at most `most`."""
         query = "SELECT fifo_background_prune(%s, %s, %s)"
         return await self._value(query, self.queue, seconds, most, seconds=_WORK)  # type: ignore[no-any-return]
+
+    async def _ask(self, query: str, *values: Any) -> Any:
+        """What a person or a client wants to know or do. Raises `UnreachableError`."""
+        try:
+            return await self._value(query, *values)
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise UnreachableError(f"PostgreSQL does not answer: {error}") from error
 
     async def _value(self, query: str, *values: Any, seconds: float = _ASK, tries: int = 2) -> Any:
         row = await self._connections.row(query, *values, seconds=seconds, tries=tries)

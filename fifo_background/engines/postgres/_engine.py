@@ -6,7 +6,9 @@ import asyncio
 import logging
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import asdict
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -20,7 +22,8 @@ from fifo_background import _log
 from fifo_background._core.job import name_of
 from fifo_background._entries import Entry
 from fifo_background._run.backends.api import in_a_loop
-from fifo_background._settings import PLAIN, Settings
+from fifo_background._settings import PLAIN, Retry, Settings, check_bool, check_count, check_seconds
+from fifo_background.engines.postgres._changes import Changes
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._connections import Connections, connect
 from fifo_background.engines.postgres._database import STORE, Database
@@ -28,9 +31,10 @@ from fifo_background.engines.postgres._errors import SchemaError
 from fifo_background.engines.postgres._executor import StoredExecutor
 from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._listener import Listener
+from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._request import StoredRequest
 from fifo_background.engines.postgres._schema import is_current, migrate
-from fifo_background.engines.postgres._stored import Carried, NewTask, Retry, new_id
+from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, new_id
 from fifo_background.engines.postgres._waits import Waits
 from fifo_background.engines.postgres._worker import Worker, WorkerSettings
 
@@ -39,7 +43,17 @@ __all__ = ("PostgresEngine", "Session")
 T = TypeVar("T")
 
 # Settings that say when a position in memory is taken, or lost.
-_OF_MEMORY = ("order", "hold_timeout", "may_add_tasks", "max_lanes_running", "log_arguments")
+_OF_MEMORY = ("order", "hold_timeout", "may_add_tasks")
+
+# What to write instead of other settings of the queue in memory.
+_INSTEAD = {
+    "max_lanes_running": "`PostgresEngine(dsn, concurrency=...)` is for each worker",
+    "history": "`PostgresEngine(dsn, keep_ended=...)` is for how long ended tasks are kept",
+    "history_seconds": "`PostgresEngine(dsn, keep_ended=...)` is for how long ended tasks are kept",
+    "results": "results are kept, up to `PostgresEngine(dsn, results_bytes=...)` each",
+    "results_bytes": "results are kept, up to `PostgresEngine(dsn, results_bytes=...)` each",
+    "log_arguments": "arguments are in the database",
+}
 
 
 class PostgresEngine:
@@ -88,13 +102,26 @@ class PostgresEngine:
     ) -> None:
         if not isinstance(dsn, str):
             raise TypeError(f"dsn={dsn!r}: give a str, such as 'postgresql://user@host/database'")
-        conninfo_to_dict(dsn)  # raises for an invalid one
+        try:
+            conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError as error:
+            raise ValueError(f"dsn: {error}") from None  # it may have a password
         if isinstance(packages, str):
             raise TypeError(f"packages={packages!r}: give a list of names, [{packages!r}]")
         if not isinstance(queue, str) or not 0 < len(queue) <= 40 or "\0" in queue:
             raise ValueError(f"queue={queue!r}: give a name of at most 40 characters")
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-            raise ValueError(f"concurrency={concurrency!r}: give a whole number, 1 or more")
+        check_bool("worker", worker)
+        check_bool("migrate", migrate)
+        check_count("concurrency", concurrency)
+        check_count("most_crashes", most_crashes)
+        check_count("results_bytes", results_bytes, least=0)
+        check_seconds("keep_ended", keep_ended)
+        check_seconds("store_timeout", store_timeout)
+        check_seconds("heartbeat", heartbeat)
+        check_seconds("lost_after", lost_after)
+        for name, variable in (carry or {}).items():
+            if not isinstance(name, str) or not isinstance(variable, ContextVar):
+                raise TypeError(f"carry={carry!r}: give a dict such as {{'tenant': tenant_var}}")
         if not 0 < heartbeat <= lost_after / 3:
             raise ValueError(f"heartbeat={heartbeat!r}: give at most a third of lost_after ({lost_after!r})")
         if packages is None:
@@ -127,6 +154,10 @@ class PostgresEngine:
                     f"{name}= does not apply with an engine: a request's tasks take their positions when "
                     f"they are stored, before its response begins. Leave {name} out"
                 )
+        defaults = Settings()
+        for name, instead in _INSTEAD.items():
+            if name in given or getattr(settings, name) != getattr(defaults, name):
+                raise ValueError(f"{name}= does not apply with an engine: {instead}. Leave {name} out")
         self.settings = settings
         return settings
 
@@ -181,22 +212,21 @@ class PostgresEngine:
 
     def new_task(self, task: BackgroundTask, lane: str, entry: Entry | None) -> NewTask:
         """A call that is to be stored. Raises TypeError for what another process could not call."""
-        options, changes = self.settings.options, {} if entry is None else dict(entry.changes)
-        retry = changes.pop("retry", None)
-        if isinstance(retry, int) and not isinstance(retry, bool):
-            retry = Retry(attempts=retry)
-        if retry is not None and not isinstance(retry, Retry):
-            raise TypeError(f"retry={retry!r}: give a number of attempts, or a Retry(...)")
-        options = options.replace(**changes)
+        options = self.settings.options
+        if entry is not None:
+            options = options.replace(**entry.changes)
         if options.keep != PLAIN.keep or options.max_waiting is not None:
             raise ValueError('keep="latest" and max_waiting= of a lane are not there with an engine')
         stored: dict[str, Any] = {"timeout": options.timeout, "rest": self.settings.rest_after_failure}
         if options.after_failure == "stop":
             stored["after_failure"] = "stop"
-        if retry is not None:
-            stored["retry"] = {"attempts": retry.attempts, "wait": retry.wait, "wait_max": retry.wait_max}
+        if options.retry is not None:
+            stored["retry"] = asdict(Retry.of(options.retry))
         func = vars(task).get("_fifo_function", task.func)  # that an instrumentation may have wrapped
+        if not BackgroundTask(func).is_async:
+            stored["thread"] = True  # while it runs, nothing can cancel it
         return NewTask(
+            Fate(),
             new_id(),
             name_of(func),
             lane,
@@ -214,12 +244,15 @@ class Session:
         self.codec: Codec = engine.codec
         self._connections = Connections(engine.dsn, 8, keep=False)
         self.database: Database = Database(self._connections, engine.queue, engine.store_timeout)
-        self.waits: Waits = Waits(self.database, self._listen)
+        self.waits: Waits = Waits(self.database, self._listen, self._rest)
+        self.measured: Measured = Measured()
+        self.changes: Changes = Changes(self._listen, self._tell_changes)
         self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
         self._lifespans: int = 0
         self._worker: Worker | None = None
+        self.working: asyncio.Task[None] | None = None  # it ends by itself only where something is wrong
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: Listener | None = None
+        self._listener: asyncio.Task[None] | None = None
         self._is_ready: bool = False
         self._said: bool = False
 
@@ -228,14 +261,20 @@ class Session:
         if self._lifespans > 1:
             return
         self._connections.keep = True
+        self.waits.open()
+        self.changes.begin()
         try:
             await self._prepare()
+        except SchemaError:
+            self._lifespans -= 1
+            self._connections.keep = False
+            raise
         except psycopg.Error as error:
             _log.say(logging.WARNING, "PostgreSQL cannot be reached yet, and is asked again: %s", error)
         if self.engine.worker:
             self._worker = self._make_worker()
             self._listen()
-            self._spawn(self._work(self._worker))
+            self.working = self._spawn(self._work(self._worker))
         self._spawn(self._prune())
 
     def _make_worker(self) -> Worker:
@@ -243,7 +282,8 @@ class Session:
         settings = WorkerSettings(
             engine.concurrency, engine.heartbeat, engine.lost_after, engine.most_crashes, engine.results_bytes
         )
-        return Worker(engine.dsn, self.database, engine.functions, engine.codec, engine.carried, settings)
+        parts = engine.functions, engine.codec, engine.carried
+        return Worker(engine.dsn, self.database, *parts, settings, self.changes.tell, self.measured)
 
     async def _work(self, worker: Worker) -> None:
         while True:
@@ -276,9 +316,12 @@ class Session:
         self._lifespans -= 1
         if self._lifespans:
             return
+        self.changes.end()
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop(self.engine.settings.drain_timeout)
+        self.waits.close()
+        self.changes.stop()
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
@@ -287,10 +330,11 @@ class Session:
         self._connections.keep = False
         await self._connections.drop_idle()
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._has_ended)
+        return task
 
     def _has_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -302,21 +346,34 @@ class Session:
     def _listen(self) -> None:
         if self._listener is None:
             queue = self.engine.queue
-            channels = [f"fifo_background#{queue}"]
-            if self._worker is not None:
-                channels.append(f"procrastinate_queue_v1#{queue}")
-            self._listener = Listener(self.engine.dsn, channels, self._heard, self._missed)
-            self._spawn(self._listener.run())
+            channels = [f"fifo_background#{queue}", f"procrastinate_queue_v1#{queue}"]
+            listener = Listener(self.engine.dsn, channels, self._heard, self._missed)
+            self._listener = self._spawn(listener.run())
+
+    def _rest(self) -> None:
+        """Nobody waits anymore: without a lifespan, nobody else needs the listener."""
+        if self._listener is not None and not self._lifespans:
+            self._listener.cancel()
+            self._listener = None
 
     def _heard(self, text: str) -> None:
+        self.changes.heard()
         self.waits.heard(text)
         if self._worker is not None:
             self._worker.heard(text)
 
     def _missed(self) -> None:
+        self.changes.heard()
         self.waits.missed()
         if self._worker is not None:
             self._worker.missed()
+
+    def _tell_changes(self) -> None:
+        self._spawn(self._send_changes())
+
+    async def _send_changes(self) -> None:
+        with suppress(psycopg.Error):  # the next change is told, and who cannot be reached looks again
+            await self.database.notify("changed")
 
     # -- asking ----------------------------------------------------------------------------------------------
 
@@ -343,10 +400,9 @@ class Session:
         """Forget what has ended long ago, every now and then."""
         while True:
             await asyncio.sleep(min(self.engine.keep_ended / 2, 3600.0))
-            try:
-                await self.database.prune(self.engine.keep_ended)
-            except psycopg.Error:
-                pass  # the next time
+            with suppress(psycopg.Error):  # else the next time
+                while await self.database.prune(self.engine.keep_ended):
+                    pass
 
 
 async def _store_with(

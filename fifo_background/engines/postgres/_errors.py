@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from fifo_background.exceptions import OrderedBackgroundError
+from fifo_background.exceptions import OrderedBackgroundError, Refused
 
-__all__ = ("SchemaError", "StoreError", "TaskFailed", "WorkerLost")
+__all__ = ("SchemaError", "StoreError", "TaskFailed", "UnreachableError", "WorkerLost")
 
 
-class StoreError(OrderedBackgroundError, RuntimeError):
+class StoreError(Refused, RuntimeError):
     """The tasks of a request could not be stored; its client gets 503, if its response has not begun.
 
     `retry_after` (seconds) is the `Retry-After` header of the 503.
     """
+
+
+class UnreachableError(OrderedBackgroundError, ConnectionError):
+    """PostgreSQL has not answered a question in time. `retry_after` (seconds): when to ask again."""
 
     retry_after: int = 1
 

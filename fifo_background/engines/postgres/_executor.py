@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Collection, Coroutine, Hashable
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from starlette.background import BackgroundTask
 
 from fifo_background._core.job_record import JobRecord
+from fifo_background._core.lane_picture import LaneList, LaneRecord
 from fifo_background._core.state import JobState
 from fifo_background._entries import Entry
 from fifo_background._run.call import make_task, not_callable
-from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, check_key
-from fifo_background.engines.postgres._jobs import StoredJob, lane_of_id, record_of
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, NotGiven, Retry, check_key
+from fifo_background.engines.postgres._jobs import StoredJob, lane_of_id, lane_record_of, record_of
+from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._request import groups_of
-from fifo_background.engines.postgres._stored import Retry, lock_of
+from fifo_background.engines.postgres._shown import ShownStored
+from fifo_background.engines.postgres._stored import lock_of
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import Session
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 __all__ = ("StoredExecutor", "StoredLane")
 
@@ -38,11 +44,20 @@ class _Submitter:
         retry: int | Retry | NotGiven | None = NOT_GIVEN,
     ) -> _Submitter:
         """For tasks with another `timeout` (seconds, None for no limit), or that are run again (`retry`)."""
-        changes = {"timeout": timeout, "retry": retry}
+        changes: dict[str, Any] = {"timeout": timeout, "retry": retry}
+        PLAIN.replace(**changes)  # raises for an invalid one
         given = {name: value for name, value in changes.items() if value is not NOT_GIVEN}
         return _Submitter(self._session, Entry(self._entry.key, {**self._entry.changes, **given}))
 
-    async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> StoredJob:
+    @overload
+    async def submit(
+        self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> StoredJob[T]: ...
+
+    @overload
+    async def submit(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> StoredJob[T]: ...
+
+    async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> StoredJob[Any]:
         """Store a call of `func(*args, **kwargs)` and return its handle once it is safe.
 
         Raises TypeError for what another process could not call, `QueueFull` and `StoreError`.
@@ -85,19 +100,19 @@ class StoredLane(_Submitter):
         """Let a paused lane run again. False if it is not paused."""
         return bool(await self._do("resume"))
 
-    async def skip_head(self, head: StoredJob | str | None = None) -> StoredJob | None:
+    async def skip_head(self, head: StoredJob[Any] | str | None = None) -> StoredJob[Any] | None:
         """Leave out the task that is next; of a stopped lane, the failed one. None if nothing waits.
 
         With `head`, only if that is the one.
         """
         return self._job(await self._do("skip_head", _id_of(head)))
 
-    async def retry_head(self, head: StoredJob | str | None = None) -> StoredJob:
+    async def retry_head(self, head: StoredJob[Any] | str | None = None) -> StoredJob[Any]:
         """Run the failed task of a stopped lane again, before all others.
 
         Raises RuntimeError if the lane has not stopped, or another task than `head` is the failed one.
         """
-        job = self._job(await self._do("retry_head", _id_of(head)))
+        job = await self._retry(head)
         if job is None:
             raise RuntimeError(
                 "the lane has not stopped, so there is nothing to retry: `retry_head` is for lanes with "
@@ -105,15 +120,24 @@ class StoredLane(_Submitter):
             )
         return job
 
-    async def clear(self) -> list[StoredJob]:
+    async def _retry(self, head: StoredJob[Any] | str | None) -> StoredJob[Any] | None:
+        return self._job(await self._do("retry_head", _id_of(head)))
+
+    async def clear(self) -> list[StoredJob[Any]]:
         """Cancel, and return, all tasks that wait in the lane; a stopped lane goes on."""
         return [StoredJob(self._session, id, "a task") for id in await self._do("clear")]
 
-    async def peek(self) -> StoredJob | None:
+    async def picture(self) -> LaneRecord:
+        """The lane at this moment."""
+        session = self._session
+        lane = session.engine.lane_text(self.key)
+        return lane_record_of(session, await session.database.lane(lane))
+
+    async def peek(self) -> StoredJob[Any] | None:
         """The task that is next; of a stopped lane, the failed one. None if nothing waits."""
         return self._job(await self._do("peek"))
 
-    def _job(self, id: str | None) -> StoredJob | None:
+    def _job(self, id: str | None) -> StoredJob[Any] | None:
         return None if id is None else StoredJob(self._session, id, "a task")
 
 
@@ -132,7 +156,7 @@ class StoredExecutor(_Submitter):
         row = await self._session.database.task(id)
         return None if row is None else record_of(self._session, row)
 
-    def handle(self, id: str) -> StoredJob:
+    def handle(self, id: str) -> StoredJob[Any]:
         """A handle to the task with that id, to wait for it or cancel it."""
         return StoredJob(self._session, id, "a task")
 
@@ -146,10 +170,16 @@ class StoredExecutor(_Submitter):
         limit: int = 50,
         before: int | None = None,
     ) -> list[JobRecord]:
-        """The newest tasks that match, as the executor in memory has them."""
+        """The newest tasks that match, as the executor in memory has them.
+
+        `function`, `search` and `lane` are looked for among the newest 10,000.
+        """
+        found = None if lane is None else lane_of_id(self._session, lane)
+        if lane is not None and found is None:
+            return []
         rows = await self._session.database.tasks(
             states=None if states is None else [state.value for state in states],
-            lane=None if lane is None else lane_of_id(lane),
+            lane=None if found is None else found[1],
             function=function,
             search=search,
             limit=limit,
@@ -158,8 +188,74 @@ class StoredExecutor(_Submitter):
         return [record_of(self._session, row) for row in rows]
 
     async def statistics(self) -> dict[str, Any]:
-        """How many tasks are in which state, and the workers that are alive."""
+        """How many tasks are in which state, and the workers that are alive.
+
+        Ended tasks are those since the tables were made. Of waiting ones 100,000 are counted.
+        """
         return await self._session.database.statistics()
+
+    async def lanes(self, limit: int = 50) -> LaneList:
+        """The lanes that need a person most: stopped, paused, busy and idle ones.
+
+        Idle lanes are those of the last 1,000 ends.
+        """
+        found = await self._session.database.lanes(limit)
+        items = tuple(lane_record_of(self._session, one) for one in found["lanes"])
+        oldest = None if found["oldest"] is None else lane_record_of(self._session, found["oldest"])
+        return LaneList(items, found["total"], oldest)
+
+    def find_lane(self, id: str) -> StoredLane | None:
+        """The lane with that id (`LaneName.id`), whether there is something in it or not."""
+        found = lane_of_id(self._session, id)
+        return None if found is None else StoredLane(self._session, Entry(found[0], self._entry.changes))
+
+    async def counts(self) -> dict[str, Any]:
+        """How many tasks run and wait, and have ended in which way since the tables were made.
+
+        `max_running` is the `concurrency` of all workers that are alive.
+        """
+        found = await self._session.database.statistics()
+        states = found["states"]
+        return {
+            "state": "closing" if self._session.changes.is_over else "open",
+            "running": states.get("running", 0),
+            "max_running": sum(worker["concurrency"] for worker in found["workers"]),
+            "waiting": states.get("queued", 0),
+            "added": sum(states.values()),
+            **{state.value: states.get(state.value, 0) for state in JobState if state.ended},
+            "history": None,  # they are kept for a time, however many
+        }
+
+    async def changed(self, version: int = 0) -> int:
+        """Wait until something has changed, in any process, since `changed` returned `version`.
+
+        Returns the version now. Raises `ExecutorClosed` once this app shuts down.
+        """
+        return await self._session.changes.after(version)
+
+    async def last_end(self) -> tuple[str, int]:
+        """What tells the numbers of these tables from those of others, and the number of the last end."""
+        return await self._session.database.last_end()
+
+    async def ended(self, after: int = 0, limit: int = 200) -> tuple[list[JobRecord], int] | None:
+        """What has ended behind the end with that number, in any process, and the last one's number.
+
+        None if some of it was pruned, or if it is more than 1,000.
+        """
+        found = await self._session.database.ended(after, limit)
+        if found is None:
+            return None
+        return [record_of(self._session, row) for row in found["tasks"]], found["last"]
+
+    @property
+    def measured(self) -> Measured:
+        """What `fifo_background.status.metrics` reports: the work of this process's worker."""
+        return self._session.measured
+
+    @property
+    def shown(self) -> ShownStored:
+        """What `fifo_background.status` shows and operates."""
+        return ShownStored(self)
 
     async def join(self) -> None:
         """Wait for a moment at which nothing waits or runs, in no process."""
@@ -169,5 +265,5 @@ class StoredExecutor(_Submitter):
         return f"<StoredExecutor {self._session.engine.queue!r}>"
 
 
-def _id_of(head: StoredJob | str | None) -> str | None:
+def _id_of(head: StoredJob[Any] | str | None) -> str | None:
     return head.id if isinstance(head, StoredJob) else head

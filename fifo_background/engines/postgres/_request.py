@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Hashable, Iterator
-from sys import exc_info
 from typing import TYPE_CHECKING, Any
 
 from starlette.background import BackgroundTask, BackgroundTasks
@@ -15,12 +15,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
 from fifo_background._core.job import name_of, safe_repr
+from fifo_background._core.state import FAILED
 from fifo_background._engine import EngineRequest
-from fifo_background._entries import Entry, options_of_entry
+from fifo_background._entries import Entry, options_of_entry, set_on
 from fifo_background._settings import check_key
 from fifo_background.engines.postgres._jobs import StoredJob
-from fifo_background.engines.postgres._stored import NewTask, lock_of
-from fifo_background.exceptions import QueueFull
+from fifo_background.engines.postgres._stored import NewTask, lock_of, running
+from fifo_background.exceptions import OrderedBackgroundError, QueueFull, Refused, counted
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import PostgresEngine, Session
@@ -41,7 +42,9 @@ class StoredRequest(EngineRequest):
         self._session = session
         self._send = send
         self._loop = asyncio.get_running_loop()
-        self._new: list[NewTask] = []  # threads append; the loop takes
+        self._added: deque[NewTask] = deque()  # threads append; the loop takes
+        self._new: list[NewTask] = []  # taken from there, and not stored yet
+        self._ids: set[str] = set()  # of all that was added
         self._made: list[Any] = []  # background objects whose entries are looked for
         self._key: Hashable = ...
         self._started: bool = False  # the response
@@ -73,13 +76,14 @@ class StoredRequest(EngineRequest):
 
     # -- adding ----------------------------------------------------------------------------------------------
 
-    def add(self, task: BackgroundTask, entry: Entry | None) -> StoredJob:
+    def add(self, task: BackgroundTask, entry: Entry | None) -> StoredJob[Any]:
         if self._ended:
-            raise self._too_late(task)
+            raise self._too_late(f"{name_of(task)} was added")
         new = self._engine.new_task(task, self._lane(entry), entry)
-        self._new.append(new)
-        job = StoredJob(self._session, new.id, new.name)
-        vars(task)["_fifo_job"] = job
+        job: StoredJob[Any] = StoredJob(self._session, new.id, new.name, new.fate)
+        set_on(task, "_fifo_stored", job)
+        self._ids.add(new.id)
+        self._added.append(new)
         return job
 
     def note(self, made: Any) -> None:
@@ -96,38 +100,31 @@ class StoredRequest(EngineRequest):
             self._key = key
         return self._engine.lane_text(self._key)
 
-    def _too_late(self, task: BackgroundTask) -> RuntimeError:
+    def _too_late(self, what: str) -> RuntimeError:
         return RuntimeError(
-            f"{name_of(task)} was added after {self} had ended, and would never run: use "
+            f"{what} after {self} had ended, and would never run: use "
             "`await executor_of(request).submit(func, ...)` for it"
         )
 
-    def _collect(self) -> list[NewTask]:
-        """What has been added, or put into a list before the response began, and is not stored yet."""
-        made, self._made = self._made, []
-        for one in made:
-            self._add_entries([one])
-        new, self._new = self._new, []
-        return new
+    def _take(self) -> list[NewTask]:
+        """All that was added, is not stored yet and was not cancelled."""
+        while self._added:
+            self._new.append(self._added.popleft())
+        self._new = [new for new in self._new if not new.fate.is_cancelled]
+        return self._new
 
-    def _add_entries(self, objects: list[Any]) -> list[StoredJob]:
-        """The handles of the entries of objects; what came there by hand is added. In their order."""
-        jobs: list[StoredJob] = []
-        before, self._new = self._new, []
-        order: list[NewTask] = []
-        by_id = {new.id: new for new in before}
-        for task in _entries(objects):
-            job = vars(task).get("_fifo_job")
-            if type(job) is not StoredJob or job._session is not self._session:
+    def _add_entries(self, made: Any) -> list[StoredJob[Any]]:
+        """The handles of an object's entries, in their order; what came there by hand is added."""
+        jobs: list[StoredJob[Any]] = []
+        for task in _entries(made):
+            job = getattr(task, "_fifo_stored", None)
+            if type(job) is not StoredJob or job.id not in self._ids:  # or that of another request
                 job = self.add(task, options_of_entry(task))
             jobs.append(job)
-        added, self._new = self._new, []
-        by_id.update((new.id, new) for new in added)
-        for job in jobs:
-            if job.id in by_id:
-                order.append(by_id.pop(job.id))
+        wanted = {job.id: place for place, job in enumerate(jobs)}
+        new = self._take()
         # what belongs to other objects stays before, as it was added before
-        self._new = [*(new for new in before if new.id in by_id), *order, *self._new]
+        new.sort(key=lambda one: wanted.get(one.id, -1))
         return jobs
 
     # -- storing ---------------------------------------------------------------------------------------------
@@ -144,35 +141,47 @@ class StoredRequest(EngineRequest):
                     await self._refuse(error)
                     return
             self._started = True
-        elif self._carries and self._new:
+        elif self._carries and self._take():
             await self._store()
         await self._send(message)
 
     async def _store(self) -> None:
         """Raises `StoreError` or `QueueFull`; what could not be stored is kept, and is told at the end."""
-        new = self._collect()
-        if not new:
-            return
-        try:
-            await self._session.store(groups_of(self._engine, new, str(self)))
-        except BaseException:
-            self._new = new + self._new
-            raise
+        made, self._made = self._made, []
+        for one in made:
+            self._add_entries(one)
+        await self._hand_over(self._take(), None)
 
     async def store(self, tasks: Any, connection: Any) -> None:
-        jobs = {job.id for job in self._add_entries([tasks])}
-        new = [one for one in self._new if one.id in jobs]
-        if new:
-            groups = groups_of(self._engine, new, str(self))
+        if self._ended:
+            raise self._too_late("tasks were stored")
+        jobs = {job.id for job in self._add_entries(tasks)}
+        await self._hand_over([new for new in self._new if new.id in jobs], connection)
+
+    async def _hand_over(self, new: list[NewTask], connection: Any) -> None:
+        """Give some of what is new to the database."""
+        if not new:
+            return
+        groups = groups_of(self._engine, new, str(self))
+        ids = {one.id for one in new}
+        self._new = [one for one in self._new if one.id not in ids]
+        for one in new:
+            one.fate.is_open = False
+        try:
             await self._session.store(groups, connection)
-            self._new = [one for one in self._new if one.id not in jobs]
+        except BaseException:
+            for one in new:
+                one.fate.is_open = True
+            self._new = new + self._new
+            raise
 
     async def _refuse(self, error: Exception) -> None:
         """The client gets 503 in place of the response that promised what is not safe."""
         self._refused = True
         level = logging.WARNING if isinstance(error, QueueFull) else logging.ERROR
-        _log.say(level, "%s got 503: %s", self, error)
-        headers = {"Retry-After": str(getattr(error, "retry_after", 1))}
+        unexpected = None if isinstance(error, OrderedBackgroundError) else error
+        _log.say(level, "%s got 503: %s", self, error, error=unexpected)
+        headers = {"Retry-After": str(getattr(error, "retry_after", Refused.retry_after))}
         response = PlainTextResponse("Service Unavailable", status_code=503, headers=headers)
 
         async def nothing() -> Message:
@@ -181,42 +190,59 @@ class StoredRequest(EngineRequest):
         await response(self.scope, nothing, self._send)
 
     async def run(self, tasks: Any) -> None:
-        jobs = self._add_entries([tasks])
-        for task in _entries([tasks]):
-            vars(task).pop("_fifo_job", None)  # awaited again, it runs again
+        if self._ended:
+            raise self._too_late("tasks were awaited")
+        jobs = self._add_entries(tasks)
+        awaited: list[StoredJob[Any]] = []
+        for job, task in zip(jobs, _entries(tasks), strict=True):
+            set_on(task, "_fifo_stored", None)  # awaited again, it runs again
+            entry = options_of_entry(task)
+            waits = (
+                self._engine.settings.wait
+                if entry is None
+                else entry.changes.get("wait", self._engine.settings.wait)
+            )
+            if waits:
+                awaited.append(job)
         self._made = [made for made in self._made if made is not tasks]
         if self._refused:
             return
         await self._store()
-        if self._engine.settings.wait:
-            for job in jobs:
-                await job
+        if running(self._engine.queue) is not None:
+            return  # a task of this process has made the request, and would wait for itself
+        failed = [job for job in awaited if await job.wait() is FAILED]
+        for job in failed[:1]:
+            await job  # raises
 
     async def end(self, error: BaseException | None) -> None:
         normal = error is None or (
             self.scope["type"] == "websocket" and issubclass(type(error), WebSocketDisconnect)
         )
-        if (
-            self._new
-            and normal
-            and not self._refused
-            and (self._carries or self.scope["type"] == "websocket")
-        ):
-            await self._store()
-        self._ended = True
-        self._made = []
-        dropped, self._new = self._new, []
-        if dropped:
-            why = f"it raised {safe_repr(error)}" if error is not None else self._why()
-            listed = ", ".join(f"{new.name} {new.id}" for new in dropped)
-            _log.say(logging.WARNING, "%s: dropped %d tasks: %s (%s)", self, len(dropped), listed, why)
+        try:
+            if normal and not self._refused and (self._carries or self.scope["type"] == "websocket"):
+                await self._store()
+        except BaseException as unstored:
+            error = unstored
+            raise
+        finally:
+            self._ended = True
+            self._made = []
+            dropped, self._new = self._take(), []
+            if dropped:
+                self._drop(dropped, error)
 
-    def _why(self) -> str:
-        if self._refused:
-            return "they could not be stored, and the client got 503"
-        if exc_info()[0] is not None:
-            return "it raised"
-        return "its response was an error (400 or more) that did not carry them"
+    def _drop(self, dropped: list[NewTask], error: BaseException | None) -> None:
+        for new in dropped:
+            new.fate.cancel()
+        if error is not None:
+            why = f"it raised {safe_repr(error)}"
+        elif self._refused:
+            why = "they could not be stored, and the client got 503"
+        else:
+            why = "its response was an error (400 or more) that did not carry them"
+        what = counted(len(dropped), "task", "tasks")
+        listed = ", ".join(f"{new.name} {new.id}" for new in dropped)
+        _log.say(logging.WARNING, "%s: dropped %s: %s (%s)", self, what, listed, why)
 
 
 def groups_of(engine: PostgresEngine, new: list[NewTask], label: str | None) -> list[dict[str, Any]]:
@@ -238,12 +264,12 @@ def groups_of(engine: PostgresEngine, new: list[NewTask], label: str | None) -> 
     return list(groups.values())
 
 
-def _entries(objects: list[Any]) -> Iterator[Any]:
-    """The single tasks in objects, in order, also those of objects in objects."""
-    for one in objects:
-        if isinstance(one, BackgroundTasks):
-            yield from _entries(one.tasks)
-        elif isinstance(getattr(one, "func", None), BackgroundTasks):
-            yield from _entries([one.func])
-        else:
-            yield one
+def _entries(made: Any) -> Iterator[Any]:
+    """The single tasks of a background object, in order, also those of objects in it."""
+    if isinstance(made, BackgroundTasks):
+        for one in tuple(made.tasks):
+            yield from _entries(one)
+    elif isinstance(made.func, BackgroundTasks):
+        yield from _entries(made.func)
+    else:
+        yield made

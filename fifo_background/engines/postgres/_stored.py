@@ -5,14 +5,26 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from time import monotonic
 from typing import Any
 
+from fifo_background._settings import Retry
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._functions import Functions
 
-__all__ = ("Carried", "Claim", "Claimed", "NewTask", "Retry", "lock_of", "new_id")
+__all__ = (
+    "Carried",
+    "Claim",
+    "Claimed",
+    "Fate",
+    "NewTask",
+    "Running",
+    "lock_of",
+    "new_id",
+    "running",
+)
 
 _HAS_TRACING = find_spec("opentelemetry") is not None
 
@@ -27,37 +39,26 @@ def lock_of(queue: str, lane: str) -> str:
     return f"{queue}/{lane}"
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often, and when, a task that fails is run again; its lane waits meanwhile.
+class Fate:
+    """What becomes of a task that is not stored yet. Its request and its handle know it."""
 
-    `attempts`: how often it is run at most, the first one included. `wait` (seconds): before the second run;
-    each later one waits twice as long as the one before it, at most `wait_max` (seconds).
-    """
+    __slots__ = ("is_cancelled", "is_open")
 
-    attempts: int = 3
-    wait: float = 1.0
-    wait_max: float = 60.0
+    def __init__(self) -> None:
+        self.is_open: bool = True  # until it is handed to the database
+        self.is_cancelled: bool = False
 
-    def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise ValueError(f"attempts={self.attempts!r}: give a whole number, 1 or more")
-        for name in ("wait", "wait_max"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e6:
-                raise ValueError(f"{name}={value!r}: give a number of seconds, 0 or more")
-
-    def seconds_after(self, attempt: int) -> float | None:
-        """How long to wait after the run with this number; None if it was the last one."""
-        if attempt >= self.attempts:
-            return None
-        return min(self.wait * 2.0 ** min(attempt - 1, 50), self.wait_max)
+    def cancel(self) -> bool:
+        """Whether it was in time: then it is not stored."""
+        self.is_cancelled = self.is_cancelled or self.is_open
+        return self.is_cancelled
 
 
 @dataclass(slots=True)
 class NewTask:
     """A call that was added and is to be stored."""
 
+    fate: Fate
     id: str
     name: str
     lane: str
@@ -102,9 +103,10 @@ class Carried:
                 carried["trace"] = trace
         return carried
 
-    def context(self, carried: Mapping[str, Any] | None) -> Context:
-        """A context in which a task finds what was taken."""
+    def context(self, carried: Mapping[str, Any] | None, task: Running) -> Context:
+        """A context in which a task finds itself, and what was taken."""
         context = copy_context()
+        context.run(_running.set, task)
         context.run(self._set, carried or {})
         return context
 
@@ -116,6 +118,37 @@ class Carried:
             from opentelemetry import context, propagate
 
             context.attach(propagate.extract(carried["trace"]))
+
+
+class Running:
+    """The stored task in whose context something runs, in this process."""
+
+    __slots__ = ("_changed", "id", "is_running", "lane", "name", "queue", "waits")
+
+    def __init__(self, queue: str, lane: str, id: str, name: str, changed: Callable[[], object]) -> None:
+        self.queue: str = queue
+        self.lane: str = lane  # the key as text
+        self.id: str = id
+        self.name: str = name
+        self.is_running: bool = True  # what it has left behind is not it
+        self.waits: int = 0  # for tasks of other lanes; it lends its slot meanwhile
+        self._changed = changed
+
+    def begin_wait(self) -> None:
+        self.waits += 1
+        self._changed()
+
+    def end_wait(self) -> None:
+        self.waits -= 1
+
+
+_running: ContextVar[Running | None] = ContextVar("fifo_background_stored", default=None)
+
+
+def running(queue: str) -> Running | None:
+    """The task of that queue that runs in the current context."""
+    found = _running.get()
+    return found if found is not None and found.is_running and found.queue == queue else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +163,8 @@ class Claimed:
     request: str | None
     carried: dict[str, Any] | None
     attempts: int
+    age: float
+    """Seconds from its adding to its fetching."""
 
     @property
     def name(self) -> str:
@@ -157,6 +192,12 @@ class Claim:
     attempts: int
     lock: str
     tasks: tuple[Claimed, ...]
+    fetched_at: float = field(default_factory=monotonic)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tells it from the same job as it is fetched again."""
+        return self.job, self.attempts
 
     @classmethod
     def of(cls, fetched: Mapping[str, Any]) -> Claim:

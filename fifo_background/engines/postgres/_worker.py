@@ -10,16 +10,18 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 import psycopg
 
 from fifo_background import _log
+from fifo_background._core.history import Timing
 from fifo_background._core.job import Job
 from fifo_background._core.plain import text_of, type_name
-from fifo_background._core.state import CANCELLED, FAILED, SUCCEEDED
+from fifo_background._core.state import CANCELLED, FAILED, SUCCEEDED, JobState
 from fifo_background._executor import SerialExecutor
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._database import Database
@@ -27,13 +29,14 @@ from fifo_background.engines.postgres._errors import WorkerLost
 from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._heartbeat import Heartbeat
 from fifo_background.engines.postgres._lease import Lease, Watchdog, now
-from fifo_background.engines.postgres._stored import Carried, Claim, Claimed
+from fifo_background.engines.postgres._measured import Measured
+from fifo_background.engines.postgres._stored import Carried, Claim, Claimed, Running
 from fifo_background.exceptions import counted
 
 __all__ = ("Worker", "WorkerSettings")
 
-# So many seconds before its lease ends, a worker cancels what it has in hand; less where leases are short.
-_GRACE = 1.0
+# This part of `lost_after` before its lease ends, a worker cancels what it has in hand.
+_GRACE = 1 / 6
 
 # Between two tries of what the database did not answer, in seconds.
 _AGAIN = 0.2
@@ -63,6 +66,7 @@ class _InHand:
         self.task: Claimed | None = None
         self.job: Job[Any] | None = None
         self.cancelled: Job[Any] | None = None  # the job that somebody has asked to cancel
+        self.running: Running | None = None
         self.gives_back: bool = False  # it is to run again, somewhere else
         self.told: Any = None  # the progress that the database knows
 
@@ -78,6 +82,8 @@ class Worker:
         codec: Codec,
         carried: Carried,
         settings: WorkerSettings,
+        changed: Callable[[], None],
+        measured: Measured,
     ) -> None:
         self._dsn = dsn
         self._database = database
@@ -85,11 +91,15 @@ class Worker:
         self._codec = codec
         self._carried = carried
         self._settings = settings
-        self._executor = SerialExecutor(max_lanes_running=settings.concurrency, history=0)
+        self._changed = changed  # tells those who follow
+        self._measured = measured
+        # how many jobs are in hand is limited here: one that waits for another one lends its slot
+        self._executor = SerialExecutor(max_lanes_running=1_000_000, history=0)
         self._watchdog = Watchdog.make()
         self._id: int = 0
         self._lease: Lease = Lease(0.0, None)
-        self._in_hand: dict[int, _InHand] = {}
+        # by the job and its attempts: a retry may be here before the run ahead of it has left
+        self._in_hand: dict[tuple[int, int], _InHand] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._free: asyncio.Event = asyncio.Event()  # a job has ended, and brought no other one
         self._wake: asyncio.Event = asyncio.Event()
@@ -105,7 +115,7 @@ class Worker:
         what, _, id = text.partition(" ")
         if what == "cancel":
             self._cancel([id])
-        elif what != "ended":
+        elif what not in ("ended", "changed"):
             self._wake.set()
 
     def missed(self) -> None:
@@ -173,9 +183,8 @@ class Worker:
 
     async def _keep_lease(self, lease: Lease, lost: asyncio.Event) -> None:
         """Raises `WorkerLost` while there still is time to cancel what is in hand."""
-        grace = min(_GRACE, self._settings.lost_after / 4)
         while True:
-            left = lease.ends - grace - now()
+            left = lease.ends - _GRACE * self._settings.lost_after - now()
             if left <= 0:
                 raise WorkerLost("its heartbeats did not reach PostgreSQL")
             try:
@@ -190,6 +199,8 @@ class Worker:
             try:
                 await self._database.recover(self._settings.most_crashes)
                 await self._give_back_unknown()
+                if self._measured.is_read:
+                    self._measured.waiting, self._measured.oldest = await self._database.backlog()
                 await self._look_for_cancels()
             except psycopg.Error:
                 pass  # the next one comes
@@ -198,15 +209,15 @@ class Worker:
     async def _give_back_unknown(self) -> None:
         """The answer that brought a job may be lost: then the database believes that this worker has it."""
         worker = self._id
-        unknown = [one for one in await self._database.in_hand_of(worker) if one[0] not in self._in_hand]
+        unknown = [key for key in await self._database.in_hand_of(worker) if key not in self._in_hand]
         if unknown and self._asks:
             await asyncio.wait(tuple(self._asks))  # what those bring is in hand then
-        for job, attempts in unknown:
-            if job not in self._in_hand:
-                await self._database.give_back(worker, job, attempts)
+        for key in unknown:
+            if key not in self._in_hand:
+                await self._database.give_back(worker, *key)
 
     async def _look_for_cancels(self) -> None:
-        """A task may have been cancelled before this worker heard that it has it."""
+        """Cancels are not heard while a task is on its way here, or the listener has no connection."""
         ids = [one.task.id for one in self._in_hand.values() if one.job is not None and one.task is not None]
         if ids:
             self._cancel(await self._database.cancelled(ids))
@@ -225,7 +236,14 @@ class Worker:
 
     @property
     def _is_full(self) -> bool:
-        return len(self._in_hand) >= self._settings.concurrency
+        in_hand = self._in_hand.values()
+        waiting = sum(1 for one in in_hand if one.running is not None and one.running.waits)
+        return len(in_hand) - waiting >= self._settings.concurrency
+
+    def _lend(self) -> None:
+        """A task waits for another one, which needs a slot."""
+        self._wake.set()
+        self._free.set()
 
     async def _serve(self) -> None:
         while True:
@@ -244,7 +262,8 @@ class Worker:
                     self._next_at = None if seconds is None else now() + max(float(seconds), 0.0) + 0.001
                     break
                 claim = Claim.of(fetched)
-                one = self._in_hand[claim.job] = _InHand(claim)
+                one = self._in_hand[claim.key] = _InHand(claim)
+                self._changed()
                 self._spawn(self._run(one))
 
     async def _woken(self) -> None:
@@ -275,13 +294,13 @@ class Worker:
                 answer = await self._run_job(one, worker)
             except Exception as error:  # nothing that we know of: the lane must not stand still
                 self._say(logging.ERROR, "a worker could not run %s", one.claim.lock, error=error)
-            del self._in_hand[one.claim.job]
+            del self._in_hand[one.claim.key]
             if answer is None or answer["more"]:
                 self._wake.set()
             if answer is None or answer["fetched"] is None or "next_at" in answer["fetched"]:
                 break
             claim = Claim.of(answer["fetched"])
-            one = self._in_hand[claim.job] = _InHand(claim)
+            one = self._in_hand[claim.key] = _InHand(claim)
         self._free.set()
 
     async def _run_job(self, one: _InHand, worker: int) -> dict[str, Any] | None:
@@ -294,24 +313,34 @@ class Worker:
             if self._stops or worker != self._id or not lease.hold():
                 await self._give_back(claim, worker)
                 return None
+            began = monotonic()
+            self._measured.running += 1
+            one.running = Running(self._database.queue, task.lane, task.id, task.name, self._lend)
             try:
-                end = await self._run_task(one, task)
+                end = await self._run_task(one, task, one.running)
             finally:
-                one.job = None
+                self._measured.running -= 1
+                one.running.is_running = False
+                one.job = one.running = None
                 lease.let_go()
+            ran = monotonic() - began
             if end is None:
                 await self._give_back(claim, worker)
                 return None
             answer = await self._tell_end(claim, worker, lease, end)
+            self._changed()
+            if answer is not None and "retry_in" not in end:
+                waited = task.age + began - claim.fetched_at
+                self._measured.ended(Timing(task.name, JobState(end["state"]), waited, ran))
             if answer is None or "next" not in answer:
                 return answer
             task = tasks[answer["next"]]
 
-    async def _run_task(self, one: _InHand, task: Claimed) -> dict[str, Any] | None:
+    async def _run_task(self, one: _InHand, task: Claimed, running: Running) -> dict[str, Any] | None:
         """Run it, and say how it ended; None where it was interrupted, and is to run again."""
         try:
             function, args, kwargs = task.call(self._functions, self._codec)
-            context = self._carried.context(task.carried)
+            context = self._carried.context(task.carried, running)
         except Exception as unreadable:
             self._say(logging.ERROR, "%s cannot be called", task.function, error=unreadable)
             return self._failure(task, unreadable)
@@ -385,6 +414,7 @@ class Worker:
                     one.told = progress
                     try:
                         await self._database.progress(one.task.id, progress._asdict())
+                        self._changed()
                     except psycopg.Error:
                         pass
             await asyncio.sleep(self._settings.heartbeat)
@@ -418,7 +448,7 @@ class Worker:
         if self._id:
             try:
                 await self._database.unregister(self._id)
-                await self._database.wake()
+                await self._database.notify("wake")
             except psycopg.Error:
                 pass  # its heartbeats end
         await self._executor.aclose()
