@@ -43,13 +43,13 @@ class Adds(Protocol):
     """The object to which the tasks are added."""
 
     @property
-    def _fifo_adds_itself(self) -> bool:
-        """Whether nobody has replaced or overridden its `add_task`."""
+    def _fifo_stored_by(self) -> object:
+        """The request of an engine that keeps its tasks; None in memory."""
         ...
 
     @property
-    def _fifo_has_engine(self) -> bool:
-        """Whether an engine keeps what is added here."""
+    def _fifo_adds_itself(self) -> bool:
+        """Whether nobody has replaced or overridden its `add_task`."""
         ...
 
     @property
@@ -91,10 +91,11 @@ class TaskAdder:
         retry: int | Retry | NotGiven | None = NOT_GIVEN,
     ) -> TaskAdder:
         """As `OrderedBackgroundTasks.options`."""
-        if retry is not NOT_GIVEN and retry is not None and not self._tasks._fifo_has_engine:
-            raise ValueError(
-                f"retry={retry!r}: in memory nothing is retried. Retry inside the task, which keeps the "
-                "order, or give the app an engine"
+        if isinstance(retry, (int, Retry)) and self._tasks._fifo_stored_by is None:
+            raise TypeError(
+                f"retry={retry!r} is for a request of an app with an engine, such as PostgresEngine. In "
+                "memory retry inside the task, for example by `@stamina.retry(on=OSError, attempts=3)`: its "
+                "lane waits for it, too"
             )
         return self._with(self._entry.key, {"timeout": timeout, "wait": wait, "retry": retry})
 

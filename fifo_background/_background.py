@@ -225,15 +225,11 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         """`tasks.options(timeout=2.0).add_task(func, ...)` sets options of single tasks.
 
         `timeout` (seconds, None for no limit; default: the app's). `wait`: whether the request waits for the
-        task (default: the app's). `retry`, only with an engine: how often the task is run, or a `Retry`;
-        its lane waits meanwhile. Raises ValueError or TypeError for an invalid one.
+        task (default: the app's). `retry` (with an engine): how often a task that fails is run at most, or a
+        `Retry(attempts, wait, wait_max)`; its lane waits meanwhile. Raises TypeError for `retry` without an
+        engine.
         """
         return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait, retry=retry)
-
-    @property
-    def _fifo_has_engine(self) -> bool:
-        """Whether an engine keeps what is added to it here."""
-        return self._fifo_stored_by is not None or _engine_here() is not None
 
     async def store(self, connection: Any = None) -> None:
         """With an engine: store what was added now, in the transaction of that connection.

@@ -51,6 +51,7 @@ CYCLES = [
         "engines.postgres._executor",
         "engines.postgres._jobs",
         "engines.postgres._request",
+        "engines.postgres._shown",
     },
     {"_core.capacity", "_core.scheduler", "_core.slots"},  # parts of a scheduler
     {"_run.backends.api", "_run.backends.asyncio", "_run.backends.trio"},  # one protocol, and who has it

@@ -84,7 +84,7 @@ async def test_retries_of_a_request(events: list[Any]) -> None:
 
 def test_retry_in_memory() -> None:
     """`retry=` is for an app with an engine: in memory it is refused where it is given; None is no retry."""
-    with pytest.raises(ValueError, match="in memory nothing is retried"):
+    with pytest.raises(TypeError, match="In memory retry inside the task"):
         BackgroundTasks().options(retry=3)
     assert BackgroundTasks().options(retry=None).options(timeout=1.0)
 

@@ -45,14 +45,16 @@ def _lanes(lanes: dict[str, Any]) -> Table:
 
 def _head(lane: dict[str, Any]) -> tuple[str, str, float | None]:
     """The state of a lane, the task that is at its head, and for how long it has been so."""
-    failed, running, head = lane["failed"], lane["running"], lane["head"]
-    if failed is not None:
-        return "stopped", f"{_task(failed)}: {failed['error_type']}", failed["waited"]
+    state, running, head = lane["state"], lane["running"], lane["head"]
+    if state == "stopped":
+        return state, f"{_task(head)}: {head['error_type']}", head["waited"]
     if running is not None:
         return "busy", _task(running), running["ran"]
     if lane["paused_for"] is not None:
         return "paused", "" if head is None else _task(head), lane["paused_for"]
-    return "waits", "" if head is None else _task(head), None if head is None else head["waited"]
+    if head is None:
+        return "idle", "", None
+    return "waits", _task(head), head["waited"]
 
 
 def _task(task: dict[str, Any]) -> str:

@@ -117,6 +117,11 @@ class Database:
         query = "SELECT fifo_background_recover(%s, %s)"
         return await self._value(query, self.queue, most_crashes, seconds=_WORK)  # type: ignore[no-any-return]
 
+    async def backlog(self) -> tuple[int, float | None]:
+        """How many tasks wait, and for how many seconds the first of them."""
+        waiting, oldest = await self._value("SELECT fifo_background_backlog(%s)", self.queue)
+        return waiting, oldest
+
     async def progress(self, id: str, progress: dict[str, Any]) -> None:
         await self._connections.row(
             "UPDATE fifo_background_tasks SET progress = %s WHERE id = %s AND state = 'running'",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from time import monotonic
 from typing import Any
 
 from fifo_background._settings import Retry
@@ -19,7 +20,6 @@ __all__ = (
     "Claimed",
     "Fate",
     "NewTask",
-    "Retry",
     "Running",
     "lock_of",
     "new_id",
@@ -163,6 +163,8 @@ class Claimed:
     request: str | None
     carried: dict[str, Any] | None
     attempts: int
+    age: float
+    """Seconds from its adding to its fetching."""
 
     @property
     def name(self) -> str:
@@ -190,6 +192,7 @@ class Claim:
     attempts: int
     lock: str
     tasks: tuple[Claimed, ...]
+    fetched_at: float = field(default_factory=monotonic)
 
     @property
     def key(self) -> tuple[int, int]:

@@ -11,14 +11,16 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import psycopg
 
 from fifo_background import _log
+from fifo_background._core.history import Timing
 from fifo_background._core.job import Job
 from fifo_background._core.plain import text_of, type_name
-from fifo_background._core.state import CANCELLED, FAILED, SUCCEEDED
+from fifo_background._core.state import CANCELLED, FAILED, SUCCEEDED, JobState
 from fifo_background._executor import SerialExecutor
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._database import Database
@@ -26,6 +28,7 @@ from fifo_background.engines.postgres._errors import WorkerLost
 from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._heartbeat import Heartbeat
 from fifo_background.engines.postgres._lease import Lease, Watchdog, now
+from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._stored import Carried, Claim, Claimed, Running
 from fifo_background.exceptions import counted
 
@@ -75,6 +78,7 @@ class Worker:
         carried: Carried,
         settings: WorkerSettings,
         changed: Callable[[], None],
+        measured: Measured,
     ) -> None:
         self._dsn = dsn
         self._database = database
@@ -83,6 +87,7 @@ class Worker:
         self._carried = carried
         self._settings = settings
         self._changed = changed  # tells those who follow
+        self._measured = measured
         # how many jobs are in hand is limited here: one that waits for another one lends its slot
         self._executor = SerialExecutor(max_lanes_running=1_000_000, history=0)
         self._watchdog = Watchdog.make()
@@ -112,7 +117,7 @@ class Worker:
         self._wake.set()
 
     async def _look_for_cancels(self) -> None:
-        """What was told while a task was on its way here, or nothing was listened to, was not heard."""
+        """Cancels are not heard while a task is on its way here, or the listener has no connection."""
         ids = [one.task.id for one in self._in_hand.values() if one.task is not None]
         if ids:
             self._cancel(await self._database.cancelled(ids))
@@ -189,6 +194,8 @@ class Worker:
             try:
                 await self._database.recover(self._settings.most_crashes)
                 await self._give_back_unknown()
+                if self._measured.is_read:
+                    self._measured.waiting, self._measured.oldest = await self._database.backlog()
                 await self._look_for_cancels()
             except psycopg.Error:
                 pass  # the next one comes
@@ -298,13 +305,17 @@ class Worker:
             one.task = task
             if worker != self._id or not lease.hold():
                 return None  # it is another worker's by now
+            began = monotonic()
+            self._measured.running += 1
             one.running = Running(self._database.queue, task.lane, task.id, task.name, self._lend)
             try:
                 end = await self._run_task(one, task, one.running)
             finally:
+                self._measured.running -= 1
                 one.running.is_running = False
                 one.job = one.running = None
                 lease.let_go()
+            ran = monotonic() - began
             if one.gives_back:
                 await self._give_back(claim, worker)
                 return None
@@ -313,6 +324,9 @@ class Worker:
             if answer is None:
                 self._say(logging.WARNING, "%s ended, but another worker has taken its job over", task.name)
                 return None
+            if "retry_in" not in end:
+                waited = task.age + began - claim.fetched_at
+                self._measured.ended(Timing(task.name, JobState(end["state"]), waited, ran))
             if "next" not in answer:
                 found: dict[str, Any] | None = answer["fetched"]
                 return found

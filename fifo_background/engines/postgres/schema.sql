@@ -189,7 +189,8 @@ BEGIN
         'job', _job.id, 'attempts', _job.attempts, 'lock', _job.lock, 'tasks', (
             SELECT jsonb_agg(jsonb_build_object(
                 'id', id, 'function', function, 'arguments', arguments, 'options', options, 'lane', lane,
-                'request', request, 'carried', carried, 'attempts', attempts
+                'request', request, 'carried', carried, 'attempts', attempts,
+                'age', extract(epoch FROM clock_timestamp() - added_at)
             ) ORDER BY place)
             FROM fifo_background_tasks WHERE job_id = _job.id AND state IN ('running', 'queued')
         )
@@ -571,9 +572,9 @@ BEGIN
         SELECT lane, fifo_background_blocker(_queue, lane) AS blocker
         FROM (SELECT DISTINCT lane FROM unnest(_tasks) WHERE state = 'queued') AS lanes
     ), places AS MATERIALIZED (
-        SELECT first.id, first.ahead FROM waiting, LATERAL (
-            SELECT id, row_number() OVER () - 1 AS ahead FROM (
-                SELECT id FROM fifo_background_tasks
+        SELECT first.job_id, first.place, first.ahead FROM waiting, LATERAL (
+            SELECT job_id, place, row_number() OVER () - 1 AS ahead FROM (
+                SELECT job_id, place FROM fifo_background_tasks -- nothing that is not in the index
                 WHERE queue = _queue AND lane BETWEEN waiting.lane AND waiting.lane AND state IN ('queued', 'running')
                 ORDER BY lane, job_id, place LIMIT 1001
             ) AS those
@@ -584,7 +585,7 @@ BEGIN
                 THEN coalesce(places.ahead, 1001)::int + coalesce(waiting.blocker ->> 'kind' = 'failed', false)::int
             END, waiting.blocker) ORDER BY one.place)
         FROM generate_subscripts(_tasks, 1) AS one (place)
-        LEFT JOIN places ON places.id = _tasks[one.place].id
+        LEFT JOIN places ON places.job_id = _tasks[one.place].job_id AND places.place = _tasks[one.place].place
         LEFT JOIN waiting ON waiting.lane = _tasks[one.place].lane AND _tasks[one.place].state = 'queued'
         INTO _found;
     RETURN _found;
@@ -718,7 +719,7 @@ DECLARE
     _running fifo_background_tasks;
     _next fifo_background_tasks;
     _head fifo_background_tasks;
-    _is_paused boolean := fifo_background_paused_at(_queue, _lock) IS NOT NULL;
+    _paused timestamptz := fifo_background_paused_at(_queue, _lock);
     _waiting int;
     _alone int;
     _runs jsonb;
@@ -771,7 +772,7 @@ BEGIN
         ) AS those INTO _ended;
     RETURN jsonb_build_object(
         'lane', _lane,
-        'state', CASE WHEN _failed.id IS NOT NULL THEN 'stopped' WHEN _is_paused THEN 'paused'
+        'state', CASE WHEN _failed.id IS NOT NULL THEN 'stopped' WHEN _paused IS NOT NULL THEN 'paused'
             WHEN _running.id IS NOT NULL OR _waiting > 0 THEN 'busy' ELSE 'idle' END,
         'running', CASE WHEN _running.id IS NOT NULL THEN fifo_background_picture(_running, 0, NULL, NULL) END,
         'head', CASE
@@ -780,7 +781,7 @@ BEGIN
                 _head, 0, (_running.id IS NOT NULL)::int, fifo_background_blocker(_queue, _lane)
             )
         END,
-        'head_for', extract(epoch FROM _now - _head.added_at),
+        'head_for', extract(epoch FROM _now - _head.added_at), 'paused_for', extract(epoch FROM _now - _paused),
         'waiting', _waiting, 'next', coalesce(_runs, '[]'),
         'more', greatest(_waiting - _alone - coalesce((_runs -> -1 ->> 1)::int, 0), 0),
         'recent', coalesce(_ended.recent, '[]'), 'ended', _ended.count, 'failed', _ended.failed,
@@ -850,6 +851,21 @@ BEGIN
             ORDER BY lane, job_id, place LIMIT 1 INTO _id;
     END IF;
     RETURN _id;
+END;
+$$;
+
+-- How many tasks wait (up to 100,000), and for how many seconds the first of them.
+CREATE FUNCTION fifo_background_backlog(_queue text) RETURNS jsonb
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN jsonb_build_array((
+        SELECT count(*) FROM (
+            SELECT FROM fifo_background_tasks WHERE queue = _queue AND state = 'queued' LIMIT 100000
+        ) AS those
+    ), (
+        SELECT extract(epoch FROM clock_timestamp() - added_at) FROM fifo_background_tasks
+        WHERE queue = _queue AND state = 'queued' ORDER BY number LIMIT 1
+    ));
 END;
 $$;
 
