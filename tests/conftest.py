@@ -19,8 +19,8 @@ import pytest
 from tests.support.log import Log
 from tests.support.loops import LOOPS, VIRTUAL, Backend, backend_of, leaves_nothing
 
-# Names a folder that all processes of a run share. Not pytest's own: PostgreSQL, which never runs as root, opens
-# the folders above its data to others, and pytest closes them again.
+# Names a folder that all processes of a run share. Not pytest's own: PostgreSQL, which never runs as root,
+# opens the folders above its data to others, and pytest closes them again.
 FOLDER = "FIFO_BACKGROUND_TEST_FOLDER"
 
 

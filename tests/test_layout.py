@@ -29,8 +29,10 @@ LAYERS = (
     ("_background", "_executor"),
     ("_fastapi",),
     ("_middleware",),
-    ("", "__main__"),
+    ("",),
     ("engines",),
+    ("cli",),
+    ("__main__",),
     ("status",),
     ("testing",),
 )

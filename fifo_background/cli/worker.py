@@ -19,7 +19,7 @@ import psycopg
 from fifo_background._middleware import OrderedBackgroundMiddleware, layers
 from fifo_background.engines.postgres import PostgresEngine, SchemaError
 from fifo_background.engines.postgres._connections import connect
-from fifo_background.engines.postgres._schema import VERSION, is_current
+from fifo_background.engines.postgres._schema import is_current
 
 __all__ = ("RESTART", "AppError", "engine_of", "find_app", "run")
 
@@ -35,7 +35,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class AppError(Exception):
-    """What was named is no app, or no app with an engine."""
+    """What was named is no app with an engine, or an app that does not start."""
 
 
 def find_app(path: str, folder: str, *, factory: bool) -> Any:
@@ -79,9 +79,7 @@ def run(app: Any, engine: PostgresEngine, concurrency: int | None) -> int:
     engine.worker = True
     if concurrency is not None:
         engine.concurrency = concurrency
-    return anyio.run(
-        serve, app, engine, backend_options={"use_uvloop": find_spec("uvloop") is not None}
-    )
+    return anyio.run(serve, app, engine, backend_options={"use_uvloop": find_spec("uvloop") is not None})
 
 
 async def serve(app: Any, engine: PostgresEngine) -> int:
@@ -94,9 +92,13 @@ async def serve(app: Any, engine: PostgresEngine) -> int:
         except SchemaError as error:
             _logger.error("the worker does not start: %s", error)
             return RESTART
+        except AppError as error:
+            _logger.error("the app does not start: %s", error)
+            return 1
         working = engine.session().working
         if working is None:
-            raise RuntimeError("the app does not pass its lifespan on to OrderedBackgroundMiddleware")
+            _logger.error("the app does not pass its lifespan on to its OrderedBackgroundMiddleware")
+            return 1
         _logger.info("a worker runs the tasks of %r, %d lanes at once", engine.queue, engine.concurrency)
         ends = {
             asyncio.ensure_future(one): text
@@ -104,7 +106,7 @@ async def serve(app: Any, engine: PostgresEngine) -> int:
                 (told.wait(), None),
                 (asyncio.wait({working}), "the worker has ended by itself"),
                 (_until_other_tables(engine.dsn), "the tables in the database are of another version now"),
-                (lifespan.ended(), "the app's lifespan has ended"),
+                (asyncio.wait({lifespan.task}), "the app's lifespan has ended"),
             )
         }
         done, waiting = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -114,7 +116,7 @@ async def serve(app: Any, engine: PostgresEngine) -> int:
         for text in reasons:
             _logger.error("%s: this process ends with exit code %d, to be started again", text, RESTART)
         await lifespan.stop()
-        return 0 if told.is_set() or not reasons else RESTART
+        return RESTART if reasons else 0
 
 
 @contextmanager
@@ -153,47 +155,40 @@ async def _until_other_tables(dsn: str) -> None:
 
 
 class _Lifespan:
-    """An app's lifespan, as a server drives it."""
+    """An app's lifespan, as a server drives it; begins in the running loop."""
 
     def __init__(self, app: Any) -> None:
-        self._app = app
         self._receive: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._moved: asyncio.Event = asyncio.Event()
         self._last: dict[str, Any] = {}
-        self._task: asyncio.Task[None] | None = None
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+        self.task: asyncio.Future[Any] = asyncio.ensure_future(app(scope, self._receive.get, self._send))
 
     async def start(self) -> None:
-        """Raises what the app raises, or RuntimeError where it says only that it has failed."""
-        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
-        self._task = asyncio.ensure_future(self._app(scope, self._receive.get, self._send))
-        await self._answer("lifespan.startup")
+        """Raises what the app raises, or `AppError` where it says only that it has failed."""
+        await self._tell("lifespan.startup")
         if self._last.get("type") != "lifespan.startup.complete":
-            await asyncio.wait({self._task}, timeout=1)
-            if self._task.done():
-                self._task.result()
-            raise RuntimeError(f"the app did not start: {self._last.get('message') or 'it has no lifespan'}")
+            await self._end()
+            raise AppError(self._last.get("message") or "it has no lifespan")
 
     async def stop(self) -> None:
         """Raises what the app raises at its shutdown."""
-        assert self._task is not None
-        await self._answer("lifespan.shutdown")
-        await asyncio.wait({self._task}, timeout=1)
-        if self._task.done():
-            self._task.result()
+        await self._tell("lifespan.shutdown")
+        await self._end()
 
-    async def ended(self) -> None:
-        """Return once the app has ended its lifespan."""
-        assert self._task is not None
-        await asyncio.wait({self._task})
-
-    async def _answer(self, message: str) -> None:
-        """Until the app has answered a message, or has ended."""
-        assert self._task is not None
+    async def _tell(self, message: str) -> None:
+        """Until the app has answered, or has ended."""
         self._moved.clear()
         self._receive.put_nowait({"type": message})
         moved = asyncio.ensure_future(self._moved.wait())
-        await asyncio.wait({self._task, moved}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({self.task, moved}, return_when=asyncio.FIRST_COMPLETED)
         moved.cancel()
+
+    async def _end(self) -> None:
+        """An app that has answered ends, too: it has a second for it. Raises what it raises."""
+        await asyncio.wait({self.task}, timeout=1)
+        if self.task.done():
+            self.task.result()
 
     async def _send(self, message: dict[str, Any]) -> None:
         self._last = message

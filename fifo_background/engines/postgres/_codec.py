@@ -24,6 +24,7 @@ from fifo_background.engines.postgres._functions import Functions
 __all__ = ("Codec",)
 
 _DEEPEST = 100
+_LARGEST = 4096  # bits of an int: Python reads no more than 4,300 digits
 _WORKS = "str, int, float, bool, None, list, dict, tuple, UUID, datetime, Decimal and Enum work"
 
 
@@ -69,7 +70,11 @@ class Codec:
         if depth > _DEEPEST:
             raise TypeError("it is nested too deeply, or contains itself")
         kind = type(value)
-        if value is None or kind is bool or kind is int:
+        if value is None or kind is bool:
+            return value
+        if kind is int:
+            if value.bit_length() > _LARGEST:
+                raise TypeError(f"an int of {value.bit_length()} bits is too large: pass it as text")
             return value
         if kind is str:
             return _check_text(value)

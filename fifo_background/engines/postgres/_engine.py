@@ -8,6 +8,7 @@ import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import asdict
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,7 @@ from fifo_background import _log
 from fifo_background._core.job import name_of
 from fifo_background._entries import Entry
 from fifo_background._run.backends.api import in_a_loop
-from fifo_background._settings import PLAIN, Settings
+from fifo_background._settings import PLAIN, Retry, Settings, check_bool, check_count, check_seconds
 from fifo_background.engines.postgres._changes import Changes
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._connections import Connections, connect
@@ -33,7 +34,7 @@ from fifo_background.engines.postgres._listener import Listener
 from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._request import StoredRequest
 from fifo_background.engines.postgres._schema import is_current, migrate
-from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, Retry, new_id
+from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, new_id
 from fifo_background.engines.postgres._waits import Waits
 from fifo_background.engines.postgres._worker import Worker, WorkerSettings
 
@@ -42,7 +43,17 @@ __all__ = ("PostgresEngine", "Session")
 T = TypeVar("T")
 
 # Settings that say when a position in memory is taken, or lost.
-_OF_MEMORY = ("order", "hold_timeout", "may_add_tasks", "max_lanes_running", "log_arguments")
+_OF_MEMORY = ("order", "hold_timeout", "may_add_tasks")
+
+# What to write instead of other settings of the queue in memory.
+_INSTEAD = {
+    "max_lanes_running": "`PostgresEngine(dsn, concurrency=...)` is for each worker",
+    "history": "`PostgresEngine(dsn, keep_ended=...)` is for how long ended tasks are kept",
+    "history_seconds": "`PostgresEngine(dsn, keep_ended=...)` is for how long ended tasks are kept",
+    "results": "results are kept, up to `PostgresEngine(dsn, results_bytes=...)` each",
+    "results_bytes": "results are kept, up to `PostgresEngine(dsn, results_bytes=...)` each",
+    "log_arguments": "arguments are in the database",
+}
 
 
 class PostgresEngine:
@@ -91,13 +102,26 @@ class PostgresEngine:
     ) -> None:
         if not isinstance(dsn, str):
             raise TypeError(f"dsn={dsn!r}: give a str, such as 'postgresql://user@host/database'")
-        conninfo_to_dict(dsn)  # raises for an invalid one
+        try:
+            conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError as error:
+            raise ValueError(f"dsn: {error}") from None  # it may have a password
         if isinstance(packages, str):
             raise TypeError(f"packages={packages!r}: give a list of names, [{packages!r}]")
         if not isinstance(queue, str) or not 0 < len(queue) <= 40 or "\0" in queue:
             raise ValueError(f"queue={queue!r}: give a name of at most 40 characters")
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-            raise ValueError(f"concurrency={concurrency!r}: give a whole number, 1 or more")
+        check_bool("worker", worker)
+        check_bool("migrate", migrate)
+        check_count("concurrency", concurrency)
+        check_count("most_crashes", most_crashes)
+        check_count("results_bytes", results_bytes, least=0)
+        check_seconds("keep_ended", keep_ended)
+        check_seconds("store_timeout", store_timeout)
+        check_seconds("heartbeat", heartbeat)
+        check_seconds("lost_after", lost_after)
+        for name, variable in (carry or {}).items():
+            if not isinstance(name, str) or not isinstance(variable, ContextVar):
+                raise TypeError(f"carry={carry!r}: give a dict such as {{'tenant': tenant_var}}")
         if not 0 < heartbeat <= lost_after / 3:
             raise ValueError(f"heartbeat={heartbeat!r}: give at most a third of lost_after ({lost_after!r})")
         if packages is None:
@@ -130,6 +154,10 @@ class PostgresEngine:
                     f"{name}= does not apply with an engine: a request's tasks take their positions when "
                     f"they are stored, before its response begins. Leave {name} out"
                 )
+        defaults = Settings()
+        for name, instead in _INSTEAD.items():
+            if name in given or getattr(settings, name) != getattr(defaults, name):
+                raise ValueError(f"{name}= does not apply with an engine: {instead}. Leave {name} out")
         self.settings = settings
         return settings
 
@@ -184,20 +212,16 @@ class PostgresEngine:
 
     def new_task(self, task: BackgroundTask, lane: str, entry: Entry | None) -> NewTask:
         """A call that is to be stored. Raises TypeError for what another process could not call."""
-        options, changes = self.settings.options, {} if entry is None else dict(entry.changes)
-        retry = changes.pop("retry", None)
-        if isinstance(retry, int) and not isinstance(retry, bool):
-            retry = Retry(attempts=retry)
-        if retry is not None and not isinstance(retry, Retry):
-            raise TypeError(f"retry={retry!r}: give a number of attempts, or a Retry(...)")
-        options = options.replace(**changes)
+        options = self.settings.options
+        if entry is not None:
+            options = options.replace(**entry.changes)
         if options.keep != PLAIN.keep or options.max_waiting is not None:
             raise ValueError('keep="latest" and max_waiting= of a lane are not there with an engine')
         stored: dict[str, Any] = {"timeout": options.timeout, "rest": self.settings.rest_after_failure}
         if options.after_failure == "stop":
             stored["after_failure"] = "stop"
-        if retry is not None:
-            stored["retry"] = {"attempts": retry.attempts, "wait": retry.wait, "wait_max": retry.wait_max}
+        if options.retry is not None:
+            stored["retry"] = asdict(Retry.of(options.retry))
         func = vars(task).get("_fifo_function", task.func)  # that an instrumentation may have wrapped
         if not BackgroundTask(func).is_async:
             stored["thread"] = True  # while it runs, nothing can cancel it

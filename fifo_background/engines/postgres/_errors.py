@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from fifo_background.exceptions import OrderedBackgroundError
+from fifo_background.exceptions import OrderedBackgroundError, Refused
 
 __all__ = ("SchemaError", "StoreError", "TaskFailed", "UnreachableError", "WorkerLost")
 
 
-class StoreError(OrderedBackgroundError, RuntimeError):
+class StoreError(Refused, RuntimeError):
     """The tasks of a request could not be stored; its client gets 503, if its response has not begun.
 
     `retry_after` (seconds) is the `Retry-After` header of the 503.
     """
-
-    retry_after: int = 1
 
 
 class UnreachableError(OrderedBackgroundError, ConnectionError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Collection, Coroutine, Hashable
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from starlette.background import BackgroundTask
 
@@ -12,15 +12,18 @@ from fifo_background._core.lane_picture import LaneList, LaneRecord
 from fifo_background._core.state import JobState
 from fifo_background._entries import Entry
 from fifo_background._run.call import make_task, not_callable
-from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, check_key
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, NotGiven, Retry, check_key
 from fifo_background.engines.postgres._jobs import StoredJob, lane_of_id, lane_record_of, record_of
 from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._request import groups_of
 from fifo_background.engines.postgres._shown import ShownStored
-from fifo_background.engines.postgres._stored import Retry, lock_of
+from fifo_background.engines.postgres._stored import lock_of
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import Session
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 __all__ = ("StoredExecutor", "StoredLane")
 
@@ -41,11 +44,20 @@ class _Submitter:
         retry: int | Retry | NotGiven | None = NOT_GIVEN,
     ) -> _Submitter:
         """For tasks with another `timeout` (seconds, None for no limit), or that are run again (`retry`)."""
-        changes = {"timeout": timeout, "retry": retry}
+        changes: dict[str, Any] = {"timeout": timeout, "retry": retry}
+        PLAIN.replace(**changes)  # raises for an invalid one
         given = {name: value for name, value in changes.items() if value is not NOT_GIVEN}
         return _Submitter(self._session, Entry(self._entry.key, {**self._entry.changes, **given}))
 
-    async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> StoredJob:
+    @overload
+    async def submit(
+        self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> StoredJob[T]: ...
+
+    @overload
+    async def submit(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> StoredJob[T]: ...
+
+    async def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> StoredJob[Any]:
         """Store a call of `func(*args, **kwargs)` and return its handle once it is safe.
 
         Raises TypeError for what another process could not call, `QueueFull` and `StoreError`.
@@ -88,14 +100,14 @@ class StoredLane(_Submitter):
         """Let a paused lane run again. False if it is not paused."""
         return bool(await self._do("resume"))
 
-    async def skip_head(self, head: StoredJob | str | None = None) -> StoredJob | None:
+    async def skip_head(self, head: StoredJob[Any] | str | None = None) -> StoredJob[Any] | None:
         """Leave out the task that is next; of a stopped lane, the failed one. None if nothing waits.
 
         With `head`, only if that is the one.
         """
         return self._job(await self._do("skip_head", _id_of(head)))
 
-    async def retry_head(self, head: StoredJob | str | None = None) -> StoredJob:
+    async def retry_head(self, head: StoredJob[Any] | str | None = None) -> StoredJob[Any]:
         """Run the failed task of a stopped lane again, before all others.
 
         Raises RuntimeError if the lane has not stopped, or another task than `head` is the failed one.
@@ -108,10 +120,10 @@ class StoredLane(_Submitter):
             )
         return job
 
-    async def _retry(self, head: StoredJob | str | None) -> StoredJob | None:
+    async def _retry(self, head: StoredJob[Any] | str | None) -> StoredJob[Any] | None:
         return self._job(await self._do("retry_head", _id_of(head)))
 
-    async def clear(self) -> list[StoredJob]:
+    async def clear(self) -> list[StoredJob[Any]]:
         """Cancel, and return, all tasks that wait in the lane; a stopped lane goes on."""
         return [StoredJob(self._session, id, "a task") for id in await self._do("clear")]
 
@@ -121,11 +133,11 @@ class StoredLane(_Submitter):
         lane = session.engine.lane_text(self.key)
         return lane_record_of(session, await session.database.lane(lane))
 
-    async def peek(self) -> StoredJob | None:
+    async def peek(self) -> StoredJob[Any] | None:
         """The task that is next; of a stopped lane, the failed one. None if nothing waits."""
         return self._job(await self._do("peek"))
 
-    def _job(self, id: str | None) -> StoredJob | None:
+    def _job(self, id: str | None) -> StoredJob[Any] | None:
         return None if id is None else StoredJob(self._session, id, "a task")
 
 
@@ -144,7 +156,7 @@ class StoredExecutor(_Submitter):
         row = await self._session.database.task(id)
         return None if row is None else record_of(self._session, row)
 
-    def handle(self, id: str) -> StoredJob:
+    def handle(self, id: str) -> StoredJob[Any]:
         """A handle to the task with that id, to wait for it or cancel it."""
         return StoredJob(self._session, id, "a task")
 
@@ -253,5 +265,5 @@ class StoredExecutor(_Submitter):
         return f"<StoredExecutor {self._session.engine.queue!r}>"
 
 
-def _id_of(head: StoredJob | str | None) -> str | None:
+def _id_of(head: StoredJob[Any] | str | None) -> str | None:
     return head.id if isinstance(head, StoredJob) else head

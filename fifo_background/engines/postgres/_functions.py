@@ -61,7 +61,9 @@ class Functions:
         return self._checked(kind, name)
 
     def _checked(self, found: Any, name: str) -> str:
-        module = found.__module__
+        module: str | None = found.__module__
+        if module is None:  # of a method of a built-in object
+            raise _cannot(name, "it belongs to no module", "write a function of a module")
         if module == "__main__":
             raise _cannot(
                 name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Generator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from fifo_background._core.job import Progress
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
@@ -19,10 +19,12 @@ from fifo_background.exceptions import JobNoResult
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import Session
 
+T = TypeVar("T")
+
 __all__ = ("StoredJob", "lane_of", "lane_of_id", "lane_record_of", "record_of")
 
 
-class StoredJob:
+class StoredJob(Generic[T]):
     """The handle to a task that is in the database, or will be: `id` finds it again, in any process.
 
     `await job` gives the function's result, or raises `TaskFailed` or `JobNoResult`. `await job.wait()` waits
@@ -38,10 +40,10 @@ class StoredJob:
         self.id: str = id
         self.name: str = name
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, T]:
         return self._result().__await__()
 
-    async def _result(self) -> Any:
+    async def _result(self) -> T:
         await self.wait()
         if self._is_cancelled_unstored:
             raise JobNoResult(self.name, JobState.CANCELLED.value)
@@ -52,7 +54,8 @@ class StoredJob:
             raise JobNoResult(self.name, row["state"])
         if row["result"] is None:
             raise JobNoResult(self.name, f"not stored: {row['result_omitted']}")
-        return self._session.codec.read(row["result"])
+        result: T = self._session.codec.read(row["result"])
+        return result
 
     async def wait(self) -> JobState:
         """Wait for its end, however it ends.

@@ -21,7 +21,7 @@ from fifo_background._entries import Entry, options_of_entry, set_on
 from fifo_background._settings import check_key
 from fifo_background.engines.postgres._jobs import StoredJob
 from fifo_background.engines.postgres._stored import NewTask, lock_of, running
-from fifo_background.exceptions import OrderedBackgroundError, QueueFull, counted
+from fifo_background.exceptions import OrderedBackgroundError, QueueFull, Refused, counted
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import PostgresEngine, Session
@@ -76,11 +76,11 @@ class StoredRequest(EngineRequest):
 
     # -- adding ----------------------------------------------------------------------------------------------
 
-    def add(self, task: BackgroundTask, entry: Entry | None) -> StoredJob:
+    def add(self, task: BackgroundTask, entry: Entry | None) -> StoredJob[Any]:
         if self._ended:
             raise self._too_late(f"{name_of(task)} was added")
         new = self._engine.new_task(task, self._lane(entry), entry)
-        job = StoredJob(self._session, new.id, new.name, new.fate)
+        job: StoredJob[Any] = StoredJob(self._session, new.id, new.name, new.fate)
         set_on(task, "_fifo_stored", job)
         self._ids.add(new.id)
         self._added.append(new)
@@ -113,9 +113,9 @@ class StoredRequest(EngineRequest):
         self._new = [new for new in self._new if not new.fate.is_cancelled]
         return self._new
 
-    def _add_entries(self, made: Any) -> list[StoredJob]:
+    def _add_entries(self, made: Any) -> list[StoredJob[Any]]:
         """The handles of an object's entries, in their order; what came there by hand is added."""
-        jobs: list[StoredJob] = []
+        jobs: list[StoredJob[Any]] = []
         for task in _entries(made):
             job = getattr(task, "_fifo_stored", None)
             if type(job) is not StoredJob or job.id not in self._ids:  # or that of another request
@@ -181,7 +181,7 @@ class StoredRequest(EngineRequest):
         level = logging.WARNING if isinstance(error, QueueFull) else logging.ERROR
         unexpected = None if isinstance(error, OrderedBackgroundError) else error
         _log.say(level, "%s got 503: %s", self, error, error=unexpected)
-        headers = {"Retry-After": str(getattr(error, "retry_after", 1))}
+        headers = {"Retry-After": str(getattr(error, "retry_after", Refused.retry_after))}
         response = PlainTextResponse("Service Unavailable", status_code=503, headers=headers)
 
         async def nothing() -> Message:
@@ -193,7 +193,7 @@ class StoredRequest(EngineRequest):
         if self._ended:
             raise self._too_late("tasks were awaited")
         jobs = self._add_entries(tasks)
-        awaited: list[StoredJob] = []
+        awaited: list[StoredJob[Any]] = []
         for job, task in zip(jobs, _entries(tasks), strict=True):
             set_on(task, "_fifo_stored", None)  # awaited again, it runs again
             entry = options_of_entry(task)

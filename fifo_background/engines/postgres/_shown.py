@@ -62,5 +62,5 @@ class ShownStoredLane:
         head = await self._lane.peek()
         return None if head is None else head.id
 
-    async def retry_head(self, head: str | None = None) -> StoredJob | None:
+    async def retry_head(self, head: str | None = None) -> StoredJob[Any] | None:
         return await self._lane._retry(head)

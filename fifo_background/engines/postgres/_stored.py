@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from time import monotonic
 from typing import Any
 
+from fifo_background._settings import Retry
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._functions import Functions
 
@@ -19,7 +20,6 @@ __all__ = (
     "Claimed",
     "Fate",
     "NewTask",
-    "Retry",
     "Running",
     "lock_of",
     "new_id",
@@ -37,33 +37,6 @@ def new_id() -> str:
 def lock_of(queue: str, lane: str) -> str:
     """How procrastinate knows a lane: locks of all queues are in one table. `lane`: the key as text."""
     return f"{queue}/{lane}"
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often, and when, a task that fails is run again; its lane waits meanwhile.
-
-    `attempts`: how often it is run at most, the first one included. `wait` (seconds): before the second run;
-    each later one waits twice as long as the one before it, at most `wait_max` (seconds).
-    """
-
-    attempts: int = 3
-    wait: float = 1.0
-    wait_max: float = 60.0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise ValueError(f"attempts={self.attempts!r}: give a whole number, 1 or more")
-        for name in ("wait", "wait_max"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e6:
-                raise ValueError(f"{name}={value!r}: give a number of seconds, 0 or more")
-
-    def seconds_after(self, attempt: int) -> float | None:
-        """How long to wait after the run with this number; None if it was the last one."""
-        if attempt >= self.attempts:
-            return None
-        return min(self.wait * 2.0 ** min(attempt - 1, 50), self.wait_max)
 
 
 class Fate:
@@ -220,6 +193,11 @@ class Claim:
     lock: str
     tasks: tuple[Claimed, ...]
     fetched_at: float = field(default_factory=monotonic)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tells it from the same job as it is fetched again."""
+        return self.job, self.attempts
 
     @classmethod
     def of(cls, fetched: Mapping[str, Any]) -> Claim:

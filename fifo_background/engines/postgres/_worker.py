@@ -93,7 +93,8 @@ class Worker:
         self._watchdog = Watchdog.make()
         self._id: int = 0
         self._lease: Lease = Lease(0.0, None)
-        self._in_hand: dict[int, _InHand] = {}
+        # by the job and its attempts: a retry may be here before the run ahead of it has left
+        self._in_hand: dict[tuple[int, int], _InHand] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._free: asyncio.Event = asyncio.Event()  # a job has ended
         self._wake: asyncio.Event = asyncio.Event()
@@ -116,7 +117,7 @@ class Worker:
         self._wake.set()
 
     async def _look_for_cancels(self) -> None:
-        """What was told while a task was on its way here, or the listener had no connection, was not heard."""
+        """Cancels are not heard while a task is on its way here, or the listener has no connection."""
         ids = [one.task.id for one in self._in_hand.values() if one.task is not None]
         if ids:
             self._cancel(await self._database.cancelled(ids))
@@ -208,9 +209,9 @@ class Worker:
         has = await self._database.in_hand_of(self._id)
         if self._asks:
             return
-        for job, attempts in has:
-            if job not in before and job not in self._in_hand:
-                await self._database.give_back(self._id, job, attempts)
+        for key in has:
+            if key not in before and key not in self._in_hand:
+                await self._database.give_back(self._id, *key)
 
     # -- fetching --------------------------------------------------------------------------------------------
 
@@ -266,7 +267,7 @@ class Worker:
             self._asks -= 1
 
     def _start(self, claim: Claim) -> None:
-        one = self._in_hand[claim.job] = _InHand(claim)
+        one = self._in_hand[claim.key] = _InHand(claim)
         self._changed()
         self._spawn(self._run(one))
 
@@ -286,13 +287,13 @@ class Worker:
                 fetched = await self._run_job(one, worker)
             except Exception as error:  # nothing that we know of: the lane must not stand still
                 self._say(logging.ERROR, "a worker could not run %s", one.claim.lock, error=error)
-            del self._in_hand[one.claim.job]
+            del self._in_hand[one.claim.key]
             if fetched is None or "next_at" in fetched:
                 break
             claim = Claim.of(fetched)
             if claim.lock != one.claim.lock:  # the lane that is free now may have more
                 self._wake.set()
-            one = self._in_hand[claim.job] = _InHand(claim)
+            one = self._in_hand[claim.key] = _InHand(claim)
         self._wake.set()
         self._free.set()
 
