@@ -17,7 +17,7 @@ import fifo_background
 from fifo_background.cli import worker as workers
 from fifo_background.cli.pictures import print_queue
 from fifo_background.cli.tables import migrated, open_queues
-from fifo_background.engines.postgres import SchemaError
+from fifo_background.engines.postgres import SchemaError, UnreachableError
 
 __all__ = ("app",)
 
@@ -203,7 +203,7 @@ def _asked(question: Coroutine[Any, Any, T]) -> T:
     """The answer of the database; where there is none, one line says why."""
     try:
         return asyncio.run(question)
-    except SchemaError as error:
+    except (SchemaError, UnreachableError) as error:
         _fail(str(error))
     except psycopg.Error as error:
         _fail(f"PostgreSQL says: {error}")
