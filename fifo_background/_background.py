@@ -13,6 +13,7 @@ from fifo_background._adder import TaskAdder, asked_for, note_override
 from fifo_background._awaited import run
 from fifo_background._core.job import Job, name_of
 from fifo_background._core.state import DROPPED, RUNNING
+from fifo_background._engine import EngineRequest
 from fifo_background._entries import (
     Entry,
     added_to,
@@ -32,7 +33,7 @@ from fifo_background._run.call import Around, is_starlettes, make_task, not_call
 from fifo_background._run.current import current_party
 from fifo_background._run.per_loop import default_runner
 from fifo_background._run.waits import AwaitedJobs
-from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Settings
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Retry, Settings
 from fifo_background.exceptions import ExecutorClosed
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class OrderedBackgroundTask(BackgroundTask):
         request = _request_here()
         if request is not None:
             self._fifo_request = request
+        elif (stored_by := _engine_here()) is not None:
+            stored_by.add(self, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what is unpickled, is a task of its own."""
@@ -83,6 +86,8 @@ class OrderedBackgroundTask(BackgroundTask):
         vars(task)["_fifo_is_alone"] = True  # whatever replaced our `__call__` has seen it
         if job is not None:
             vars(task)["_fifo_job"] = job
+        if "_fifo_stored" in vars(self):  # by an engine
+            vars(task)["_fifo_stored"] = vars(self).pop("_fifo_stored")
         if self._fifo_entry is not None:
             vars(task)["_fifo_entry"] = self._fifo_entry
         tasks = _Single([task])
@@ -147,6 +152,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     _fifo_fastapi_call_is_replaced = staticmethod(bool)
     _fifo_class_below: type[BackgroundTasks] = BackgroundTasks
     _fifo_spans = True  # FastAPI opens a span around each task of a list, and none around a single one
+    _fifo_stored_by: EngineRequest | None = None  # an engine keeps the tasks of the request
     _fifo_state: State = COLLECTING
     _fifo_jobs = AwaitedJobs()  # that were handed over the last time: replaced, never changed
     _fifo_awaited_by: TrackedRequest | None = None  # by this request
@@ -162,6 +168,9 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None) -> None:
         BackgroundTasks.__init__(self, tasks)
         self._fifo_request = _request_here()
+        if self._fifo_request is None and (stored_by := _engine_here()) is not None:
+            self._fifo_stored_by = stored_by
+            stored_by.note(self)
 
     def _fifo_in_app_of(self, scope: Scope) -> None:
         """FastAPI injects this object into the endpoint of that scope."""
@@ -213,14 +222,33 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         )
 
     def options(
-        self, *, timeout: float | NotGiven | None = NOT_GIVEN, wait: bool | NotGiven = NOT_GIVEN
+        self,
+        *,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        wait: bool | NotGiven = NOT_GIVEN,
+        retry: int | Retry | NotGiven | None = NOT_GIVEN,
     ) -> TaskAdder:
         """`tasks.options(timeout=2.0).add_task(func, ...)` sets options of single tasks.
 
         `timeout` (seconds, None for no limit; default: the app's). `wait`: whether the request waits for the
-        task (default: the app's).
+        task (default: the app's). `retry` (with an engine): how often a task that fails is run at most, or a
+        `Retry(attempts, wait, wait_max)`; its lane waits meanwhile. Raises TypeError for `retry` without an
+        engine.
         """
-        return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait)
+        return TaskAdder(self, Entry(..., {})).options(timeout=timeout, wait=wait, retry=retry)
+
+    async def store(self, connection: Any = None) -> None:
+        """With an engine: store what was added now, in the transaction of that connection.
+
+        `connection`: a `psycopg.AsyncConnection`, or an `AsyncSession` or `AsyncConnection` of SQLAlchemy;
+        None for a transaction of its own. Raises RuntimeError without an engine.
+        """
+        if self._fifo_stored_by is None:
+            raise RuntimeError(
+                "`tasks.store()` is for an app with an engine: "
+                "`app.add_middleware(OrderedBackgroundMiddleware, engine=PostgresEngine(dsn))`"
+            )
+        await self._fifo_stored_by.store(self, connection)
 
     def _fifo_add(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
         if not callable(func) or type(func) is TaskAdder:
@@ -228,6 +256,12 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if BackgroundTasks.add_task is not _STARLETTES_ADD or self._fifo_fastapi_add_is_replaced():
             return self._fifo_add_through(func, args, kwargs, entry)
         task = make_task("add_task", OrderedBackgroundTask, func, args, kwargs)
+        if self._fifo_stored_by is not None and self._fifo_state is not INLINE:
+            stored: Job[Any] = self._fifo_stored_by.add(task, entry)
+            if entry is not None:
+                task._fifo_entry = entry
+            self.tasks.append(task)
+            return stored
         request = self._fifo_request
         if request is not None and self._fifo_state is COLLECTING and request.stage is not ENDED:
             job = request.add(task, entry)
@@ -265,6 +299,9 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
     def _fifo_attach_job(self, task: BackgroundTask, func: Any, entry: Entry | None) -> Job[Any]:
         """The job of an entry that somebody else has made of `func`, perhaps with a function around it."""
         set_on(task, "_fifo_function", func)
+        if self._fifo_stored_by is not None:
+            stored: Job[Any] = self._fifo_stored_by.add(task, entry)
+            return stored
         try:
             job = self._fifo_make_job(task, entry)
         except BaseException:  # refused: it must not run
@@ -344,6 +381,10 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if isinstance(party, Job):
             if party._own_state is RUNNING and party._runner is not None and party._runner.is_current():
                 return self._fifo_run_inline(party, around)
+            party = None
+        if isinstance(party, EngineRequest):
+            if party.is_here:
+                return party.run(self)
             party = None
         request = party or self._fifo_request
         # a test client carries contexts into its loop
@@ -425,6 +466,14 @@ def _request_here() -> TrackedRequest | None:
     if type(party) is not TrackedRequest or party.stage is ENDED:
         return None
     return party if party.runner.is_current() or not in_a_loop() else None
+
+
+def _engine_here() -> EngineRequest | None:
+    """As `_request_here`, for a request whose tasks an engine keeps."""
+    party = current_party()
+    if not isinstance(party, EngineRequest) or party.has_ended:
+        return None
+    return party if party.is_here or not in_a_loop() else None
 
 
 class _Runs(BackgroundTask):

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fifo_background import _log
 from fifo_background._core.state import CLOSED
+from fifo_background._engine import Engine, EngineRequest
 from fifo_background._executor import SerialExecutor
 from fifo_background._processes import several_processes
 from fifo_background._request import RESPONDED, SCOPE_KEY, TrackedRequest
@@ -22,8 +23,8 @@ from fifo_background._run.current import current, current_party
 from fifo_background._run.groups import GROUPS
 from fifo_background._run.per_loop import Life, PerLoop
 from fifo_background._run.runner import Runner
-from fifo_background._settings import AfterFailure, Order, RestAfterFailure, Settings
-from fifo_background.exceptions import QueueFull
+from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, Order, RestAfterFailure, Settings
+from fifo_background.exceptions import Refused
 
 if find_spec("fastapi") is not None:
     from fifo_background._fastapi.routes import any_asks_for_tasks, asks_for_tasks
@@ -41,6 +42,9 @@ __all__ = ("OrderedBackgroundMiddleware", "executor_of", "layers")
 
 class OrderedBackgroundMiddleware:
     """Runs the background tasks of its app's requests one after the other, first in, first out.
+
+    `engine` (default None: in memory, in this process): what keeps the tasks instead, such as a
+    `PostgresEngine`, for the same order over several processes and hosts.
 
     `order`: when a request takes its position in the queue. "added" (default): at its first `add_task`.
     "arrived": when it reaches this middleware, so that handlers that run in threads, or wait for something,
@@ -96,14 +100,15 @@ class OrderedBackgroundMiddleware:
         self,
         app: ASGIApp,
         *,
-        order: Order = "added",
-        hold_timeout: float = 5.0,
-        wait: bool = True,
+        engine: Engine | None = None,
+        order: Order | NotGiven = NOT_GIVEN,
+        hold_timeout: float | NotGiven = NOT_GIVEN,
+        wait: bool | NotGiven = NOT_GIVEN,
         rest_after_failure: RestAfterFailure = "skip",
         lane_after_failure: AfterFailure = "continue",
         lane_key: Callable[[Scope], Hashable] | None = None,
-        may_add_tasks: Callable[[Scope], bool] | None = None,
-        max_lanes_running: int = 16,
+        may_add_tasks: Callable[[Scope], bool] | NotGiven | None = NOT_GIVEN,
+        max_lanes_running: int | NotGiven = NOT_GIVEN,
         max_waiting: int | None = None,
         timeout: float | None = None,
         drain_timeout: float = 30.0,
@@ -114,15 +119,24 @@ class OrderedBackgroundMiddleware:
         log_arguments: bool = False,
     ) -> None:
         self.app: ASGIApp = app
-        self.settings: Settings = Settings(
-            order=order,
-            hold_timeout=hold_timeout,
-            wait=wait,
+        given: dict[str, Any] = {
+            name: value
+            for name, value in {
+                "order": order,
+                "hold_timeout": hold_timeout,
+                "wait": wait,
+                "may_add_tasks": may_add_tasks,
+                "max_lanes_running": max_lanes_running,
+            }.items()
+            if value is not NOT_GIVEN
+        }
+        if engine is not None:
+            given = {"wait": False, **given}
+        settings = Settings(
+            **given,
             rest_after_failure=rest_after_failure,
             lane_after_failure=lane_after_failure,
             lane_key=lane_key,
-            may_add_tasks=may_add_tasks,
-            max_lanes_running=max_lanes_running,
             max_waiting=max_waiting,
             timeout=timeout,
             drain_timeout=drain_timeout,
@@ -132,9 +146,11 @@ class OrderedBackgroundMiddleware:
             results_bytes=results_bytes,
             log_arguments=log_arguments,
         )
+        self.settings: Settings = settings if engine is None else engine.bind(settings, frozenset(given))
+        self._engine: Engine | None = engine
         self._may_add: Callable[[Scope], bool] | None = None
-        if order == "arrived":
-            self._may_add = may_add_tasks or functools.partial(asks_for_tasks, app)
+        if settings.order == "arrived":
+            self._may_add = settings.may_add_tasks or functools.partial(asks_for_tasks, app)
         self._lives = PerLoop(self.settings)
         self._latest: Life | None = None
         self._said: set[str] = set()
@@ -145,6 +161,9 @@ class OrderedBackgroundMiddleware:
 
         Raises RuntimeError in a thread while the app has executors in two loops, or none.
         """
+        if self._engine is not None:
+            found: SerialExecutor = self._engine.executor
+            return found
         try:
             running_loop()
         except RuntimeError:
@@ -159,6 +178,9 @@ class OrderedBackgroundMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
+        if self._engine is not None:
+            await self._with_engine(self._engine, scope, receive, send)
+            return
         if kind != "http" and kind != "websocket":
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
@@ -178,7 +200,7 @@ class OrderedBackgroundMiddleware:
         request = scope[SCOPE_KEY] = TrackedRequest(life.runner, self.settings, scope, send, made_by)
         if self._may_add is not None and kind == "http" and self._may_add(scope):
             request.arrive()
-        refusal: QueueFull | None = None
+        refusal: Refused | None = None
         token = current.set(request)
         try:
             await self.app(scope, receive, request.send)
@@ -206,6 +228,58 @@ class OrderedBackgroundMiddleware:
         """Wait for the tasks that were awaited before the response had ended."""
         if request.handed_over:
             await request.runner.waits.attached(request.handed_over, request)
+
+    # -- with an engine --------------------------------------------------------------------------------------
+
+    async def _with_engine(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind != "http" and kind != "websocket":
+            await (self._engine_lifespan if kind == "lifespan" else self.app)(scope, receive, send)
+            return
+        if isinstance(scope.get(SCOPE_KEY), EngineRequest):  # the outer one keeps its tasks
+            await self.app(scope, receive, send)
+            return
+        request = scope[SCOPE_KEY] = engine.request(scope, send)
+        token = current.set(request)
+        try:
+            await self.app(scope, receive, request.send)
+        except BaseException as error:
+            await request.end(error)
+            refusal = _refusal(error)
+            if refusal is None or not request.unanswered:
+                raise
+        else:
+            await request.end(None)
+            return
+        finally:
+            current.reset(token)
+        await _refuse(refusal, scope, receive, send)
+
+    async def _engine_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        engine = self._engine
+        assert engine is not None
+        is_open = False
+
+        async def close_then_receive() -> Message:
+            nonlocal is_open
+            message = await receive()
+            if message["type"] == "lifespan.startup" and not is_open:
+                try:
+                    await engine.open()
+                except Exception as error:  # servers take an app that only raises for one without a lifespan
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    raise
+                is_open = True
+            if message["type"] == "lifespan.shutdown" and is_open:
+                is_open = False
+                await engine.close()
+            return message
+
+        try:
+            await self.app(scope, close_then_receive, send)
+        finally:
+            if is_open:
+                await engine.close()
 
     # -- the lifespan ----------------------------------------------------------------------------------------
 
@@ -329,17 +403,17 @@ def _face_of(runner: Runner) -> SerialExecutor:
     return face
 
 
-def _refusal(error: BaseException) -> QueueFull | None:
-    """The `QueueFull` that a request failed with. A task group of an inner middleware may wrap it."""
+def _refusal(error: BaseException) -> Refused | None:
+    """What says that a client gets 503. A task group of an inner middleware may wrap it."""
     cause: Any = error
     while issubclass(type(cause), GROUPS) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
-    refusal: QueueFull | None = cause if issubclass(type(cause), QueueFull) else None
+    refusal: Refused | None = cause if issubclass(type(cause), Refused) else None
     return refusal
 
 
-async def _refuse(error: QueueFull, scope: Scope, receive: Receive, send: Send) -> None:
-    """What a client gets for a `QueueFull` that nobody handled."""
+async def _refuse(error: Refused, scope: Scope, receive: Receive, send: Send) -> None:
+    """What a client gets for a `QueueFull`, or a `StoreError`, that nobody handled."""
     headers = {"Retry-After": str(error.retry_after)}
     await PlainTextResponse("Service Unavailable", status_code=503, headers=headers)(scope, receive, send)
 
@@ -365,6 +439,9 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
         found = app_or_connection.scope.get(SCOPE_KEY)
         if isinstance(found, TrackedRequest):
             return _face_of(found.runner)
+        if isinstance(found, EngineRequest):
+            stored: SerialExecutor = found.executor
+            return stored
         if isinstance(found, Life):  # the request has ended
             return _face(found)
         app_or_connection = app_or_connection.scope.get("app")

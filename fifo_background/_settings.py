@@ -20,8 +20,12 @@ __all__ = (
     "Options",
     "Order",
     "RestAfterFailure",
+    "Retry",
     "Settings",
+    "check_bool",
+    "check_count",
     "check_key",
+    "check_seconds",
 )
 
 Order = Literal["added", "arrived", "responded"]
@@ -50,7 +54,7 @@ def _check_choice(name: str, value: Any, choices: Any) -> None:
         raise ValueError(f"{name}={value!r}: use one of {', '.join(map(repr, get_args(choices)))}")
 
 
-def _check_seconds(name: str, value: Any, *, hint: str = "") -> None:
+def check_seconds(name: str, value: Any, *, hint: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}={value!r}: give a number of seconds, such as 5.0{hint}")
     if not 0 <= value <= LONGEST:  # also false for nan
@@ -58,19 +62,19 @@ def _check_seconds(name: str, value: Any, *, hint: str = "") -> None:
 
 
 def _check_timeout(value: Any) -> None:
-    _check_seconds("timeout", value, hint=", or None for no limit")
+    check_seconds("timeout", value, hint=", or None for no limit")
     if value == 0:
         raise ValueError("timeout=0: give more than 0 seconds, or None for no limit")
 
 
-def _check_count(name: str, value: Any, least: int = 1) -> None:
+def check_count(name: str, value: Any, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r}: give a whole number, such as 100")
     if value < least:
         raise ValueError(f"{name}={_short(value)}: give {least} or more")
 
 
-def _check_bool(name: str, value: Any) -> None:
+def check_bool(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: give True or False")
 
@@ -102,6 +106,39 @@ def check_key(key: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """How often, and when, a task that fails is run again; its lane waits meanwhile.
+
+    `attempts`: how often it is run at most, the first one included. `wait` (seconds): before the second run;
+    each later one waits twice as long as the one before it, at most `wait_max` (seconds).
+    """
+
+    attempts: int = 3
+    wait: float = 1.0
+    wait_max: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_count("attempts", self.attempts)
+        check_seconds("wait", self.wait)
+        check_seconds("wait_max", self.wait_max)
+
+    def seconds_after(self, attempt: int) -> float | None:
+        """How long to wait after the run with this number; None if it was the last one."""
+        if attempt >= self.attempts:
+            return None
+        return min(self.wait * 2.0 ** min(attempt - 1, 50), self.wait_max)
+
+    @classmethod
+    def of(cls, given: Any) -> Retry:
+        """What `retry=` was given. Raises TypeError or ValueError for what is none."""
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, bool) or not isinstance(given, int):
+            raise TypeError(f"retry={given!r}: give a number of attempts, or a Retry(...)")
+        return cls(attempts=given)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What can differ from task to task of one app."""
 
@@ -110,15 +147,18 @@ class Options:
     keep: Keep = "all"
     max_waiting: int | None = None  # in its lane
     wait: bool = True
+    retry: int | Retry | None = None  # with an engine
 
     def __post_init__(self) -> None:
+        if self.retry is not None:
+            Retry.of(self.retry)
         if self.timeout is not None:
             _check_timeout(self.timeout)
         _check_choice("after_failure", self.after_failure, AfterFailure)
         _check_choice("keep", self.keep, Keep)
         if self.max_waiting is not None:
-            _check_count("max_waiting", self.max_waiting)
-        _check_bool("wait", self.wait)
+            check_count("max_waiting", self.max_waiting)
+        check_bool("wait", self.wait)
 
     def replace(self, **changes: Any) -> Options:
         """With those changes that are given. Raises ValueError or TypeError for an invalid one."""
@@ -157,21 +197,21 @@ class Settings:
         _check_choice("order", self.order, Order)
         _check_choice("rest_after_failure", self.rest_after_failure, RestAfterFailure)
         _check_choice("lane_after_failure", self.lane_after_failure, AfterFailure)
-        _check_seconds("hold_timeout", self.hold_timeout)
-        _check_seconds(
+        check_seconds("hold_timeout", self.hold_timeout)
+        check_seconds(
             "drain_timeout",
             self.drain_timeout,
             hint=". A drain always has an end: for a long one write drain_timeout=3600.0",
         )
-        _check_count("max_lanes_running", self.max_lanes_running)
+        check_count("max_lanes_running", self.max_lanes_running)
         if self.max_waiting is not None:
-            _check_count("max_waiting", self.max_waiting)
-        _check_bool("wait", self.wait)
-        _check_count("history", self.history, least=0)
-        _check_seconds("history_seconds", self.history_seconds)
-        _check_bool("results", self.results)
-        _check_count("results_bytes", self.results_bytes)
-        _check_bool("log_arguments", self.log_arguments)
+            check_count("max_waiting", self.max_waiting)
+        check_bool("wait", self.wait)
+        check_count("history", self.history, least=0)
+        check_seconds("history_seconds", self.history_seconds)
+        check_bool("results", self.results)
+        check_count("results_bytes", self.results_bytes)
+        check_bool("log_arguments", self.log_arguments)
         if self.results and not self.history:
             raise ValueError("results=True needs a history: leave history=0 out, or results=True")
         if self.lane_key is not None:

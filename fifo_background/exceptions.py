@@ -11,6 +11,7 @@ __all__ = (
     "LaneStopped",
     "OrderedBackgroundError",
     "QueueFull",
+    "Refused",
     "WouldDeadlock",
     "counted",
     "lane_name",
@@ -52,10 +53,17 @@ class JobNoResult(OrderedBackgroundError, RuntimeError):
         super().__init__(f"{what} has no result: it was {state}")
 
 
-class QueueFull(OrderedBackgroundError, asyncio.QueueFull):
-    """`max_waiting` tasks wait already. `retry_after` (seconds) is the `Retry-After` header of the 503."""
+class Refused(OrderedBackgroundError):
+    """A request for which its client gets 503, unless somebody handles it.
+
+    `retry_after` (seconds) is the `Retry-After` header of the 503.
+    """
 
     retry_after: int = 1
+
+
+class QueueFull(Refused, asyncio.QueueFull):
+    """`max_waiting` tasks wait already. `retry_after` (seconds) is the `Retry-After` header of the 503."""
 
     def __init__(self, what: str, waiting: int) -> None:
         super().__init__(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from tests.support.apps import Work
@@ -15,8 +21,15 @@ from tests.support.log import Log
 from tests.support.loops import LOOPS, VIRTUAL, Backend, backend_of, leaves_nothing
 from tests.support.status import FACES, Site
 
+# Names a folder that all processes of a run share. Not pytest's own: PostgreSQL, which never runs as root,
+# opens the folders above its data to others, and pytest closes them again.
+FOLDER = "FIFO_BACKGROUND_TEST_FOLDER"
+
 
 def pytest_configure(config: pytest.Config) -> None:
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = folder = tempfile.mkdtemp(prefix="fifo-background-tests-")
+        config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
     config.addinivalue_line("markers", "virtual_clock: time jumps when every task waits for it")
     config.addinivalue_line("markers", "one_loop: nothing in it depends on the event loop")
     config.addinivalue_line("markers", "version_free: nothing in it depends on a version of what is below us")
@@ -34,6 +47,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         loops = VIRTUAL if metafunc.definition.get_closest_marker("virtual_clock") else LOOPS
         if metafunc.definition.get_closest_marker("one_loop"):
             loops = LOOPS[:1]
+        elif "postgres" in metafunc.fixturenames:
+            loops = [loop for loop in LOOPS if loop != "trio"]
         metafunc.parametrize("anyio_backend", loops, indirect=True)
 
 
@@ -90,3 +105,20 @@ def work(events: list[Any]) -> Work:
 def site(request: pytest.FixtureRequest) -> Site:
     """An app that shows its tasks, in each face."""
     return Site(request.param)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """The PostgreSQL of the test run; a test that asks for it runs on asyncio and uvloop."""
+    from tests.support.postgres import Server
+
+    with Server.running(Path(os.environ[FOLDER])) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def dsn(postgres: Any) -> str:
+    """A database with the tables, in which each test takes a queue of its own."""
+    from tests.support.postgres import migrated
+
+    return anyio.run(migrated, postgres.database())

@@ -1,9 +1,9 @@
 """The documentation says what is so: its code runs, and its tables are those of the code.
 
 A block of Python after a line that ends with the name of an example is that file; `test_examples.py` runs it.
-The tutorial's blocks are one program. Every other block runs in a handler, with the names of `NAMES`, and
-with `app`, `request`, `background_tasks` and `executor`. A block that makes an app, or adds to one, has an
-app of its own, whose routes are then called.
+The tutorial's blocks are one program. `tests/engines/test_docs.py` runs those that need PostgreSQL. Every
+other block runs in a handler, with the names of `NAMES`, and with `app`, `request`, `background_tasks` and
+`executor`. A block that makes an app, or adds to one, has an app of its own, whose routes are then called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import anyio
@@ -72,7 +72,14 @@ def blocks(page: Path) -> list[Block]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-FRAGMENTS = [block for block in BLOCKS if not block.file and block.page.name != "tutorial.md"]
+POSTGRES = [
+    block
+    for block in BLOCKS
+    if not block.file and (block.page.name == "postgres.md" or "engines.postgres" in block.text)
+]
+FRAGMENTS = [
+    block for block in BLOCKS if not block.file and block.page.name != "tutorial.md" and block not in POSTGRES
+]
 
 
 async def store(score: int) -> int:
@@ -113,19 +120,29 @@ def app_to_change(block: Block) -> Any:
     return app
 
 
-@pytest.mark.parametrize("block", FRAGMENTS, ids=str)
-def test_block_runs(block: Block, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block of Python in the docs runs, the tasks that it adds run, and its routes answer."""
-    monkeypatch.setenv("TASKS_PASSWORD", "secret")
-    for module in re.findall(r"^(?:from|import) ([\w.]+)", block.text, re.MULTILINE):
-        pytest.importorskip(module)
-    code = compile(
+def compiled(block: Block) -> CodeType:
+    return compile(
         "\n" * (block.line - 1) + block.text,
         str(block.page),
         "exec",
         flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
         dont_inherit=True,
     )
+
+
+@pytest.mark.parametrize("block", POSTGRES, ids=str)
+def test_block_for_postgres_compiles(block: Block) -> None:
+    """A block of Python that needs PostgreSQL is Python."""
+    assert compiled(block)
+
+
+@pytest.mark.parametrize("block", FRAGMENTS, ids=str)
+def test_block_runs(block: Block, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of Python in the docs runs, the tasks that it adds run, and its routes answer."""
+    monkeypatch.setenv("TASKS_PASSWORD", "secret")
+    for module in re.findall(r"^(?:from|import) ([\w.]+)", block.text, re.MULTILINE):
+        pytest.importorskip(module)
+    code = compiled(block)
     changes_app = any(change in block.text for change in CHANGES)
     names = dict(NAMES)
 

@@ -25,11 +25,14 @@ LAYERS = (
     ("_log", "_arguments", "_processes"),
     ("_run",),
     ("_entries", "_adder"),
-    ("_awaited", "_request"),
+    ("_awaited", "_engine", "_request"),
     ("_background", "_executor"),
     ("_fastapi",),
     ("_middleware",),
-    ("", "__main__"),
+    ("",),
+    ("engines",),
+    ("cli",),
+    ("__main__",),
     ("status",),
     ("testing",),
 )
@@ -43,6 +46,13 @@ EXCEPTIONS = {("_background", "_fastapi.spans")}
 CYCLES = [
     # a job knows its position, which knows its lane; when it has ended, it knows its record
     {"_core.history", "_core.job", "_core.job_record", "_core.lane", "_core.position"},
+    {  # what one event loop has of an engine: its parts know their session
+        "engines.postgres._engine",
+        "engines.postgres._executor",
+        "engines.postgres._jobs",
+        "engines.postgres._request",
+        "engines.postgres._shown",
+    },
     {"_core.capacity", "_core.names", "_core.scheduler", "_core.slots"},  # parts of a scheduler
     {"_run.backends.api", "_run.backends.asyncio", "_run.backends.trio"},  # one protocol, and who has it
     {  # parts of a runner
@@ -203,6 +213,6 @@ async def test_public_names() -> None:
         job.cancel()
     tasks, task = BackgroundTasks(), BackgroundTask(print)
     assert public(task) == {"args", "func", "is_async", "kwargs"}
-    assert public(tasks) == {"add_task", "func", "lane", "options", "tasks"}
+    assert public(tasks) == {"add_task", "func", "lane", "options", "store", "tasks"}
     assert public(tasks.lane("key")) == {"add_task", "lane", "options"}
     assert public(OrderedBackgroundMiddleware(tasks)) == {"app", "executor", "settings"}  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import stamina
 from anyio import wait_all_tasks_blocked
 
 from fifo_background import BackgroundTasks, JobState, OrderedBackgroundMiddleware, SerialExecutor
+from fifo_background._settings import Retry
 from tests.support.asgi import get
 
 pytestmark = pytest.mark.virtual_clock
@@ -79,3 +80,20 @@ async def test_retries_of_a_request(events: list[Any]) -> None:
         group.start_soon(ask, 2)
     assert events == [0] * 5 + [2]
     assert sorted(type(error).__name__ for error in errors) == ["NoneType", "Unreachable"]
+
+
+def test_waits_of_a_retry() -> None:
+    """Each wait is twice as long as the one before, up to a limit, and there is none after the last run."""
+    retry = Retry(attempts=5, wait=2, wait_max=10)
+    assert [retry.seconds_after(attempt) for attempt in range(1, 6)] == [2, 4, 8, 10, None]
+    assert Retry.of(7) == Retry(attempts=7)
+
+
+def test_retry_is_checked() -> None:
+    """A `Retry` has at least one attempt, and waits for a number of seconds; in memory there is none."""
+    for wrong in ({"attempts": 0}, {"attempts": True}, {"wait": -1}, {"wait_max": None}, {"wait": True}):
+        with pytest.raises((TypeError, ValueError), match="give"):
+            Retry(**wrong)
+    with pytest.raises(TypeError, match="an app with an engine"):
+        BackgroundTasks().options(retry=3)
+    assert BackgroundTasks().options(retry=None).options(timeout=1.0)

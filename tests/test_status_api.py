@@ -15,7 +15,7 @@ from tests.support.status import FACES, Answer, Site
 
 JOB_KEYS = {
     *("id", "number", "function", "lane", "state", "done", "added_at", "started_at", "ended_at", "waited"),
-    *("ran", "ahead", "ahead_more", "blocked_by", "progress", "request", "retry_of", "result"),
+    *("ran", "attempts", "ahead", "ahead_more", "blocked_by", "progress", "request", "retry_of", "result"),
     *("result_omitted", "error"),
 }
 

@@ -19,9 +19,10 @@ class Blocker:
 
     kind: str
     """"job" (the task before it runs), "request" (one that holds its position has not responded), "paused",
-    "failed" (the lane has stopped), or "slot" (`max_lanes_running` lanes run)."""
+    "failed" (the lane has stopped), "slot" (`max_lanes_running` lanes run), or with an engine "retry" (the
+    head has failed, and waits to be run again)."""
     id: str | None
-    """The id of the job, of "job" and "failed"."""
+    """The id of the job, of "job", "failed" and "retry"."""
     name: str | None
     """The name of the job, or the request's method and path."""
     seconds: float
@@ -69,6 +70,8 @@ class JobRecord:
     """Whether there are more: they are counted up to 1,000."""
     blocked_by: Blocker | None
     progress: Progress | None
+    attempts: int
+    """How often it was started."""
     request: str | None
     """The method and path of the request that added it."""
     retry_of: str | None
@@ -105,6 +108,7 @@ class JobRecord:
             "ahead_more": self.ahead_more,
             "blocked_by": None if self.blocked_by is None else self.blocked_by.to_dict(),
             "progress": None if self.progress is None else self.progress._asdict(),
+            "attempts": self.attempts,
             "request": self.request,
             "retry_of": self.retry_of,
             "result": self.result if results else None,

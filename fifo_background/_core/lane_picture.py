@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fifo_background._core.history import Record
 from fifo_background._core.job import Job
-from fifo_background._core.job_record import JobRecord, LaneName
+from fifo_background._core.job_record import JobRecord, LaneName, rounded
 from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.picture import of_job, waiting_in
-from fifo_background._core.state import FAILED
+from fifo_background._core.state import FAILED, JobState
 
 if TYPE_CHECKING:
     from fifo_background._core.scheduler import Scheduler
 
-__all__ = ("LaneList", "LaneRecord", "Run", "age_of_head", "of_lane", "urgency")
+__all__ = ("LaneList", "LaneRecord", "Recent", "Run", "age_of_head", "of_lane", "urgency")
 
 # Ended jobs that a lane's picture shows, and runs of waiting ones; how far into the queue is looked for them.
 _RECENT, _RUNS, _FAR = 21, 3, 1000
@@ -30,6 +30,14 @@ class Run:
     first: int
     last: int
     name: str
+
+
+class Recent(NamedTuple):
+    """How one job of a lane has ended."""
+
+    state: JobState
+    ran: float | None
+    """Seconds from its start to its end; None if it has not started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,7 @@ class LaneRecord:
     """The first of those that stand behind the running job or the head."""
     more: int
     """How many stand behind these."""
-    recent: tuple[Record, ...]
+    recent: tuple[Recent, ...]
     ended: int
     """How many of the jobs in the history were in this lane."""
     failed: int
@@ -73,7 +81,7 @@ class LaneRecord:
             "waiting": self.waiting,
             "next": [{"from": run.first, "to": run.last, "function": run.name} for run in self.next],
             "more": self.more,
-            "recent": [{"state": one.state.value, "ran": _ran(one)} for one in self.recent],
+            "recent": [{"state": one.state.value, "ran": rounded(one.ran)} for one in self.recent],
             "ended": self.ended,
             "failed": self.failed,
             "waited": _percentiles_dict(self.waited),
@@ -93,7 +101,7 @@ class LaneList:
 
 
 def _ran(record: Record) -> float | None:
-    return None if record.started is None else round(record.ended - record.started, 3)
+    return None if record.started is None else record.ended - record.started
 
 
 def _percentiles_dict(values: tuple[float, float] | None) -> dict[str, float] | None:
@@ -168,7 +176,7 @@ def of_lane(scheduler: Scheduler, key: Hashable, lane: Lane | None, records: Seq
         waiting=waiting,
         next=runs,
         more=more,
-        recent=tuple(records[-_RECENT:]),
+        recent=tuple(Recent(one.state, _ran(one)) for one in records[-_RECENT:]),
         ended=len(records),
         failed=sum(one.state is FAILED for one in records),
         waited=_percentiles(waited),

@@ -110,6 +110,7 @@ def _picture(
         ahead_more=ahead is not None and ahead > MOST_AHEAD,
         blocked_by=blocked_by,
         progress=progress,
+        attempts=0 if started is None else 1,
         request=None if request is None else request[:LONGEST_TEXT],
         retry_of=None if retry_of is None else names.id_of(retry_of),
         result=result,

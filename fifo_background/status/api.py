@@ -11,11 +11,12 @@ from weakref import WeakKeyDictionary
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fifo_background import ExecutorClosed, ExecutorLane, Job, JobRecord, SerialExecutor, executor_of
+from fifo_background import ExecutorClosed, executor_of
 from fifo_background.status.access import Authorize, is_local, may_operate, refuse_foreign
 from fifo_background.status.events import EventStream
+from fifo_background.status.executors import ShownExecutor, ShownJob, ShownLane, shown
 from fifo_background.status.page import Page
-from fifo_background.status.problems import Failed, Problem, closed, no_method, no_page
+from fifo_background.status.problems import Failed, Problem, closed, no_method, no_page, refused
 from fifo_background.status.query import Query, cursor_of, head_in_body, preferred_wait
 from fifo_background.status.responses import Json, dumped, dumped_in_steps, secured
 from fifo_background.status.waiting import wait_for_end
@@ -33,17 +34,18 @@ class Call:
 
     status: Status
     request: Request
-    executor: SerialExecutor
+    executor: ShownExecutor
+    watch: Watch
     operate: bool
     errors: bool
 
     def path_param(self, name: str) -> str:
         return str(self.request.path_params[name])
 
-    def job_json(self, job: Job[Any] | JobRecord) -> dict[str, Any]:
+    def job_json(self, job: ShownJob) -> dict[str, Any]:
         return job.to_dict(results=self.status.show_results, errors=self.errors)
 
-    def job_response(self, job: Job[Any] | JobRecord, status: int = 200) -> Response:
+    def job_response(self, job: ShownJob, status: int = 200) -> Response:
         response = Json(self.job_json(job), status)
         if not job.done():
             response.headers["Retry-After"] = "1"
@@ -80,8 +82,8 @@ async def nothing(call: Call) -> Response:
 
 
 async def summary(call: Call) -> Response:
-    found = await call.executor.lanes(limit=1)
-    return Json(figures(call.executor, found) | {"operate": call.operate})
+    found = await figures(call.executor, await call.executor.lanes(limit=1))
+    return Json(found | {"operate": call.operate})
 
 
 async def jobs(call: Call) -> Response:
@@ -110,18 +112,19 @@ async def jobs(call: Call) -> Response:
 async def job(call: Call) -> Response:
     seconds = Query(call.request).wait()
     preferred = preferred_wait(call.request) if seconds is None else None
-    found = _job(call)
+    found = await _job(call)
     wait = seconds or preferred
-    if wait and isinstance(found, Job) and not found.done():
+    if wait and not found.done():
         await wait_for_end(call.request, call.executor, found, wait)
+        found = await call.executor.now(found)
     response = call.job_response(found)
     if preferred is not None:
         response.headers["Preference-Applied"] = f"wait={preferred}"
     return response
 
 
-def _job(call: Call) -> Job[Any] | JobRecord:
-    found = call.executor.job(call.path_param("id"))
+async def _job(call: Call) -> ShownJob:
+    found = await call.executor.job(call.path_param("id"))
     if found is None:
         raise Problem(404, "There is no such job: it never was, or it ended too long ago to be kept.")
     return found
@@ -133,82 +136,76 @@ async def lanes(call: Call) -> Response:
 
 
 async def events(call: Call) -> Response:
-    status = call.status
-    watch = status.watch_of(call.executor)
-    return EventStream(call.request, call.executor, watch, status.stream_seconds, call.errors, call.operate)
+    seconds = call.status.stream_seconds
+    return EventStream(call.request, call.executor, call.watch, seconds, call.errors, call.operate)
 
 
 # -- operating -----------------------------------------------------------------------------------------------
 
 
 async def cancel(call: Call) -> Response:
-    found = _job(call)
-    if not isinstance(found, Job) or found.done():
+    found = await _job(call)
+    if found.done():
         raise Problem(409, f"The job has ended: it is {found.state.value}.")
-    if not found.cancel():
+    if not await call.executor.cancel(found):
         raise Problem(409, "The job runs in a thread, or is about to end: nothing can stop it.")
-    return call.job_response(found, 202)
+    return call.job_response(await call.executor.now(found), 202)
 
 
 async def pause(call: Call) -> Response:
-    lane = _lane(call)
-    lane.pause()
-    return _lane_response(call, lane)
+    lane = await _lane(call)
+    await lane.pause()
+    return await _lane_response(call, lane)
 
 
 async def resume(call: Call) -> Response:
-    lane = _lane(call)
-    lane.resume()
-    return _lane_response(call, lane)
+    lane = await _lane(call)
+    await lane.resume()
+    return await _lane_response(call, lane)
 
 
 async def skip(call: Call) -> Response:
     head = await head_in_body(call.request)
-    lane = _lane(call)
-    _check_head(lane, head)
-    named = None if head is None else call.executor.job(head)
-    if lane.skip_head(named if isinstance(named, Job) else None) is None:
+    lane = await _lane(call)
+    if await lane.skip_head(head) is None:
+        await _refuse_other_head(lane, head)
         raise Problem(409, "Nothing waits in the lane, or the job at its head has just started.")
-    return _lane_response(call, lane)
+    return await _lane_response(call, lane)
 
 
 async def retry(call: Call) -> Response:
     head = await head_in_body(call.request)
-    lane = _lane(call)
-    _check_head(lane, head)
-    try:
-        lane.retry_head()
-    except ExecutorClosed:
-        raise
-    except RuntimeError:
-        raise Problem(409, "The lane has not stopped, so there is nothing to retry.") from None
-    return _lane_response(call, lane)
+    lane = await _lane(call)
+    if await lane.retry_head(head) is None:
+        await _refuse_other_head(lane, head)
+        raise Problem(409, "The lane has not stopped, so there is nothing to retry.")
+    return await _lane_response(call, lane)
 
 
 async def clear(call: Call) -> Response:
-    lane = _lane(call)
-    lane.clear()
-    return _lane_response(call, lane)
+    lane = await _lane(call)
+    await lane.clear()
+    return await _lane_response(call, lane)
 
 
-def _lane(call: Call) -> ExecutorLane:
-    found = call.executor.find_lane(call.path_param("lane_id"))
+async def _lane(call: Call) -> ShownLane:
+    found = await call.executor.find_lane(call.path_param("lane_id"))
     if found is None:
         raise Problem(404, "There is no such lane: nothing waits in it, or has run in it for a long time.")
     return found
 
 
-def _check_head(lane: ExecutorLane, head: str | None) -> None:
+async def _refuse_other_head(lane: ShownLane, head: str | None) -> None:
     """The client means the job that it was shown: another one may be the head now."""
     if head is None:
         return
-    current = lane.peek()
-    if current is None or current.id != head:
-        raise Problem(409, "Another job is the head of the lane now.", head=current and current.id)
+    current = await lane.head_id()
+    if current != head:
+        raise Problem(409, "Another job is the head of the lane now.", head=current)
 
 
-def _lane_response(call: Call, lane: ExecutorLane) -> Response:
-    return Json(lane.picture.to_dict(errors=call.errors))
+async def _lane_response(call: Call, lane: ShownLane) -> Response:
+    return Json((await lane.record()).to_dict(errors=call.errors))
 
 
 # -- all of them ---------------------------------------------------------------------------------------------
@@ -272,9 +269,9 @@ class Status:
         self.show_errors: bool | None = show_errors
         self.stream_seconds: float = stream_seconds
         self.page: Page = Page()
-        self._watches: WeakKeyDictionary[SerialExecutor, Watch] = WeakKeyDictionary()
+        self._watches: WeakKeyDictionary[Any, Watch] = WeakKeyDictionary()
 
-    def watch_of(self, executor: SerialExecutor) -> Watch:
+    def _watch_of(self, executor: Any) -> Watch:
         return self._watches.setdefault(executor, Watch())
 
     async def answer(self, endpoint: Endpoint, request: Request) -> Response:
@@ -287,7 +284,8 @@ class Status:
         except ExecutorClosed:
             response = closed().response()
         except Exception as error:
-            response = Failed(error)
+            known = refused(error)
+            response = Failed(error) if known is None else known.response()
         return secured(response)
 
     async def _admit(self, endpoint: Endpoint, request: Request) -> Call:
@@ -301,4 +299,4 @@ class Status:
         except LookupError as error:
             raise Problem(500, str(error)) from None
         errors = is_local(request) if self.show_errors is None else self.show_errors
-        return Call(self, request, executor, operate, errors)
+        return Call(self, request, shown(executor), self._watch_of(executor), operate, errors)

@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from fifo_background import ExecutorClosed, SerialExecutor
+from fifo_background import ExecutorClosed
+from fifo_background.status.executors import ShownExecutor
 from fifo_background.status.waiting import until_disconnected
 from fifo_background.status.watch import Picture, Tick, Watch
 
@@ -34,7 +35,7 @@ class EventStream(Response):
     def __init__(
         self,
         request: Request,
-        executor: SerialExecutor,
+        executor: ShownExecutor,
         watch: Watch,
         seconds: float,
         errors: bool,
@@ -94,7 +95,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": text, "more_body": True})
 
         await write(b"retry: 1000\n\n")
-        if self._last_id is not None and not self._resume(self._last_id):
+        if self._last_id is not None and not await self._resume(self._last_id):
             await write(_RESET)
         while True:
             picture = await self._watch.after(self._executor, self._seen)
@@ -102,32 +103,35 @@ class EventStream(Response):
                 await write(b": nothing has changed\n\n")
                 continue
             self._seen = picture.number
-            await write(self._tick(picture))
+            await write(await self._tick(picture))
             while self._cursor < picture.ended:
-                await write(self._tick(picture))
+                await write(await self._tick(picture))
 
-    def _resume(self, last_id: str) -> bool:
+    async def _resume(self, last_id: str) -> bool:
         """Go on behind the tick of that id. False if that cannot be done without losing jobs."""
         found = _EVENT_ID.fullmatch(last_id)
-        if not found or found[1] != self._executor.epoch or int(found[2]) > self._executor.ended_count:
+        if not found:
             return False
-        if self._executor.ended(int(found[2]), 1) is None:
+        epoch, last = await self._executor.last_end()
+        if found[1] != epoch or int(found[2]) > last:
+            return False
+        if await self._executor.ended(int(found[2]), 1) is None:
             return False
         self._cursor = int(found[2])
         return True
 
-    def _tick(self, picture: Picture) -> bytes:
+    async def _tick(self, picture: Picture) -> bytes:
         """The next tick of this client. It begins with a reset if the client has missed too much."""
         after = picture.ended if self._cursor < 0 else self._cursor
-        reset, tick = b"", self._tick_after(picture, after)
+        reset, tick = b"", await self._tick_after(picture, after)
         if tick is None:
-            reset, tick = _RESET, self._tick_after(picture, picture.ended)
+            reset, tick = _RESET, await self._tick_after(picture, picture.ended)
         assert tick is not None
         self._cursor = tick.ended
         return reset + tick.event
 
-    def _tick_after(self, picture: Picture, after: int) -> Tick | None:
-        return picture.tick(self._executor, after, errors=self._errors, operate=self._operate)
+    async def _tick_after(self, picture: Picture, after: int) -> Tick | None:
+        return await picture.tick(self._executor, after, errors=self._errors, operate=self._operate)
 
 
 _RESET = b"event: reset\ndata: {}\n\n"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation, get_meter
 
-from fifo_background import JobState, SerialExecutor, __version__, executor_of
+from fifo_background import JobState, SerialExecutor, Timing, __version__, executor_of
 from fifo_background._run.spans import describe_spans
 
 __all__ = ("describe_spans", "instrument")
@@ -79,6 +79,21 @@ def instrument(
     )
 
 
+class Measured(Protocol):
+    """What metrics need of an executor, from any thread."""
+
+    def counts(self) -> dict[str, Any]: ...
+
+    def oldest_head(self) -> float | None: ...
+
+    def timings(self, after: int = ...) -> tuple[list[Timing], int]: ...
+
+
+def measured(executor: Any) -> Measured:
+    """What `executor_of` gives, as metrics need it: an engine's executor offers what this process runs."""
+    return executor if isinstance(executor, SerialExecutor) else executor.measured
+
+
 class _Watched:
     """What is reported. Its methods are called in threads of the SDK, one at a time, and only read."""
 
@@ -86,10 +101,10 @@ class _Watched:
         self.histograms: tuple[Histogram, ...] = ()
         self._target = weakref.ref(app_or_executor)  # a meter keeps its instruments for good
         self._attributes = attributes
-        self._executor: SerialExecutor | None = None  # the app's last one
+        self._executor: Measured | None = None  # the app's last one
         self._seen = self._missed = 0
 
-    def _found(self) -> SerialExecutor | None:
+    def _found(self) -> Measured | None:
         """The executor now; after the app's end still the last one, for what is collected then."""
         target = self._target()
         if target is None:
@@ -98,7 +113,7 @@ class _Watched:
         if isinstance(target, SerialExecutor):
             return target
         try:
-            found = executor_of(target)
+            found = measured(executor_of(target))
         except (LookupError, RuntimeError):  # not started, or over
             return self._executor
         if found is not self._executor:

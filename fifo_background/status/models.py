@@ -23,7 +23,7 @@ class LaneName(BaseModel):
 class JobBlocker(BaseModel):
     """What keeps a job from starting, and for how many seconds it has."""
 
-    kind: Literal["job", "request", "paused", "failed", "slot"]
+    kind: Literal["job", "request", "paused", "failed", "slot", "retry"]
     id: str | None
     name: str | None
     seconds: float = Field(alias="for")
@@ -62,6 +62,7 @@ class JobStatus(BaseModel):
     ahead_more: bool
     blocked_by: JobBlocker | None
     progress: JobProgress | None
+    attempts: int
     request: str | None
     retry_of: str | None
     result: Any
@@ -149,4 +150,4 @@ class TaskSummary(BaseModel):
     oldest: OldestJob | None
     state: Literal["open", "closing", "closed"]
     operate: bool
-    history: int
+    history: int | None

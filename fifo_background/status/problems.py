@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from fifo_background.status.responses import Json
 
-__all__ = ("Failed", "Problem", "closed", "no_method", "no_page")
+__all__ = ("Failed", "Problem", "closed", "no_method", "no_page", "refused")
 
 
 class Problem(Exception):
@@ -55,6 +55,14 @@ def no_method(method: str, allowed: str) -> Problem:
 
 def closed() -> Problem:
     return Problem(503, "The executor is closed, or its app is shutting down.", headers={"Retry-After": "1"})
+
+
+def refused(error: Exception) -> Problem | None:
+    """The 503 for an error that says when to come back, as those of an engine do."""
+    retry_after = getattr(error, "retry_after", None)
+    return (
+        None if retry_after is None else Problem(503, str(error), headers={"Retry-After": str(retry_after)})
+    )
 
 
 class Failed(Response):

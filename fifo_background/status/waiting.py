@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
 import anyio
 from starlette.requests import Request
 from starlette.types import Receive
 
-from fifo_background import ExecutorClosed, Job, SerialExecutor
+from fifo_background import ExecutorClosed
+from fifo_background.status.executors import ShownExecutor, ShownJob
 
 __all__ = ("until_disconnected", "wait_for_end")
 
@@ -18,18 +18,21 @@ __all__ = ("until_disconnected", "wait_for_end")
 LOOK_EVERY = 0.25
 
 
-async def wait_for_end(request: Request, executor: SerialExecutor, job: Job[Any], seconds: float) -> None:
+async def wait_for_end(request: Request, executor: ShownExecutor, job: ShownJob, seconds: float) -> None:
     """Until the job has ended, the client is gone, the executor closes, or the time is over."""
     with anyio.move_on_after(seconds):
         await _until_first(request, executor, job)
 
 
-async def _until_first(request: Request, executor: SerialExecutor, job: Job[Any]) -> None:
+async def _until_first(request: Request, executor: ShownExecutor, job: ShownJob) -> None:
     async with anyio.create_task_group() as group:
 
         async def first(wait: Callable[[], Awaitable[object]]) -> None:
             await wait()
             group.cancel_scope.cancel()
+
+        async def job_ends() -> None:
+            await executor.wait_for(job)
 
         async def executor_closes() -> None:
             version = -1
@@ -41,7 +44,7 @@ async def _until_first(request: Request, executor: SerialExecutor, job: Job[Any]
         async def client_leaves() -> None:
             await until_disconnected(request.receive)
 
-        for wait in (job.wait, executor_closes, client_leaves):
+        for wait in (job_ends, executor_closes, client_leaves):
             group.start_soon(first, wait)
 
 

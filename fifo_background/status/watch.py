@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from fifo_background import JobRecord, LaneList, SerialExecutor
+from fifo_background import JobRecord, LaneList
+from fifo_background.status.executors import ShownExecutor
 from fifo_background.status.responses import dumped
 
 __all__ = ("Picture", "Tick", "Watch", "figures", "now")
@@ -21,12 +22,12 @@ HEARTBEAT = 5.0
 LANES, ENDED = 50, 200
 
 
-def figures(executor: SerialExecutor, lanes: LaneList) -> dict[str, Any]:
+async def figures(executor: ShownExecutor, lanes: LaneList) -> dict[str, Any]:
     """The figures of an executor at one moment, with the head that has waited longest."""
     lane, oldest = lanes.oldest, None
     if lane is not None and lane.head is not None:
         oldest = {"lane": lane.lane_name.to_dict(), "id": lane.head.id, "for": lane.head_for}
-    return executor.counts() | {"oldest": oldest}
+    return await executor.counts() | {"oldest": oldest}
 
 
 def now() -> str:
@@ -44,39 +45,40 @@ class Tick(NamedTuple):
 class Picture:
     """The figures and the worst lanes of an executor at one moment, and the ticks that say so."""
 
-    def __init__(self, number: int, ended: int, summary: dict[str, Any], lanes: LaneList) -> None:
+    def __init__(self, number: int, epoch: str, ended: int, summary: dict[str, Any], lanes: LaneList) -> None:
         self.number: int = number
-        self.ended: int = ended  # how many jobs had ended
+        self.ended: int = ended  # the number of the last end
+        self._epoch = epoch
         self._time = now()
         self._summary = summary
         self._lanes = lanes
         self._lanes_json: dict[bool, bytes] = {}  # with or without messages of errors
         self._ticks: dict[tuple[int, bool, bool], Tick] = {}
+        self._making: anyio.Lock = anyio.Lock()
 
-    def tick(self, executor: SerialExecutor, after: int, *, errors: bool, operate: bool) -> Tick | None:
+    async def tick(self, executor: ShownExecutor, after: int, *, errors: bool, operate: bool) -> Tick | None:
         """For who has heard of the first `after` ended jobs. None if the history has forgotten the next.
 
         Made once: a thousand clients, of which some do not read, share its bytes.
         """
         key = (after, errors, operate)
-        made = self._ticks.get(key)
-        if made is None and after >= self.ended:
-            made = self._made(executor, [], after, errors, operate)
-        elif made is None:
-            found = executor.ended(after, min(ENDED, self.ended - after))
-            if found is None:
-                return None
-            made = self._made(executor, *found, errors, operate)
-        self._ticks[key] = made
+        async with self._making:
+            made = self._ticks.get(key)
+            if made is None and after >= self.ended:
+                made = self._made([], after, errors, operate)
+            elif made is None:
+                found = await executor.ended(after, min(ENDED, self.ended - after))
+                if found is None:
+                    return None
+                made = self._made(*found, errors, operate)
+            self._ticks[key] = made
         return made
 
-    def _made(
-        self, executor: SerialExecutor, records: Sequence[JobRecord], ended: int, errors: bool, operate: bool
-    ) -> Tick:
+    def _made(self, records: Sequence[JobRecord], ended: int, errors: bool, operate: bool) -> Tick:
         jobs = dumped([record.to_dict(errors=errors) for record in records])
         figures = dumped(self._summary | {"operate": operate})
         event = b'event: tick\nid: %b-%d\ndata: {"time":%b,"summary":%b,"lanes":%b,"ended":%b}\n\n' % (
-            *(executor.epoch.encode(), ended, dumped(self._time), figures, self._lanes_for(errors), jobs),
+            *(self._epoch.encode(), ended, dumped(self._time), figures, self._lanes_for(errors), jobs),
         )
         return Tick(event, ended)
 
@@ -109,7 +111,7 @@ class Watch:
         if not self.clients:
             self._picture, self._version = None, -1
 
-    async def after(self, executor: SerialExecutor, seen: int) -> Picture | None:
+    async def after(self, executor: ShownExecutor, seen: int) -> Picture | None:
         """The picture after the one numbered `seen`; None if nothing has changed for a while.
 
         With `seen=0`, the one there is. Raises `ExecutorClosed` when the executor closes.
@@ -124,7 +126,7 @@ class Watch:
                 return None
         return self._picture
 
-    async def _build(self, executor: SerialExecutor) -> None:
+    async def _build(self, executor: ShownExecutor) -> None:
         self._building = built = anyio.Event()
         try:
             await self._pause(executor)
@@ -135,10 +137,11 @@ class Watch:
                 self._silences += 1
                 return
             began = anyio.current_time()
-            ended = executor.ended_count  # first: what ends from here on comes with the next picture
+            last = await executor.last_end()  # first: what ends from here on comes with the next picture
             lanes = await executor.lanes(limit=LANES)
+            summary = await figures(executor, lanes)
             self._number += 1
-            self._picture = Picture(self._number, ended, figures(executor, lanes), lanes)
+            self._picture = Picture(self._number, *last, summary, lanes)
             self._version = version
             done = anyio.current_time()
             self._due = done + PAUSE + PAUSE_PER_CLIENT * self.clients + PAUSE_TO_WORK * (done - began)
@@ -146,7 +149,7 @@ class Watch:
             self._building = None
             built.set()
 
-    async def _pause(self, executor: SerialExecutor) -> None:
+    async def _pause(self, executor: ShownExecutor) -> None:
         """Until the next picture is due, or the executor closes."""
         while executor.is_open and self._picture is not None:
             left = self._due - anyio.current_time()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
 import anyio.abc
 from anyio import wait_all_tasks_blocked
+
+# For a whole test of an app, on a busy machine, in seconds.
+_PATIENCE = 30.0
 
 Send = Callable[[Any], Awaitable[None]]
 
@@ -118,3 +122,38 @@ class Client:
         self.group.start_soon(exchange.run)
         await wait_all_tasks_blocked()
         return exchange
+
+
+@contextlib.asynccontextmanager
+async def started(app: Any) -> AsyncIterator[None]:
+    """The app between its startup and its shutdown. Raises what its startup raises."""
+    has_started, stops = anyio.Event(), anyio.Event()
+    errors: list[Exception] = []
+
+    async def receive() -> dict[str, Any]:
+        if has_started.is_set():
+            await stops.wait()
+            return {"type": "lifespan.shutdown"}
+        return {"type": "lifespan.startup"}
+
+    async def send(message: dict[str, Any]) -> None:
+        has_started.set()
+
+    async def run() -> None:
+        try:
+            await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+        except Exception as error:
+            errors.append(error)
+        has_started.set()
+
+    with anyio.fail_after(_PATIENCE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            await has_started.wait()
+            try:
+                if not errors:
+                    yield
+            finally:
+                stops.set()
+    if errors:
+        raise errors[0]

@@ -580,7 +580,7 @@ function paintRows() {
   set(ui.table, "aria-busy", list.loading);
   fill(ui, {
     noJobs: list.loaded && !rows.length ? (list.filter === "all" && !list.query ? "No jobs yet." : "No job matches.") : null,
-    kept: rows.length && !list.next && now.summary ? `Of the jobs that ended, the last ${count(now.summary.history)} are kept.` : null,
+    kept: rows.length && !list.next && now.summary?.history != null ? `Of the jobs that ended, the last ${count(now.summary.history)} are kept.` : null,
   });
   if (list.next && !list.loading && (top + view) / height > rows.length - 40) load(list.next);
 }
@@ -666,6 +666,7 @@ function blocked(job) {
   const by = {
     job: short(name ?? "another job"), request: `${name ?? "a request"}, which has not responded`, paused: `${job.lane.name} is paused`,
     failed: `${job.lane.name} has stopped: ${short(name ?? "a job")} failed`, slot: "all slots are taken",
+    retry: `${short(name ?? "a job")} has failed, and waits to run again`,
   }[kind];
   const long = by && seconds != null ? `, for ${duration(seconds + since(detail.at))}` : "";
   const ahead = job.ahead == null ? null : `${job.ahead_more ? "more than " : ""}${count(job.ahead)} ahead`;
