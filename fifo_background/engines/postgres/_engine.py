@@ -351,8 +351,8 @@ class Session:
             self._listener = self._spawn(listener.run())
 
     def _rest(self) -> None:
-        """Nobody waits anymore: without a lifespan, nobody else needs the listener."""
-        if self._listener is not None and not self._lifespans:
+        """Nobody waits anymore: without a lifespan, only those who follow need the listener."""
+        if self._listener is not None and not self._lifespans and not self.changes.is_followed:
             self._listener.cancel()
             self._listener = None
 
