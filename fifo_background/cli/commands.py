@@ -17,7 +17,7 @@ import fifo_background
 from fifo_background.cli import worker as workers
 from fifo_background.cli.pictures import print_queue
 from fifo_background.cli.tables import migrated, open_queues
-from fifo_background.engines.postgres import SchemaError
+from fifo_background.exceptions import OrderedBackgroundError
 
 __all__ = ("app",)
 
@@ -161,11 +161,12 @@ def status(
 
 async def _show(dsn: str, queue: str | None, limit: int) -> None:
     console = Console()
-    async with open_queues(dsn, queue) as queues:
-        for one in queues:
-            print_queue(console, one.name, await one.statistics(), await one.lanes(limit))
-        if not queues:
-            console.print("There are no tasks and no workers.")
+    queues = await open_queues(dsn, queue)
+    for one in queues:
+        executor = one.executor
+        print_queue(console, one.engine.queue, await executor.statistics(), await executor.lanes(limit))
+    if not queues:
+        console.print("There are no tasks and no workers.")
 
 
 @app.command()
@@ -188,14 +189,14 @@ def prune(
 
 async def _forget(dsn: str, queue: str | None, seconds: float) -> int:
     forgotten = 0
-    async with open_queues(dsn, queue) as queues:
-        total = sum([await one.count_ended(seconds) for one in queues])
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task("Forgetting jobs", total=total)
-            for one in queues:
-                while batch := await one.forget(seconds):
-                    forgotten += batch
-                    progress.update(bar, completed=forgotten)
+    databases = [one.database for one in await open_queues(dsn, queue)]
+    total = sum([await one.count_old(seconds) for one in databases])
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("Forgetting jobs", total=total)
+        for one in databases:
+            while batch := await one.prune(seconds):
+                forgotten += batch
+                progress.update(bar, completed=forgotten)
     return forgotten
 
 
@@ -203,7 +204,7 @@ def _asked(question: Coroutine[Any, Any, T]) -> T:
     """The answer of the database; where there is none, one line says why."""
     try:
         return asyncio.run(question)
-    except SchemaError as error:
+    except OrderedBackgroundError as error:
         _fail(str(error))
     except psycopg.Error as error:
         _fail(f"PostgreSQL says: {error}")

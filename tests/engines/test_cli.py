@@ -165,11 +165,11 @@ async def test_status(dsn: str, queue: str) -> None:
     assert text.startswith(f"Queue {queue}: 2 queued, 1 running, 2 succeeded, 1 failed Lanes lane state head")
     assert re.search(rf" stopped stopped fail {failed.id[:8]}, run 2: ValueError \d+\.\d s 0 ", text)
     assert re.search(r" paused paused note \w{8} \d+\.\d s 1 ", text)
-    assert re.search(rf" default busy wait {running.id[:8]} \d+\.\d s 1 Workers ", text)
+    assert re.search(rf" default busy wait {running.id[:8]} \d+\.\d s 1 ", text)
     assert re.search(rf" {os.getpid()} 1 of 3 \d+\.\d s ago$", text)
     text = await anyio.to_thread.run_sync(partial(said, "status", "--lanes", "1", dsn=dsn))
     assert f"Queue {queue}: " in text
-    assert "Lanes (1 of 3)" in text
+    assert "Lanes (1 of 4)" in text
     await running.cancel()
     await engine.close()
 
@@ -189,13 +189,12 @@ def test_duration(seconds: float | None, text: str) -> None:
     assert pictures._duration(seconds) == text
 
 
-def test_waiting_lane() -> None:
-    """A lane whose head waits for a free worker is shown with it; one that is only paused has none."""
-    lane = {"failed": None, "running": None, "head": None, "paused_for": None, "waiting": 0}
-    head = {"function": "m:work", "id": "0123456789", "attempts": 1, "waited": 3.0}
-    assert pictures._head({**lane, "head": head}) == ("waits", "work 01234567", 3.0)
-    assert pictures._head(lane) == ("waits", "", None)
-    assert pictures._head({**lane, "paused_for": 4.0}) == ("paused", "", 4.0)
+async def test_status_of_a_paused_lane(dsn: str, queue: str) -> None:
+    """A paused lane is shown although nothing is in it."""
+    engine = PostgresEngine(dsn, queue=queue, packages=["tests"], worker=False)
+    await engine.executor.lane("empty").pause()
+    text = await anyio.to_thread.run_sync(partial(said, "status", "--queue", queue, dsn=dsn))
+    assert text.endswith(" empty paused 0 No worker is alive.")
 
 
 async def test_prune(dsn: str, queue: str) -> None:

@@ -21,7 +21,7 @@ STORE = "SELECT fifo_background_store(%s, %s, %s)"
 _STORED_ALREADY = "fifo_background_tasks_pkey"
 
 # How many seconds questions of people may take; a worker has more time than a client.
-_ASK, _WORK = 5.0, 10.0
+_ASK, _WORK, _LONG = 5.0, 10.0, 60.0
 
 
 class Database:
@@ -204,6 +204,13 @@ class Database:
         query = """SELECT id FROM fifo_background_tasks WHERE queue = %s AND state IN ('queued', 'running')
             ORDER BY number DESC LIMIT 1"""
         return await self._ask(query, self.queue)  # type: ignore[no-any-return]
+
+    async def count_old(self, seconds: float) -> int:
+        """How many jobs `prune` would forget."""
+        query = """SELECT count(DISTINCT task.job_id) FROM fifo_background_tasks AS task
+            JOIN procrastinate_jobs AS job ON job.id = task.job_id AND job.status NOT IN ('todo', 'doing')
+            WHERE task.queue = %s AND task.ended_at < clock_timestamp() - make_interval(secs => %s)"""
+        return await self._value(query, self.queue, seconds, seconds=_LONG)  # type: ignore[no-any-return]
 
     async def prune(self, seconds: float, most: int = 1000) -> int:
         """Forget jobs all of whose tasks have ended so long ago; how many, at most `most`."""

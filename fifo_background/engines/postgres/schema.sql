@@ -731,6 +731,9 @@ DECLARE
     _found jsonb;
 BEGIN
     _before := coalesce(_before, 9223372036854775807);
+    IF _lane IS NOT NULL THEN
+        PERFORM fifo_background_number_ends(_queue, true); -- ended tasks of a lane are found by their numbers
+    END IF;
     WITH looked AS (
         SELECT newest.* FROM unnest(coalesce(_states, ARRAY[
             'queued', 'running', 'succeeded', 'failed', 'skipped', 'cancelled', 'superseded', 'dropped'
