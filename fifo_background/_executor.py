@@ -224,13 +224,17 @@ class ExecutorLane(Submitter):
     def clear(self) -> list[Job[Any]]:
         """Cancel, and return, all tasks that wait in the lane; a stopped lane goes on."""
 
+        runner, facts = self._runner, _log.Facts()
+
         def clear() -> list[Job[Any]]:
             lane = self._found()
-            return [] if lane is None else operations.clear_lane(self._runner.scheduler, lane, CANCELLED)
+            if lane is None:
+                return []
+            facts.update(_log.facts_of(lane.waiting, runner.settings.log_arguments))
+            return operations.clear_lane(runner.scheduler, lane, CANCELLED)
 
         jobs = self._on_loop("clear", clear)
-        if jobs:
-            _log.cleared(self.key, jobs)
+        _log.cleared(self.key, jobs, facts)
         return jobs
 
     def __repr__(self) -> str:
@@ -360,7 +364,7 @@ class SerialExecutor(Submitter):
     def counts(self) -> dict[str, Any]:
         """How many jobs run and wait, and how many have ended in which way since the executor's start.
 
-        From any thread.
+        From any thread, which does not see the end of a job before the loop has heard of it.
         """
         return self._runner.overview.counts()
 

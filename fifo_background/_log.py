@@ -83,7 +83,7 @@ def _lost(jobs: Sequence[Job[Any]], facts: Facts, owner: Owner | None) -> Iterat
         groups: dict[str, list[str]] = {}
         for job in jobs[start : start + _MOST]:
             key, its_owner, _ = facts.get(job, _NO_FACTS)
-            where = "" if key is NO_LANE else f" in {lane_name(key)}"
+            where = _in_lane(key)
             if its_owner is not owner:
                 where += in_brackets(its_owner)
             groups.setdefault(where, []).append(_named(job, facts))
@@ -91,6 +91,10 @@ def _lost(jobs: Sequence[Job[Any]], facts: Facts, owner: Owner | None) -> Iterat
             f"{counted(len(named), 'task', 'tasks')}: {', '.join(named)}{where}"
             for where, named in groups.items()
         )
+
+
+def _in_lane(key: object) -> str:
+    return "" if key is NO_LANE else f" in {lane_name(key)}"
 
 
 def in_brackets(owner: Owner | None) -> str:
@@ -104,6 +108,7 @@ def failed(
     skipped: Sequence[Job[Any]] = (),
     stopped: object = NO_LANE,
     *,
+    facts: Facts | None = None,
     with_error: bool = True,
 ) -> None:
     """A failure that nobody raises, with its traceback, or what one that is raised has stopped.
@@ -111,12 +116,11 @@ def failed(
     In the context of the task's request.
     """
     failure: Failure = job._outcome
-    after = _after(skipped, stopped)
 
     def in_context() -> None:
         if with_error:
             say(logging.ERROR, "%s failed%s", job.name, in_brackets(owner), error=failure.error)
-        if after:
+        for after in _after(_lost(skipped, facts or {}, owner), stopped):
             say(logging.WARNING, "%s failed%s%s", job.name, in_brackets(owner), after)
 
     if context is None:
@@ -151,13 +155,22 @@ def _clear_frames(found: TracebackType | None) -> None:
         found = found.tb_next
 
 
-def _after(skipped: Sequence[Job[Any]], stopped: object) -> str:
-    text = f"; skipped after it: {names(skipped)}" if skipped else ""
-    return text if stopped is NO_LANE else f"{text}; {lane_name(plain_key(stopped))} has stopped"
+def _after(skipped: Iterator[str], stopped: object) -> Iterator[str]:
+    """What a failure did, in pieces for one record each."""
+    stops = "" if stopped is NO_LANE else f"; {lane_name(plain_key(stopped))} has stopped"
+    for text in skipped:
+        yield f"; skipped after it: {text}{stops}"
+        stops = ""
+    if stops:
+        yield stops
 
 
-def was_cancelled(job: Job[Any], owner: Owner | None) -> None:
-    say(logging.WARNING, "%s was cancelled%s", job.name, in_brackets(owner))
+def was_cancelled(job: Job[Any], arguments: bool) -> None:
+    """A job that runs, and has not been told that it has ended."""
+    facts = facts_of([job], arguments)
+    key, owner, _ = facts[job]
+    text = f"{_named(job, facts)}{_in_lane(key)}{in_brackets(owner)}"
+    say(logging.WARNING, "%s was cancelled", text)
 
 
 def lost(position: Position, jobs: list[Job[Any]], hold_timeout: float) -> None:
@@ -184,8 +197,10 @@ def overdue(job: Job[Any], owner: Owner | None, ran: float, timeout: float, wait
     )
 
 
-def unrun(job: Job[Any], parts: list[Job[Any]], owner: Owner | None) -> None:
-    say(logging.WARNING, "%s ended without running %s%s", job.name, names(parts), in_brackets(owner))
+def unrun(job: Job[Any], parts: list[Job[Any]], key: object, owner: Owner | None) -> None:
+    """The parts have no id: they can be done again with the job."""
+    text = f"{_named(job, {})}{_in_lane(key)}{in_brackets(owner)}"
+    say(logging.WARNING, "%s ended without running %s", text, names(parts))
 
 
 def waits_in_a_ring(ring: str, seconds: float) -> None:
@@ -257,8 +272,10 @@ def left_behind(jobs: list[Job[Any]], facts: Facts) -> None:
         say(logging.WARNING, "shutdown: cancelled, but did not end within 1 s: %s", text)
 
 
-def cleared(key: object, jobs: list[Job[Any]]) -> None:
-    say(logging.WARNING, "%s was cleared: cancelled %s", lane_name(key), names(jobs))
+def cleared(key: object, jobs: list[Job[Any]], facts: Facts) -> None:
+    facts = {job: fact._replace(key=NO_LANE) for job, fact in facts.items()}  # it is said once
+    for text in _lost(jobs, facts, None):
+        say(logging.WARNING, "%s was cleared: cancelled %s", lane_name(key), text)
 
 
 def warn(text: str) -> None:

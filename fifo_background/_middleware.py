@@ -88,7 +88,7 @@ class OrderedBackgroundMiddleware:
 
     `results` (default False): whether the history keeps the results of tasks that are JSON, for the status
     page. `results_bytes` (default 10,000,000): how much memory all kept results may take; a single one at
-    most a tenth of it.
+    most a tenth of it, 1,000,000 bytes, and 5,000 values.
 
     `log_arguments` (default False): whether the log shows the arguments of tasks that did not run.
 

@@ -300,8 +300,9 @@ class TrackedRequest:
         elif position.state is not IN_QUEUE and not position.lane.listed:
             position.lane = scheduler.lanes.of(key)  # that one was retired
         job._position = position
+        now = scheduler.clock()
         try:
-            scheduler.accept(job, position.lane, refuse=refuse)
+            scheduler.accept(job, position.lane, now, refuse)
         except BaseException:
             if job._claim():  # a KeyboardInterrupt: nobody knows the job
                 self._forget(job)
@@ -314,7 +315,7 @@ class TrackedRequest:
             or state is GONE
             or self.stage is not HANDLING  # one that was lost is taken again when the response has ended
         ):
-            position.taken = scheduler.clock()
+            position.taken = now
             scheduler.inbox.append(position)  # the named moment
         self.runner.note_change()
         return position

@@ -1,4 +1,5 @@
-"""Breaks the package in one way after the other, and sees `tests/test_model.py` fail of each.
+"""Breaks the package in one way after the other, and sees its tests fail of each: those of the model or, of
+the engine, `tests/engines`.
 
     python scripts/mutations.py [NAME ...]
 
@@ -260,6 +261,42 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "        lane.queued -= 1\n        self.queued -= 1\n        if lane.latest",
         "        self.queued -= 1\n        if lane.latest",
     ),
+    "the engine stores after the first byte": (
+        "engines/postgres/_request.py",
+        '            self._carries = message["status"] < 400\n            if self._carries:',
+        '            self._carries = message["status"] < 400\n            if False:',
+    ),
+    "a worker may end a job that another one has": (
+        "engines/postgres/schema.sql",
+        "status = 'doing' AND worker_id = _worker AND attempts = _attempts FOR UPDATE",
+        "status = 'doing' FOR UPDATE",
+    ),
+    "a lost worker's task never fails": (
+        "engines/postgres/schema.sql",
+        "crashes = crashes + 1,",
+        "crashes = crashes,",
+    ),
+    "a worker calls whatever a row names": (
+        "engines/postgres/_functions.py",
+        "        if own != (module, name):",
+        "        if False:",
+    ),
+    "the watchdog is armed without a task in hand": (
+        "engines/postgres/_lease.py",
+        "self._watchdog.set(self.ends if self._in_hand else None)",
+        "self._watchdog.set(self.ends)",
+    ),
+    "what is stored twice is an error": (
+        "engines/postgres/_database.py",
+        "            if error.diag.constraint_name != _STORED_ALREADY:",
+        "            if True:",
+    ),
+}
+
+# Where the tests of a part are, and for how many seconds they may run.
+TESTS = {
+    "engines/": (["engines/test_functions.py", "engines/test_differences.py", "engines/test_traps.py"], 300),
+    "": (["test_model.py"], 120),
 }
 
 
@@ -278,12 +315,14 @@ def caught(name: str) -> bool:
             print(f"{name}: its text is there {before.count(text)} times")
             sys.exit(2)
         broken.write_text(before.replace(text, replacement))
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "--show-capture=no", "tests/test_model.py"]
+        names, seconds = next(tests for part, tests in TESTS.items() if file.startswith(part))
+        tests = [f"tests/{name}" for name in names]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--show-capture=no", *tests]
         command += ["-o", "faulthandler_timeout=40", "-o", "faulthandler_exit_on_timeout=true"]
         environment = {**os.environ, "PYTHONPATH": folder, "FIFO_NO_SHRINK": "1"}
         try:
             done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, timeout=120, check=False
+                command, cwd=folder, env=environment, capture_output=True, timeout=seconds, check=False
             )
         except subprocess.TimeoutExpired:
             return True  # it hangs

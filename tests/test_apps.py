@@ -247,5 +247,5 @@ async def test_lifespan_without_a_shutdown(how: str, events: list[Any], log: Log
     assert events == ["start 0", 2]
     assert log == [
         "WARNING the lifespan ended before its shutdown: dropped 1 task: Work.quick 2-… in the default lane",
-        "WARNING Work.gated was cancelled",
+        "WARNING Work.gated 1-… in the default lane was cancelled",
     ]

@@ -235,7 +235,9 @@ async def test_group_of_cancellations(only: bool, log: Log) -> None:
         assert await job.wait() is (JobState.CANCELLED if only else JobState.FAILED)
         assert await executor.submit_nowait(Work([]).quick, 1) == 1
     name = "test_group_of_cancellations.<locals>.task"
-    assert log == [f"WARNING {name} was cancelled" if only else f"ERROR {name} failed"]
+    assert log == [
+        f"WARNING {name} 1-… in the default lane was cancelled" if only else f"ERROR {name} failed"
+    ]
 
 
 @pytest.mark.parametrize("inline", [False, True])

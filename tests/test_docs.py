@@ -299,6 +299,13 @@ def test_figure_of_states() -> None:
     assert (ROOT / "docs" / "states.svg").read_text(encoding="utf-8") == draw()
 
 
+def test_the_program_before() -> None:
+    """The program with ARQ needs Redis, and is not run; it is Python."""
+    text = (ROOT / "docs" / "from-arq.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    compile(program, "with_arq.py", "exec")
+
+
 def test_links() -> None:
     """Every link between the pages leads somewhere, and every picture is there."""
     for page in (*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"):

@@ -342,7 +342,7 @@ async def test_closing_has_a_limit(events: list[Any], log: Log) -> None:
         await running
     assert (events, running.state) == (["start 0"], JobState.CANCELLED)
     assert sorted(log) == [
-        "WARNING Work.gated was cancelled",
+        "WARNING Work.gated 1-… in the default lane was cancelled",
         "WARNING shutdown: dropped 2 tasks: Work.quick 2-…, Work.quick 3-… in the default lane",
     ]
 
@@ -544,7 +544,7 @@ def test_loop_ends(name: str, events: list[Any], log: Log) -> None:
     assert events == [0]
     assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.DROPPED, JobState.DROPPED]
     assert sorted(line.replace("test_loop_ends.<locals>.", "") for line in log) == [
-        "WARNING task was cancelled",
+        "WARNING task 1-… in the default lane was cancelled",
         "WARNING the event loop ended: dropped 2 tasks: task 2-…, task 3-… in the default lane",
     ]
 
@@ -604,7 +604,9 @@ async def test_cancelled_before_its_first_step(events: list[Any], log: Log, anyi
     begun = events == ["start 0", 1]
     assert begun or events == [1]
     assert job.state is (JobState.FAILED if begun else JobState.CANCELLED)
-    assert log == ["ERROR Work.gated failed" if begun else "WARNING Work.gated was cancelled"]
+    assert log == [
+        "ERROR Work.gated failed" if begun else "WARNING Work.gated 1-… in the default lane was cancelled"
+    ]
 
 
 @pytest.mark.virtual_clock
@@ -626,7 +628,7 @@ async def test_what_is_cancelled_cleans_up(events: list[Any], log: Log) -> None:
     await executor.aclose()
     events.append("closed")
     assert anyio.current_time() - begin == pytest.approx(3)
-    assert log[0] == f"WARNING {task.__qualname__} was cancelled"
+    assert log[0] == f"WARNING {task.__qualname__} 1-… in lane 0.5 was cancelled"
     assert log[1:] == [
         "WARNING shutdown: cancelled, but did not end within 1 s: 1 task: "
         "test_what_is_cancelled_cleans_up.<locals>.task 2-… in lane 3"

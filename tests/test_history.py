@@ -32,6 +32,7 @@ from fifo_background import (
     executor_of,
     report,
 )
+from fifo_background._core.lane import Itself
 from fifo_background._core.plain import as_plain, text_of
 from tests.support.apps import Work, make_app, start, until
 from tests.support.asgi import Client
@@ -298,7 +299,7 @@ async def test_no_history(events: list[Any]) -> None:
     """With `history=0` live jobs are still found, and ended ones are forgotten at once."""
     work = Work(events)
     async with SerialExecutor(history=0) as executor:
-        job = executor.submit_nowait(work.gated, 1)
+        job = executor.lane("a").submit_nowait(work.gated, 1)
         id = job.id
         await wait_all_tasks_blocked()
         assert [one.number for one in await executor.jobs()] == [1]
@@ -315,6 +316,66 @@ async def test_no_history(events: list[Any]) -> None:
         await wait_all_tasks_blocked()
         gc.collect()
         assert executor.job(id) is None
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("history", [0, 10])
+async def test_what_an_ended_job_knows(history: int) -> None:
+    """With and without a history: its lane and its error; with one also when it ended."""
+    async with SerialExecutor(history=history) as executor:
+        lane = executor.lane("a")
+        lane.submit_nowait(anyio.sleep, 2)
+        job, cancelled = lane.submit_nowait(fails), lane.submit_nowait(anyio.sleep, 1)
+        await anyio.sleep(1)
+        cancelled.cancel()
+        await executor.join()
+        await anyio.sleep(5)
+        assert (job.lane, cancelled.lane) == ("a", "a")
+        shown = job.to_dict(errors=True)
+        assert shown["error"] == {"type": "ValueError", "message": "card declined"}
+        assert (shown["waited"], shown["ran"]) == (2, 0 if history else None)
+        assert cancelled.to_dict()["waited"] == (1 if history else None)
+        assert cancelled.to_dict()["error"] is None
+        for one, seconds in ((job, 2), (cancelled, 1)):
+            assert (one.ended_at is not None) == bool(history)
+            if one.ended_at is not None:
+                assert round((one.ended_at - one.added_at).total_seconds(), 3) == seconds
+
+
+async def test_times_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set, or a machine that sleeps, does not make the times of later jobs wrong."""
+    async with SerialExecutor() as executor:
+        before = executor.submit_nowait(print)
+        await before
+        monkeypatch.setattr("fifo_background._core.scheduler.time", lambda: time.time() + 3600)
+        assert len(await executor.jobs()) == 1  # who looks finds it out, as does an end a second later
+        after = executor.submit_nowait(print)
+        await after
+        pairs: list[Any] = [(before, after), reversed(await executor.jobs())]
+        for earlier, later in pairs:
+            assert 3600 <= (later.added_at - earlier.added_at).total_seconds() < 7200
+            assert later.ended_at >= later.started_at >= later.added_at
+
+
+async def test_counts_hear_of_threads(events: list[Any]) -> None:
+    """What a thread has added or cancelled is counted at once, before the loop has had its turn."""
+    async with SerialExecutor() as executor:
+        executor.lane("a").pause()
+        job = executor.lane("a").submit_nowait(print)
+        await wait_all_tasks_blocked()
+
+        def adds_and_cancels() -> None:
+            executor.lane("a").submit_nowait(print)
+            job.cancel()
+            events.append(executor.counts()["waiting"])
+
+        thread = threading.Thread(target=adds_and_cancels)
+        thread.start()
+        thread.join()
+        counts = executor.counts()
+        assert [counts[name] for name in ("waiting", "cancelled", "added")] == [1, 1, 2]
+        assert events == [1]
+        executor.lane("a").clear()
 
 
 async def test_history_keeps_no_arguments() -> None:
@@ -409,7 +470,8 @@ async def test_results_are_bounded() -> None:
         large = executor.submit_nowait(gives, "x" * 1100)
         jobs = [executor.submit_nowait(gives, "x" * 900) for _ in range(30)]
         await executor.join()
-        assert large.to_dict(results=True)["result_omitted"] == "it is too large"
+        omitted = large.to_dict(results=True)["result_omitted"]
+        assert omitted == f"it is too large: 1,100 characters, which begin with '{'x' * 100}'"
         kept = [job.to_dict(results=True)["result"] is not None for job in jobs]
         assert kept == [False] * 20 + [True] * 10
         assert jobs[0].to_dict(results=True)["result_omitted"] == "newer results took its place"
@@ -437,6 +499,10 @@ class Raises(Enum):
         raise ZeroDivisionError
 
 
+class Large(Enum):
+    ONE = ("x" * 2000,)
+
+
 class OddInt(int):
     __int__ = bit_length = lambda self: 10**5000
 
@@ -461,13 +527,14 @@ class OddText(str):
         (Decimal("1.10"), "1.10"),
         (date(2026, 11, 26), "2026-11-26"),
         (Odd(a=1), {"a": 1}),
+        ({"x" * 400 + "1": 1, "x" * 400 + "2": 2}, {"x" * 400 + "1": 1, "x" * 400 + "2": 2}),
         ([OddInt(7), OddFloat(0.5), OddText("text")], [7, 0.5, "text"]),
     ],
     ids=str,
 )
 def test_plain_values(value: object, plain: object) -> None:
     """A value in terms of JSON; others become text where that says all."""
-    copy, _, omitted = as_plain(value, 1000)
+    copy, _, omitted = as_plain(value, 2000)
     assert (copy, omitted) == (plain, None)
     json.dumps(copy, allow_nan=False)
 
@@ -476,9 +543,12 @@ def test_plain_values(value: object, plain: object) -> None:
     ("value", "why"),
     [
         (float("inf"), "nan"),
-        (1 << 5000, "too large"),
-        ("x" * 2000, "too large"),
-        ([None] * 2000, "too large"),
+        (1 << 5000, "a number that is too large"),
+        (OddText("ab" * 900), "it is too large: 1,800 characters, which begin with 'abab"),
+        ([None] * 2000, "it is too large: a list of 2,000"),
+        (dict.fromkeys(range(2000)), "it is too large: a dict of 2,000"),
+        (Large.ONE, "it is too large"),
+        ({1: "int", "1": "str"}, "two of its keys are the same text"),
         ({(1, 2): 3}, "key of type tuple"),
         (Raises.ONE, "raised ZeroDivisionError"),
         (b"bytes", "bytes is not JSON"),
@@ -491,6 +561,15 @@ def test_values_that_are_not_kept(value: object, why: str) -> None:
     assert (copy, size) == (None, 0)
     assert omitted is not None
     assert why in omitted
+
+
+def test_the_work_of_a_copy_is_bounded() -> None:
+    """However much may be kept, a copy has so many bytes and values at most."""
+    for value in ("x" * 1_000_001, [[n] for n in range(3000)], {"rows": [{"n": n} for n in range(3000)]}):
+        omitted = as_plain(value, 10**9)[2]
+        assert omitted is not None
+        assert omitted.startswith("it is too large: ")
+    assert as_plain(["x" * 900_000, [None] * 700], 10**9)[2] is None
 
 
 def test_deep_values() -> None:
@@ -636,7 +715,10 @@ async def test_odd_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         jobs = await executor.jobs(search="a")
         assert len(await executor.jobs()) == 6
         assert [job.lane_name.name for job in jobs if type(job.lane) is tuple] == ["(1, 'a')"]
-        assert (await executor.lanes()).total >= 4
+        lanes = await executor.lanes()
+        assert len({lane.lane_name.id for lane in lanes.items}) == lanes.total == 7
+        assert sorted((lane.state, lane.ended) for lane in lanes.items) == [("idle", 1)] * 6 + [("paused", 0)]
+        assert [name for name in executor._runner.scheduler.names._lanes if type(name) is Itself]
         paused = executor.lane("paused")
         paused.pause()
         lanes = await executor.lanes()
@@ -647,13 +729,31 @@ async def test_odd_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Refuses, "compares", True)
 
 
-async def test_lane_ids_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of lanes that were listed long ago the id is forgotten."""
+async def test_lane_ids_hold(monkeypatch: pytest.MonkeyPatch, events: list[Any]) -> None:
+    """A lane keeps its id while something is in it, or in its history, however many others are looked at."""
     monkeypatch.setattr("fifo_background._core.names._MOST_LANES", 2)
-    async with SerialExecutor() as executor:
-        ids = [executor.lane(n).picture.lane_name.id for n in range(3)]
-        assert executor.find_lane(ids[0]) is None
-        assert executor.find_lane(ids[2]) is not None
+    work = Work(events)
+    async with SerialExecutor(history=4) as executor:
+        paused = executor.lane("paused")
+        paused.pause()
+        paused.submit_nowait(work.quick, 0)
+        jobs = [executor.lane(("ended", n)).submit_nowait(work.quick, n) for n in range(4)]
+        await jobs[-1]
+        looked_at = {lane.lane_name: (lane.key, lane.ended) for lane in (await executor.lanes()).items}
+        gone = [executor.lane(n).picture.lane_name.id for n in range(20)]
+        again = {lane.lane_name: (lane.key, lane.ended) for lane in (await executor.lanes()).items}
+        assert looked_at == again
+        assert sorted(ended for _, ended in again.values()) == [0, 1, 1, 1, 1]
+        assert {job.to_dict()["lane"]["id"] for job in jobs} < {name.id for name in again}
+        assert [found.key for name in again if (found := executor.find_lane(name.id))] == [
+            key for key, _ in again.values()
+        ]
+        assert executor.find_lane(gone[0]) is None  # nothing was ever in it
+        assert executor.find_lane(gone[-1]) is not None
+        paused.clear()
+    async with SerialExecutor(history=0) as executor:
+        ids = [executor.lane(n).picture.lane_name.id for n in (*range(3), None)]
+        assert [executor.find_lane(id) is None for id in ids] == [True, True, False, False]
 
 
 async def test_changes(events: list[Any]) -> None:

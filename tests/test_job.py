@@ -303,7 +303,9 @@ async def test_cancel_of_a_running_job(events: list[Any], log: Log) -> None:
             work.thread_gate(0).set()
             assert await in_thread == 0
         del events[:]
-    assert log == ["WARNING test_cancel_of_a_running_job.<locals>.stays was cancelled"]
+    assert log == [
+        "WARNING test_cancel_of_a_running_job.<locals>.stays 1-… in the default lane was cancelled"
+    ]
 
 
 # -- callbacks -------------------------------------------------------------------------------------------
@@ -670,7 +672,8 @@ async def test_option_wait(events: list[Any], log: Log) -> None:
     assert [job.state for job in jobs] == [JobState.SUCCEEDED, JobState.FAILED, JobState.SKIPPED]
     assert log == [
         "ERROR test_option_wait.<locals>.detached failed (GET /path)",
-        "WARNING test_option_wait.<locals>.detached failed (GET /path); skipped after it: 1 task: Work.quick",
+        "WARNING test_option_wait.<locals>.detached failed (GET /path); "
+        "skipped after it: 1 task: Work.quick 3-… in the default lane",
     ]
 
 

@@ -14,10 +14,10 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fifo_background import BackgroundTasks, Job, SerialExecutor, _log
+from fifo_background import BackgroundTasks, Job, SerialExecutor, _log, executor_of
 from fifo_background._core.job import name_of, safe_repr
 from fifo_background._settings import PLAIN
-from tests.support.apps import Work, check_idle, make_app
+from tests.support.apps import Work, check_idle, make_app, until
 from tests.support.asgi import get
 from tests.support.log import Log
 
@@ -149,6 +149,48 @@ async def test_what_a_request_lost(shows: bool, log: Log) -> None:
     assert log == [
         f"WARNING GET /handler ended without running 1 task: store{given[0]} 1-… in the default lane; "
         f"1 task: store{given[1]} 2-… in lane 'a': it raised ValueError()"
+    ]
+
+
+@pytest.mark.parametrize("shows", [False, True])
+async def test_what_was_cancelled_or_skipped(shows: bool, log: Log) -> None:
+    """A task that was cancelled, skipped or cleared is named like one that was dropped."""
+    running = anyio.Event()
+
+    async def runs(number: int) -> None:
+        running.set()
+        await anyio.sleep_forever()
+
+    async def fail() -> None:
+        raise ValueError
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        lane = tasks.lane("a", after_failure="stop")
+        lane.add_task(fail)
+        for number in range(101):
+            lane.add_task(store, number)
+        return Response(background=tasks)
+
+    app = make_app(handler, wait=False, log_arguments=shows)
+    await get(app, "/handler")
+    executor = executor_of(app)
+    await until(lambda: executor.counts()["skipped"] == 101)
+    job = executor.submit_nowait(runs, 7)
+    await running.wait()
+    job.cancel()
+    await job.wait()
+    executor.lane("a").submit_nowait(store, 8)
+    executor.lane("a").clear()
+    name = "test_what_was_cancelled_or_skipped.<locals>.fail"
+    given = [f"({n})" if shows else "" for n in (*range(101), 7, 8)]
+    skipped = ", ".join(f"store{given[n]} {n + 2}-…" for n in range(100))
+    assert [line.replace(name, "fail") for line in log[1:]] == [
+        f"WARNING fail failed (GET /handler); skipped after it: 100 tasks: {skipped} in lane 'a'; "
+        "lane 'a' has stopped",
+        f"WARNING fail failed (GET /handler); skipped after it: 1 task: store{given[100]} 102-… in lane 'a'",
+        f"WARNING {name.replace('fail', 'runs')}{given[101]} 103-… in the default lane was cancelled",
+        f"WARNING lane 'a' was cleared: cancelled 1 task: store{given[102]} 104-…",
     ]
 
 

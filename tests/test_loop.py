@@ -435,7 +435,7 @@ def test_task_that_is_started_as_the_run_of_trio_ends(kind: str, events: list[An
     assert (events, scheduler.unfinished, executor._runner.tasks_alive) == ([], 0, 0)
     if kind == "async":
         assert jobs[0].state is JobState.CANCELLED
-        assert log == ["WARNING Work.quick was cancelled"]
+        assert log == ["WARNING Work.quick 2-… in the default lane was cancelled"]
     else:
         assert jobs[0].state is JobState.DROPPED
         assert log == ["WARNING the event loop ended: dropped 1 task: Work.sync 2-… in the default lane"]

@@ -91,7 +91,7 @@ async def test_nested_failure(events: list[Any], log: Log) -> None:
     assert [job.state for job in jobs] == [JobState.FAILED] + [JobState.SKIPPED] * 3
     assert log == [
         "WARNING OrderedBackgroundTasks.__call__ failed (GET /handler); "
-        "skipped after it: 3 tasks: list.append x3"
+        "skipped after it: 3 tasks: list.append 3-…, list.append 2-…, list.append in the default lane"
     ]
     check_idle(executor_of(app))
 
@@ -492,7 +492,9 @@ async def test_nested_that_its_entry_leaves_out(events: list[Any], log: Log) -> 
     assert events == ["lazy"]
     assert jobs[0].state is JobState.DROPPED
     assert len(log) == 1
-    assert log[0].endswith("Lazy.__call__ ended without running 1 task: list.append (GET /)")
+    assert log[0].endswith(
+        "Lazy.__call__ 4-… in the default lane (GET /) ended without running 1 task: list.append"
+    )
 
 
 @pytest.mark.parametrize("wait", [True, False])

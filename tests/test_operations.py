@@ -161,7 +161,7 @@ async def test_stop(sync: bool, rest_after_failure: str, events: list[Any], log:
         await executor.join()
     skipped = rest_after_failure == "skip"
     assert events[3:] == ([1, 3, 4, 5, 6] if skipped else [1, 2, 3, 4, 5, 6])
-    after = "; skipped after it: 1 task: Work.quick" if skipped else ""
+    after = "; skipped after it: 1 task: Work.quick 3-… in the default lane" if skipped else ""
     assert log == [f"WARNING {name} failed (GET /handler){after}; the default lane has stopped"]
 
 
@@ -224,7 +224,7 @@ async def test_stopped_head(events: list[Any], log: Log) -> None:
         with pytest.raises(RuntimeError, match="the default lane has not stopped"):
             executor.lane(None).retry_head()
     assert events == [1, 1, 2]
-    assert log[-1] == "WARNING lane 'a' was cleared: cancelled 1 task: Flaky.run"
+    assert log[-1] == "WARNING lane 'a' was cleared: cancelled 1 task: Flaky.run 3-…"
 
 
 async def test_retry_keeps_the_order(events: list[Any], log: Log) -> None:
@@ -289,7 +289,10 @@ async def test_clear(events: list[Any], log: Log) -> None:
         JobState.CANCELLED,
     ]
     assert events == [2]
-    assert log == ["WARNING lane 'a' was cleared: cancelled 2 tasks: Work.quick x2"]
+    assert log == [
+        "WARNING lane 'a' was cleared: "
+        "cancelled 1 task: Work.quick 1-… (GET /handler); 1 task: Work.quick 3-…"
+    ]
     assert executor_of(app)._runner.scheduler.lanes.by_key == {}
 
 
@@ -371,7 +374,9 @@ async def test_cancel_running(events: list[Any], log: Log) -> None:
             work.gate(n).set()
     assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.SUCCEEDED]
     assert exchange.error is None
-    assert log == ["WARNING test_cancel_running.<locals>.slow was cancelled (GET /handler)"]
+    assert log == [
+        "WARNING test_cancel_running.<locals>.slow 1-… in the default lane (GET /handler) was cancelled"
+    ]
 
 
 async def test_cancel_that_is_swallowed(events: list[Any]) -> None:

@@ -528,7 +528,7 @@ async def test_cancelled_before_its_lane_is_another(events: list[Any]) -> None:
     position = Position(old, None)
     job: Job[Any] = Job(BackgroundTask(print), None, Options(max_waiting=1), scheduler.waiting)
     job._position = position
-    scheduler.accept(job, old)
+    scheduler.accept(job, old, scheduler.clock())
     position.submit(job, 0.0)
     del scheduler.lanes.by_key["k"]  # retired, as it was idle until now
     new = scheduler.lanes.of("k")

@@ -18,6 +18,21 @@ pytestmark = pytest.mark.one_loop
 PATHS = [
     (one.method, one.path.replace("{id}", "x").replace("{lane_id}", "x")) for one in ENDPOINTS if one.path
 ]
+# of nginx, Apache, Cloudflare, Akamai, Fastly, Fly, Azure, App Engine, Envoy, WebLogic
+OF_PROXIES = (
+    *(
+        "x-real-ip",
+        "via",
+        "cf-connecting-ip",
+        "cf-ray",
+        "true-client-ip",
+        "fastly-client-ip",
+        "fly-client-ip",
+    ),
+    *("x-azure-clientip", "x-azure-socketip", "x-appengine-user-ip", "x-envoy-external-address", "cdn-loop"),
+    *("wl-proxy-client-ip", "client-ip", "x-cluster-client-ip", "x-proxyuser-ip", "cf-connecting-ipv6"),
+    *("x-original-forwarded-for", "x-remote-ip", "x-forwarded"),
+)
 UNTRUSTED: list[dict[str, Any]] = [
     {"client": "10.0.0.1"},
     {"client": "testclient"},
@@ -31,6 +46,7 @@ UNTRUSTED: list[dict[str, Any]] = [
     {"headers": {"forwarded": "for=10.0.0.1"}},
     {"headers": {"x-forwarded-for": "127.0.0.1"}},
     {"headers": {"x-forwarded-host": "localhost"}},
+    *({"headers": {name: "127.0.0.1"}} for name in OF_PROXIES),
 ]
 TRUSTED: list[dict[str, Any]] = [
     {},
@@ -41,6 +57,7 @@ TRUSTED: list[dict[str, Any]] = [
     {"headers": {"host": "127.0.0.1:80"}},
     {"headers": {"host": "[::1]"}},
     {"headers": {"host": "[::1]:8000"}},
+    {"headers": {"x-request-id": "1", "viable": "1", "x-ip": "1", "x-client-id": "1"}},
 ]
 
 

@@ -295,6 +295,32 @@ async def test_summary(site: Site, work: Work) -> None:
     assert figures["operate"] is True
 
 
+async def test_a_list_of_large_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a long answer is written as JSON, the event loop gets its turn."""
+    monkeypatch.setattr("fifo_background.status.responses.STEP", 1000)
+    site = Site(middleware={"results": True}, show_results=True)
+    turns = 0
+
+    async def large() -> str:
+        return "x" * 1000
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    for _ in range(19):
+        await site.executor.submit_nowait(large)
+    async with anyio.create_task_group() as group:
+        group.start_soon(count)
+        found = (await site.get("/jobs?limit=18")).json()
+        group.cancel_scope.cancel()
+    assert [job["result"] for job in found["items"]] == ["x" * 1000] * 18
+    assert found["next"]
+    assert turns > 15
+
+
 @pytest.mark.parametrize("face", FACES)
 async def test_summary_of_a_reader(face: str) -> None:
     """A client that may only read is told so."""

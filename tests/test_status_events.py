@@ -240,8 +240,10 @@ async def test_builder_leaves(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(looks) == 2
 
 
-async def test_heartbeat(site: Site) -> None:
+@pytest.mark.parametrize("face", FACES)
+async def test_heartbeat(face: str) -> None:
     """Every client of a silent executor gets a comment every 5 seconds."""
+    site = Site(face, stream_seconds=15)
     async with anyio.create_task_group() as group:
         streams = [Stream(site, group) for _ in range(3)]
         await anyio.sleep(11)

@@ -56,7 +56,9 @@ async def test_of_a_request(events: list[Any], log: Log) -> None:
     exchange = await get(make_app(handler), "/handler")
     assert isinstance(exchange.error, TimeoutError)
     assert [job.state for job in jobs] == [JobState.FAILED, JobState.SKIPPED]
-    assert log == ["WARNING sleep failed (GET /handler); skipped after it: 1 task: list.append"]
+    assert log == [
+        "WARNING sleep failed (GET /handler); skipped after it: 1 task: list.append 2-… in the default lane"
+    ]
 
 
 async def test_sync_task(events: list[Any], log: Log) -> None:
@@ -165,7 +167,8 @@ async def test_with_a_call_of_its_own(
         work.thread_gate(0).set()
         assert await job == 0
         assert job.state is JobState.SUCCEEDED
-    assert log[0] == "WARNING print failed (GET /handler); skipped after it: 1 task: list.append"
+    skipped = "1 task: list.append 1-… in the default lane"
+    assert log[0] == f"WARNING print failed (GET /handler); skipped after it: {skipped}"
     assert [line.split(" s, ")[-1] for line in log[1:]] == [
         "longer than its timeout of 0.01 s. "
         "It runs in a thread, and cannot be stopped: 0 tasks wait behind it"

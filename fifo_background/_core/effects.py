@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from starlette.background import BackgroundTask
+
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.position import Position
@@ -31,6 +33,7 @@ class Failed(NamedTuple):
     job: Job[Any]
     position: Position
     skipped: list[Job[Any]]
+    tasks: dict[Job[Any], BackgroundTask | None]  # of those that it may have skipped
     stopped: bool
     handed_over: bool
 

@@ -14,10 +14,15 @@ from typing import Any, NamedTuple, cast
 from fifo_background._core.job import Job, Progress
 from fifo_background._core.plain import LONGEST_TEXT, as_plain, text_of, type_name
 from fifo_background._core.position import Position
-from fifo_background._core.state import FAILED, JobState
+from fifo_background._core.state import FAILED, SUCCEEDED, JobState
 from fifo_background._settings import Settings
 
-__all__ = ("NOTHING_MORE", "History", "More", "Record", "Timing")
+__all__ = ("NOTHING_MORE", "History", "More", "Record", "Timing", "error_of")
+
+
+def error_of(error: BaseException) -> tuple[str, str]:
+    """Its type and what it says. Outside of moves: its own code may run."""
+    return type_name(error), text_of(error)
 
 
 class Timing(NamedTuple):
@@ -49,27 +54,26 @@ class More:
 NOTHING_MORE = More()
 
 
-class Record:
+_new = tuple.__new__
+
+
+class Record(NamedTuple):
     """One job that has ended. Times are the loop's, in seconds."""
 
-    __slots__ = ("added", "ended", "key", "more", "name", "number", "place", "request", "started", "state")
-
-    def __init__(self, job: Job[Any], position: Position, state: JobState, ended: float, place: int) -> None:
-        self.place: int = place  # in the order of ends, from 1
-        self.number: int = job._number
-        self.name: str = job._name
-        self.key: Hashable = position.lane.key
-        self.state: JobState = state
-        self.added: float = job._added
-        self.started: float | None = job._started
-        self.ended: float = ended
-        label = None if position.owner is None else position.owner.label
-        self.request: str | None = None if label is None else label[:LONGEST_TEXT]
-        self.more: More | None = None
-        special = job._special
-        if special is not None and (special.progress is not None or special.retry_of is not None):
-            self.more = More()
-            self.more.progress, self.more.retry_of = special.progress, special.retry_of
+    place: int
+    """In the order of ends, from 1."""
+    number: int
+    name: str
+    key: Hashable
+    """Of its lane, as `key_of` returned it."""
+    state: JobState
+    added: float
+    started: float | None
+    ended: float
+    behind: float
+    """So many seconds the loop's clock was behind Unix time."""
+    request: str | None
+    more: More | None
 
 
 class History:
@@ -86,17 +90,42 @@ class History:
         self._with_results: deque[More] = deque()  # in the order of their ends
         self._bytes = 0  # of all results
 
-    def add(self, job: Job[Any], position: Position, state: JobState, ended: float) -> None:
+    def add(self, job: Job[Any], position: Position, state: JobState, ended: float, behind: float) -> None:
         """In a move: a job has ended."""
-        record = job._record = Record(job, position, state, ended, self.ended + 1)
+        special, more = job._special, None
+        if special is not None and (special.progress is not None or special.retry_of is not None):
+            more = More()
+            more.progress, more.retry_of = special.progress, special.retry_of
         if state is FAILED:
-            record.more = record.more or More()
-            record.more.error = type_name(job._outcome.error), ""
+            more = more or More()
+            more.error = type_name(job._outcome.error), ""
+        elif self.keeps_results and state is SUCCEEDED:
+            more = more or More()
+        label = None
+        if position.owner is not None and (label := position.owner.label) is not None:
+            label = label[:LONGEST_TEXT]
+        self.ended = place = self.ended + 1
+        # not by Record's own `__new__`, which would take twice as long
+        record = job._record = _new(
+            Record,
+            (
+                place,
+                job._number,
+                job._name,
+                position.lane.key,
+                state,
+                job._added,
+                job._started,
+                ended,
+                behind,
+                label,
+                more,
+            ),
+        )
         records = self.records
         records.append(record)
-        self.ended += 1
         if len(records) > self._most:
-            self._gone.append(self._forget_first())
+            self._gone.append(self._forget_first() if self._with_results else records.popleft())
 
     def _forget_first(self) -> Record:
         record = self.records.popleft()
@@ -111,13 +140,13 @@ class History:
 
     def keep_message(self, record: Record, error: BaseException) -> None:
         """After the move: what the error says."""
-        cast(More, record.more).error = type_name(error), text_of(error)
+        cast(More, record.more).error = error_of(error)
 
     def keep_result(self, record: Record, result: object) -> None:
         """After the move: a copy of the result, if there is space for it."""
         if record.place <= self.ended - len(self.records):  # it is forgotten already
             return
-        more = record.more = record.more or More()
+        more = cast(More, record.more)
         more.result, more.size, more.omitted = as_plain(result, self._most_bytes // 10)
         if more.omitted is None:
             self._with_results.append(more)

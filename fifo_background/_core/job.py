@@ -174,6 +174,7 @@ class Job(Generic[T]):
         "_counted_in",
         "_direct",
         "_ended",
+        "_key",
         "_name",
         "_next",
         "_number",
@@ -191,6 +192,9 @@ class Job(Generic[T]):
         "_task",
         "_waiters",
     )
+
+    _added: float  # set when it is accepted
+    _key: Hashable  # of its lane: set when it has ended and there is no history
 
     def __init__(
         self, task: BackgroundTask, runner: JobRunner | None, options: Options, claims: set[Job[Any]]
@@ -216,7 +220,6 @@ class Job(Generic[T]):
         self._counted_in: Lane | None = None  # see `Capacity`
         # in the order of adding; 0 until it is accepted. Times are the loop's, in seconds
         self._number: int = 0
-        self._added: float = 0.0
         self._started: float | None = None
         self._ended: float | None = None  # in a thread; else see `Record`
         self._record: Record | None = None  # of the history, once it has ended

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator
-from typing import Any, Protocol
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from fifo_background._core.chain import Chain
 from fifo_background._core.job import Job
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 
-__all__ = ("Cancellable", "Lane", "LaneKey", "Trip", "Wanted", "key_of", "plain_key")
+__all__ = ("Cancellable", "Lane", "LaneKey", "Trip", "Wanted", "key_of", "look_up", "plain_key")
+
+T = TypeVar("T")
 
 # Types whose values hash and compare without running anybody's code, and always the same.
 _PLAIN = frozenset({str, int, bytes, bool, float, type(None), UUID})
@@ -45,6 +47,30 @@ def key_of(key: Hashable) -> Hashable:
 def plain_key(key: Hashable) -> Hashable:
     """The key as the user gave it."""
     return key.key if type(key) is LaneKey else key
+
+
+class Itself:
+    """A key whose `__eq__` raises: equal to nothing but itself."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: Hashable) -> None:
+        self.key: Hashable = key
+
+    def __hash__(self) -> int:
+        return id(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Itself and other.key is self.key
+
+
+def look_up(known: Mapping[Hashable, T], key: Hashable) -> tuple[Hashable, T | None]:
+    """Under which a lane's key is, or would be, in `known`, and what is there. It raises nothing."""
+    try:
+        return key, known.get(key)
+    except Exception:
+        itself = Itself(plain_key(key))
+        return itself, known.get(itself)
 
 
 class Cancellable(Protocol):

@@ -7,33 +7,43 @@ and nobody can guess it. A lane's id is opaque, as keys may be tuples, or 1 besi
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
 from collections.abc import Hashable
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from fifo_background._core.job import Job
-from fifo_background._core.lane import plain_key
+from fifo_background._core.lane import look_up, plain_key
 from fifo_background._core.plain import text_of
 
-__all__ = ("Names",)
+if TYPE_CHECKING:
+    from fifo_background._core.scheduler import Scheduler
 
-# Lanes whose ids are known. Only those that somebody has listed have one.
+__all__ = ("Names", "text_of_key")
+
+# Only lanes that somebody has looked at have an id. From so many on, those that are gone are forgotten.
 _MOST_LANES = 10_000
+
+
+def text_of_key(key: Hashable) -> str:
+    """How a lane is named. Outside of moves: the key's own code may run."""
+    plain = plain_key(key)
+    return "default" if plain is None else text_of(plain)
 
 
 class Names:
     """The ids of one executor."""
 
-    def __init__(self) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
         self._secret = secrets.token_bytes(16)
         self.epoch: str = secrets.token_hex(4)  # tells this executor's events from others'
         # jobs whose id somebody has; the scheduler keeps those that wait or run
         self._jobs: WeakValueDictionary[int, Job[Any]] = WeakValueDictionary()
-        self._lanes: OrderedDict[Hashable, tuple[str, str]] = OrderedDict()
+        self._lanes: dict[Hashable, tuple[str, str]] = {}
         self._keys: dict[str, Hashable] = {}
+        self._most_lanes = _MOST_LANES
 
     def id_of(self, number: int) -> str:
         code = blake2b(str(number).encode(), key=self._secret, digest_size=12).hexdigest()
@@ -58,21 +68,25 @@ class Names:
 
     def of_lane(self, key: Hashable) -> tuple[str, str]:
         """The id and the name of a lane. Outside of moves: the key's own code may run."""
-        try:
-            known = self._lanes.get(key)
-            if known is None:
-                plain = plain_key(key)
-                known = secrets.token_urlsafe(9), "default" if plain is None else text_of(plain)
-                self._lanes[key] = known
-                self._keys[known[0]] = key
-                if len(self._lanes) > _MOST_LANES:
-                    _, (old, _) = self._lanes.popitem(last=False)
-                    del self._keys[old]
-            else:
-                self._lanes.move_to_end(key)
-        except Exception:  # the `__eq__` of a key
-            return "", f"<{type(plain_key(key)).__name__}>"
+        where, known = look_up(self._lanes, key)
+        if known is None:
+            if len(self._lanes) >= self._most_lanes:
+                self._forget_lanes()
+            known = self._lanes[where] = secrets.token_urlsafe(9), text_of_key(key)
+            self._keys[known[0]] = key
         return known
+
+    def _forget_lanes(self) -> None:
+        """Forget the lanes in which nothing is, and of which the history has nothing."""
+        history, lanes = self._scheduler.history, self._scheduler.lanes.by_key
+        past: dict[Hashable, bool] = {None: True}  # the default lane stays
+        for record in () if history is None else history.records:
+            past[look_up(past, record.key)[0]] = True
+        for where, (id, _) in list(self._lanes.items()):
+            key = self._keys[id]
+            if not (look_up(past, key)[1] or look_up(lanes, key)[1]):
+                del self._lanes[where], self._keys[id]
+        self._most_lanes = max(_MOST_LANES, 2 * len(self._lanes))
 
     def key(self, id: str) -> Hashable:
         """The key of a lane that was listed under that id. Raises KeyError."""

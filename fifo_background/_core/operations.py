@@ -75,7 +75,7 @@ def retry_head(scheduler: Scheduler, lane: Lane) -> Job[Any] | None:
     special.retry_of = failed._number
     if failed._special is not None:
         special.around, special.function = failed._special.around, failed._special.function
-    scheduler.accept(job, lane, refuse=False)
+    scheduler.accept(job, lane, scheduler.clock(), refuse=False)
     lane.put_first(position)
     scheduler.ready(job)
     return job

@@ -7,13 +7,13 @@ from datetime import datetime, timezone
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
-from fifo_background._core.history import NOTHING_MORE, Record
+from fifo_background._core.history import NOTHING_MORE, Record, error_of
 from fifo_background._core.job import Job, Progress
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
 from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.plain import LONGEST_TEXT
 from fifo_background._core.position import IN_QUEUE, Owner, Position
-from fifo_background._core.state import JobState
+from fifo_background._core.state import FAILED, JobState
 
 if TYPE_CHECKING:
     from fifo_background._core.scheduler import Scheduler
@@ -22,10 +22,6 @@ __all__ = ("of_job", "of_record", "waiting_in")
 
 # How far into a queue is looked to count the jobs ahead of one.
 MOST_AHEAD = 1000
-
-
-def _moment(scheduler: Scheduler, at: float) -> datetime:
-    return datetime.fromtimestamp(scheduler.wall + at, timezone.utc)
 
 
 def of_record(scheduler: Scheduler, record: Record) -> JobRecord:
@@ -37,6 +33,7 @@ def of_record(scheduler: Scheduler, record: Record) -> JobRecord:
         name=record.name,
         key=record.key,
         state=record.state,
+        behind=record.behind,
         times=(record.added, record.started, record.ended),
         progress=more.progress,
         request=record.request,
@@ -54,20 +51,24 @@ def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
         return of_record(scheduler, job._record)
     scheduler.names.of_job(job)
     special, owner = job._special, None if position is None else position.owner
-    ended = scheduler.clock() if job._ended is None and job.done() else job._ended
+    ended = job._ended
+    if ended is None and position is not None and job.done():  # just now: the loop has not heard of it
+        ended = scheduler.clock()
     ahead = None if job._own_state is not None or position is None else ahead_of(job, position)
     return _picture(
         scheduler,
         number=job._number,
         name=job.name,
-        key=None if position is None else position.lane.key,
+        key=getattr(job, "_key", None) if position is None else position.lane.key,
         state=job.state,
+        behind=scheduler.behind,
         times=(job._added, job._started, ended),
         progress=None if special is None else special.progress,
         request=None if owner is None else owner.label,
         retry_of=None if special is None else special.retry_of,
         ahead=ahead,
         blocked_by=None if position is None else blocker_of(scheduler, job, position),
+        error=None if job._own_state is not FAILED else error_of(job._outcome.error),
     )
 
 
@@ -78,6 +79,7 @@ def _picture(
     name: str,
     key: Hashable,
     state: JobState,
+    behind: float,
     times: tuple[float, float | None, float | None],
     progress: Progress | None,
     request: str | None,
@@ -90,6 +92,7 @@ def _picture(
 ) -> JobRecord:
     added, started, ended = times
     until = scheduler.clock() if ended is None else ended
+    ran = None if started is None or (ended is None and state.ended) else until - started
     names = scheduler.names
     return JobRecord(
         id=names.id_of(number),
@@ -98,11 +101,11 @@ def _picture(
         lane=plain_key(key),
         lane_name=LaneName(*names.of_lane(key)),
         state=state,
-        added_at=_moment(scheduler, added),
-        started_at=None if started is None else _moment(scheduler, started),
-        ended_at=None if ended is None else _moment(scheduler, ended),
-        waited=(until if started is None else started) - added,
-        ran=None if started is None else until - started,
+        added_at=datetime.fromtimestamp(behind + added, timezone.utc),
+        started_at=None if started is None else datetime.fromtimestamp(behind + started, timezone.utc),
+        ended_at=None if ended is None else datetime.fromtimestamp(behind + ended, timezone.utc),
+        waited=None if started is None and ended is None and state.ended else (started or until) - added,
+        ran=ran,
         ahead=None if ahead is None else min(ahead, MOST_AHEAD),
         ahead_more=ahead is not None and ahead > MOST_AHEAD,
         blocked_by=blocked_by,

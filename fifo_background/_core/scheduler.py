@@ -16,8 +16,10 @@ while it is ready, until it is started or the loop has heard of its end; `lane.q
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable
+from time import time
 from typing import Any, TypeVar
 
 from fifo_background._core.capacity import Capacity
@@ -53,8 +55,10 @@ class Scheduler:
 
     def __init__(self, settings: Settings) -> None:
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
-        self.wall: float = 0.0  # what `clock` reads is so many seconds behind Unix time
-        self.names: Names = Names()
+        # `clock` is so many seconds behind Unix time, which may be set, or the machine may sleep
+        self.behind: float = 0.0
+        self._compare_at: float = -math.inf
+        self.names: Names = Names(self)
         self.status: Status = OPEN
         # for any thread: see above
         self.inbox: deque[Position | Job[Any] | Callback | Lane] = deque()
@@ -86,7 +90,7 @@ class Scheduler:
     def is_open(self) -> bool:
         return self.status is OPEN
 
-    def accept(self, job: Job[Any], lane: Lane, *, refuse: bool = True) -> None:
+    def accept(self, job: Job[Any], lane: Lane, now: float, refuse: bool = True) -> None:
         """Count a job in: it waits from here on. Raises `ExecutorClosed` and `QueueFull`."""
         try:
             if self.status is not OPEN:
@@ -100,8 +104,15 @@ class Scheduler:
             self.inbox.append(lane)  # it may have been made for nothing
             raise
         job._number = self.next_number()
-        job._added = self.clock()
+        job._added = now
         self.waiting.add(job)
+
+    def compare_clocks(self, now: float) -> None:
+        """Look at Unix time. What is about right is kept, so that times are in order."""
+        self._compare_at = now + 1
+        behind = time() - now
+        if not -1 < behind - self.behind < 1:
+            self.behind = behind
 
     def failure(self, error: BaseException) -> Failure:
         """What a job fails with; numbered in the order of time."""
@@ -408,7 +419,11 @@ class Scheduler:
             if job._waiters is not None or job._special is not None or position.added:
                 self._over(job)
             else:
-                self._count_end(job, position, state)
+                self.outcomes[state] += 1
+                if self.history is None:
+                    job._key = position.lane.key
+                else:
+                    self._record(self.history, job, position, state)
                 job._position = job._counted_in = None
             if self.inbox:
                 self._drain()
@@ -447,16 +462,17 @@ class Scheduler:
     def _failed(self, job: Job[Any]) -> None:
         """The first failure skips what stands behind it in its position, or stops the lane."""
         position: Position = job._position  # type: ignore[assignment]
-        lane, skipped = position.lane, []
+        lane, skipped, tasks = position.lane, [], {}
         if position.owner is not None and position.owner.skips_rest:
             rest = [*position, *(other for other in self.joined if other._position is position)]
+            tasks = {other: other._task for other in rest}
             skipped = [other for other in rest if self.end_waiting(other, SKIPPED)]
         stops = job._options.after_failure == "stop" and self.status is OPEN and lane.stopped is None
         if stops:
             lane.stop_at(job, position)
             for waiting in lane.waiting:
                 self._tell_stop(waiting)
-        self.effects.append(Failed(job, position, skipped, stops, job._handed_over))
+        self.effects.append(Failed(job, position, skipped, tasks, stops, job._handed_over))
 
     def _over(self, job: Job[Any]) -> None:
         """A job has ended: it leaves its position, and who waits for it is woken."""
@@ -470,7 +486,12 @@ class Scheduler:
             self.tell_end(job)
         if job._special is not None and job._special.parts:
             self._end_parts(job, position, job._special.parts)
-        self._count_end(job, position, job._own_state)
+        state: Any = job._own_state
+        self.outcomes[state] += 1
+        if self.history is None:
+            job._key = lane.key
+        else:
+            self._record(self.history, job, position, state)
         job._position = job._counted_in = None  # a job that is kept keeps no other alive
         if position.first is None and position is not lane.first and not position.held:
             if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory
@@ -483,12 +504,13 @@ class Scheduler:
         if self.joiners:
             self._wake_joiners()
 
-    def _count_end(self, job: Job[Any], position: Position, state: Any) -> None:
-        self.outcomes[state] += 1
-        if self.history is not None:
-            self.history.add(job, position, state, job._ended or self.clock())
-            if state is SUCCEEDED and self.history.keeps_results:
-                self.effects.append(Returned(job, job._outcome))
+    def _record(self, history: History, job: Job[Any], position: Position, state: JobState) -> None:
+        now = job._ended or self.clock()
+        if now > self._compare_at:
+            self.compare_clocks(now)
+        history.add(job, position, state, now, self.behind)
+        if history.keeps_results and state is SUCCEEDED:
+            self.effects.append(Returned(job, job._outcome))
 
     def tell_end(self, job: Job[Any]) -> None:
         """Whoever waits for the job's end is told. Callbacks are not kept: waits go away by themselves."""

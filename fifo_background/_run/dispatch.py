@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from fifo_background import _log
-from fifo_background._core.effects import Failed, Held, Lost, Returned
+from fifo_background._core.effects import Failed, Held, Lost, Returned, Unrun
 from fifo_background._core.history import History, Record
 from fifo_background._core.job import Callback, Job
-from fifo_background._core.lane import Lane
+from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.state import FAILED
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Dispatch:
             elif type(effect) is Lost:
                 _log.lost(effect.position, effect.jobs, self._runner.settings.hold_timeout)
             elif type(effect) is not Held:
-                _log.unrun(effect.job, effect.parts, effect.position.owner)  # type: ignore[union-attr]
+                self._say_unrun(cast(Unrun, effect))
 
     def _keep_message(self, job: Job[Any]) -> None:
         if self._scheduler.history is not None:
@@ -82,6 +82,10 @@ class Dispatch:
 
     def _keep_result(self, effect: Returned) -> None:
         cast(History, self._scheduler.history).keep_result(cast(Record, effect.job._record), effect.result)
+
+    def _say_unrun(self, effect: Unrun) -> None:
+        position = effect.position
+        _log.unrun(effect.job, effect.parts, plain_key(position.lane.key), position.owner)
 
     def _say_failed(self, effect: Failed) -> None:
         job, position = effect.job, effect.position
@@ -93,7 +97,16 @@ class Dispatch:
             effect.handed_over and not issubclass(type(job._outcome.error), unseen)
         )
         stopped = position.lane.key if effect.stopped else _log.NO_LANE
-        _log.failed(job, position.owner, position.context, effect.skipped, stopped, with_error=not reported)
+        key, shows = plain_key(position.lane.key), self._runner.settings.log_arguments
+        facts = {
+            other: _log.Fact(key, position.owner, effect.tasks.get(other) if shows else None)
+            for other in effect.skipped
+        }
+        _log.failed(
+            *(job, position.owner, position.context, effect.skipped, stopped),
+            facts=facts,
+            with_error=not reported,
+        )
 
     def look_again(self, lane: Lane, delay: float) -> None:
         """The head of the lane is held: look again when its time is over."""

@@ -12,8 +12,9 @@ import anyio.lowlevel
 from fifo_background._core.history import Record, Timing
 from fifo_background._core.job import Job
 from fifo_background._core.job_record import JobRecord
-from fifo_background._core.lane import Lane
+from fifo_background._core.lane import Lane, look_up, plain_key
 from fifo_background._core.lane_picture import LaneList, LaneRecord, age_of_head, of_lane, urgency
+from fifo_background._core.names import text_of_key
 from fifo_background._core.picture import of_job, of_record
 from fifo_background._core.state import JobState
 
@@ -37,11 +38,11 @@ class Overview:
         """Hear of what others have done."""
         scheduler = self._scheduler
         self._runner.check_in_loop()
-        if scheduler.inbox:
-            scheduler.drain()
-            self._runner.pump_soon()
+        self._runner.hear()
+        now = scheduler.clock()
+        scheduler.compare_clocks(now)
         if scheduler.history is not None:
-            scheduler.history.forget_old(scheduler.clock())
+            scheduler.history.forget_old(now)
 
     def find(self, id: str) -> Job[Any] | JobRecord | None:
         """The job with that id, or its picture, if that is what is left of it."""
@@ -57,7 +58,11 @@ class Overview:
         return None if record is None else of_record(scheduler, record)
 
     def counts(self) -> dict[str, Any]:
-        """How many jobs run, wait, and have ended in which way."""
+        """How many jobs run, wait, and have ended in which way.
+
+        A thread does not see the end of a job of which the loop has not heard yet.
+        """
+        self._runner.hear()
         scheduler = self._scheduler
         running = sum(lane.running is not None for lane in list(scheduler.occupied))
         return {
@@ -168,11 +173,11 @@ class Overview:
             return False
         if sought is None or sought in one.name.casefold():
             return True
-        names = self._scheduler.names
-        if sought in names.of_lane(its_key)[1].casefold():
+        if sought in text_of_key(its_key).casefold():
             return True
         number = one._number if isinstance(one, Job) else one.number
-        return sought == str(number) or (len(sought) > 5 and names.id_of(number).startswith(sought))
+        id_of = self._scheduler.names.id_of
+        return sought == str(number) or (len(sought) > 5 and id_of(number).startswith(sought))
 
     async def lanes(self, limit: int) -> LaneList:
         """The lanes that need a person most, and how many there are; those in the history are idle."""
@@ -181,7 +186,7 @@ class Overview:
         past = await self._records_by_lane()
         # both at one moment, so that no lane is in both
         known = [lane for lane in scheduler.lanes.all() if not lane.idle]
-        idle = [key for key, _ in past.values() if self._is_idle(key)]
+        idle = [key for key, _ in past.values() if self._is_idle(key, known)]
         oldest: tuple[float, Lane] | None = None
         worst: list[tuple[tuple[int, float, int], int, Lane]] = []
         for start in range(0, len(known), _STEP):
@@ -211,33 +216,35 @@ class Overview:
         return of_lane(scheduler, key, scheduler.lanes.find(key), records)
 
     def _picture(self, key: Hashable, lane: Lane | None, past: _Past) -> LaneRecord:
-        records = past.get(self._scheduler.names.of_lane(key)[0], (key, []))[1]
-        return of_lane(self._scheduler, key, lane, records)
+        found = look_up(past, key)[1]
+        return of_lane(self._scheduler, key, lane, [] if found is None else found[1])
 
-    def _is_idle(self, key: Hashable) -> bool:
+    def _is_idle(self, key: Hashable, known: list[Lane]) -> bool:
         try:
             lane = self._scheduler.lanes.find(key)
         except Exception:  # the `__eq__` of a key
-            return True
+            return all(plain_key(other.key) is not plain_key(key) for other in known)
         return lane is None or lane.idle
 
     async def _records_by_lane(self) -> _Past:
-        """The history's records by the id of their lane, the newest lanes first."""
+        """The history's records by the key of their lane, the newest lanes first."""
         history = self._scheduler.history
         records = [] if history is None else list(history.records)
         lanes: _Past = {}
         for place, record in enumerate(reversed(records)):
             if place and not place % _STEP:
                 await anyio.lowlevel.checkpoint()
-            name = self._scheduler.names.of_lane(record.key)[0]
-            lanes.setdefault(name, (record.key, []))[1].append(record)
+            where, found = look_up(lanes, record.key)
+            if found is None:
+                found = lanes[where] = record.key, []
+            found[1].append(record)
         for _, listed in lanes.values():
             listed.reverse()
         return lanes
 
 
-# Keys and records of lanes, by the lanes' ids.
-_Past = dict[str, tuple[Hashable, list[Record]]]
+# Keys and records of lanes, as `look_up` finds them.
+_Past = dict[Hashable, tuple[Hashable, list[Record]]]
 
 
 def _equal(one: Hashable, other: Hashable) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from functools import partial
-from time import time
 from typing import Any, ClassVar, TypeVar, cast
 
 import anyio
@@ -86,7 +85,6 @@ class Runner:
         """Belong to the running event loop. Raises RuntimeError if there is none."""
         backend = backend_of(running_loop())
         backend.loop_ends = self.closing.loop_ends
-        self.scheduler.wall = time() - backend.clock()
         self.scheduler.clock = backend.clock
         self.is_current = backend.is_current
         self.backend = backend  # last: a KeyboardInterrupt in between does no harm
@@ -131,9 +129,10 @@ class Runner:
         if self.backend.ending:
             raise RuntimeError(f"{_OTHER_LOOP}, which has ended. {_IN_EACH_LOOP}")
         self.look_at(job)
-        position.submit(job, scheduler.clock())  # before it is accepted: an executor that closes lets it run
+        now = scheduler.clock()
+        position.submit(job, now)  # before it is accepted: an executor that closes lets it run
         try:
-            scheduler.accept(job, position.lane)
+            scheduler.accept(job, position.lane, now)
             self.post(position)
         except BaseException:
             if job._claim():  # a KeyboardInterrupt: nobody waits for a job that nobody knows
@@ -189,10 +188,15 @@ class Runner:
         if self.changes.waiters:
             self.pump_soon()
 
-    def picture_of(self, job: Job[Any]) -> JobRecord:
+    def hear(self) -> None:
+        """On the loop, before somebody looks: what has just been added or cancelled counts. Else nothing."""
         if self.scheduler.inbox and self.is_current():
-            self.scheduler.drain()  # what has just been added counts
+            self.scheduler.drain()
             self.pump_soon()
+
+    def picture_of(self, job: Job[Any]) -> JobRecord:
+        self.hear()
+        self.scheduler.compare_clocks(self.scheduler.clock())
         return of_job(self.scheduler, job)
 
     async def wait_for(self, job: Job[Any], raises: bool) -> None:
@@ -292,7 +296,7 @@ class Runner:
             job = lane.job
             if job is not None and job._own_state is RUNNING:
                 task = job._task  # freed after the move  # noqa: F841
-                _log.was_cancelled(job, None if job._position is None else job._position.owner)
+                _log.was_cancelled(job, self.settings.log_arguments)
                 self.scheduler.end(lane, job, CANCELLED, None, None)
             else:
                 self.scheduler.leave(lane)
@@ -338,7 +342,7 @@ class Runner:
         scheduler = self.scheduler
         cancelled = self._is_cancellation(error)
         if cancelled and (lane.stopping or self.backend.ends_by(error)):
-            _log.was_cancelled(job, None if job._position is None else job._position.owner)
+            _log.was_cancelled(job, self.settings.log_arguments)
             return scheduler.end(lane, job, CANCELLED, None, None)
         goes_on = None if cancelled else self._may_go_on
         after = scheduler.end(lane, job, FAILED, scheduler.failure(error), goes_on)

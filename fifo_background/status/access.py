@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from ipaddress import IPv6Address, ip_address
@@ -19,6 +20,11 @@ Right = Literal["read", "operate"] | bool
 Authorize = Callable[[Request], Right | Awaitable[Right]]
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+# Headers by which proxies name themselves, their clients, or what the client has asked for.
+OF_A_PROXY = re.compile(
+    r"via|cdn-loop|(x-)?(forwarded|original)(-.*)?|(cf|x-envoy)-.*"
+    r"|(.*-)?(client|connecting|proxyuser|real|remote|socket|user)-?ip(v6)?"
+)
 OWN_SITE = frozenset({"same-origin", "none"})
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 HOW_TO_OPEN = (
@@ -63,7 +69,7 @@ def is_local(request: Request) -> bool:
 def why_not_local(request: Request) -> str | None:
     """Why the client may be elsewhere. None if it is on this machine, and no proxy says that it is one."""
     for name in request.headers:
-        if name == "forwarded" or name.startswith("x-forwarded-"):
+        if OF_A_PROXY.fullmatch(name):
             return f"the header {name} says that a proxy passed the request on"
     if request.client is None or not _is_loopback(request.client.host):
         return "the client's address is not a loopback address"

@@ -18,7 +18,7 @@ from fifo_background.status.executors import ShownExecutor, ShownJob, ShownLane,
 from fifo_background.status.page import Page
 from fifo_background.status.problems import Failed, Problem, closed, no_method, no_page, refused
 from fifo_background.status.query import Query, cursor_of, head_in_body, preferred_wait
-from fifo_background.status.responses import Json, secured
+from fifo_background.status.responses import Json, dumped, dumped_in_steps, secured
 from fifo_background.status.waiting import wait_for_end
 from fifo_background.status.watch import Watch, figures
 
@@ -100,7 +100,8 @@ async def jobs(call: Call) -> Response:
     shown, following = found[:limit], None
     if len(found) > limit:
         following = cursor_of(shown[-1].number)
-    response = Json({"items": [call.job_json(job) for job in shown], "next": following})
+    items = await dumped_in_steps(call.job_json(job) for job in shown)
+    response = Json(b'{"items":%b,"next":%b}' % (items, dumped(following)))
     if following is not None:
         others = [pair for pair in call.request.query_params.multi_items() if pair[0] != "cursor"]
         # relative to the request's own path, as that is right behind every proxy

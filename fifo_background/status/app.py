@@ -27,8 +27,9 @@ class StatusApp:
     `authorize` (a function of the request, sync or async): whether the client may look and operate: True or
     "operate", "read" (it may only look), or False. It is called in the event loop. What it raises as
     `HTTPException` is the answer. Default: only clients on this machine may, by a loopback address, the Host
-    localhost, 127.0.0.1 or [::1], and no `Forwarded` or `X-Forwarded-*` header. A proxy on this machine that
-    sends neither and changes the Host cannot be told apart: give `authorize` behind one.
+    localhost, 127.0.0.1 or [::1], and no `Forwarded`, `X-Forwarded-*`, `Via`, `X-Real-IP` or other header
+    of a proxy. A proxy on this machine that sends none and changes the Host cannot be told apart: give
+    `authorize` behind one.
 
     `show_results` (default False): whether it shows the results of jobs, which the middleware keeps only with
     `results=True`.
@@ -36,7 +37,7 @@ class StatusApp:
     `show_errors` (default None: to clients on this machine): whether it shows the messages of errors. The
     types of errors are shown always; arguments and tracebacks never.
 
-    `stream_seconds` (default 15.0): after this time an event stream ends, and its client comes back. A
+    `stream_seconds` (default 8.0): after this time an event stream ends, and its client comes back. A
     server that stops waits that long for clients that read.
 
     Raises ValueError or TypeError for an invalid setting.
@@ -48,7 +49,7 @@ class StatusApp:
         authorize: Authorize | None = None,
         show_results: bool = False,
         show_errors: bool | None = None,
-        stream_seconds: float = 15.0,
+        stream_seconds: float = 8.0,
     ) -> None:
         self._status = Status(authorize, show_results, show_errors, stream_seconds)
         routes = [Route(one.path, _Path(self._status, one), name=one.name) for one in ENDPOINTS]

@@ -25,7 +25,7 @@ def router(
     authorize: Authorize | None = None,
     show_results: bool = False,
     show_errors: bool | None = None,
-    stream_seconds: float = 15.0,
+    stream_seconds: float = 8.0,
     prefix: str = "",
 ) -> APIRouter:
     """The tasks of the app that includes it: `app.include_router(router(prefix="/tasks"))`.

@@ -129,10 +129,11 @@ async def test_together(kind: Kind) -> None:
     app = kind.app(slow, numbered, hold_timeout=60.0) if not kind.is_stored else kind.app(slow, numbered)
     async with started(app), anyio.create_task_group() as group:
         client = Client(app, group)
-        await client.start("/slow")
+        first = await client.start("/slow")
         quick = await client.start("/numbered", query_string=b"n=1")
         await quick.responded.wait()
         goes_on.set()
+        await first.ended.wait()
         await quick.ended.wait()
         await executor_of(app).join()
     assert sorted(ran) == ["1a", "1b", "slow 0", "slow 1"]

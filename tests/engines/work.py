@@ -104,3 +104,7 @@ class Mailer:
     def bound(self) -> None: ...
 
     def __call__(self) -> None: ...
+
+
+def returns_object() -> object:
+    return object()

@@ -49,7 +49,7 @@ class Model:
         job._position = position
         if job._options.keep == "latest":
             job._make_special().function = "function"
-        self.scheduler.accept(job, position.lane)
+        self.scheduler.accept(job, position.lane, self.scheduler.clock())
         position.added.append(job)
         return job
 

@@ -55,6 +55,10 @@ class Changes:
             self._timer.cancel()
             self._timer = None
 
+    @property
+    def is_followed(self) -> bool:
+        return bool(self._waiting)
+
     def _wake(self) -> None:
         for wake in self._waiting:
             wake.set()

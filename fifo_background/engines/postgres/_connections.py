@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-__all__ = ("Connections", "connect", "with_keepalive")
+__all__ = ("Connection", "Connections", "connect", "cut")
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -134,12 +134,16 @@ class _Call:
 
     def cut(self) -> None:
         """End it now. To cancel it would wait for an answer of the server."""
-        connection = self.connection
-        if connection is None:
+        if self.connection is None:
             self.task.cancel()
-            return
-        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as copy:
-            copy.shutdown(socket.SHUT_RDWR)
+        else:
+            cut(self.connection)
+
+
+def cut(connection: Connection) -> None:
+    """End a connection under whoever waits for an answer."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
 
 
 async def _close(connection: Connection) -> None:

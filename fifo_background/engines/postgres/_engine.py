@@ -351,8 +351,8 @@ class Session:
             self._listener = self._spawn(listener.run())
 
     def _rest(self) -> None:
-        """Nobody waits anymore: without a lifespan, nobody else needs the listener."""
-        if self._listener is not None and not self._lifespans:
+        """Nobody waits anymore: without a lifespan, only those who follow need the listener."""
+        if self._listener is not None and not self._lifespans and not self.changes.is_followed:
             self._listener.cancel()
             self._listener = None
 
@@ -416,9 +416,12 @@ async def _store_with(
         raise TypeError("store(connection=...) needs an async connection, and this is a sync one")
     try:
         from sqlalchemy import text
+        from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+        theirs: tuple[Any, ...] = AsyncConnection, AsyncSession, async_scoped_session
     except ImportError:
-        text = None  # type: ignore[assignment]
-    if text is None or not hasattr(connection, "execute"):
+        theirs = ()
+    if not isinstance(connection, theirs):
         raise TypeError(
             f"store(connection={connection!r}): give a psycopg.AsyncConnection, or SQLAlchemy's AsyncSession "
             "or AsyncConnection"

@@ -1,20 +1,22 @@
-"""Heartbeats of a worker, from a thread and connection of their own: a busy event loop does not stop them."""
+"""Heartbeats of a worker, from a thread with an event loop of its own: a busy one does not stop them."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from contextlib import suppress
-from typing import Any
 
 import psycopg
 
-from fifo_background.engines.postgres._connections import with_keepalive
+from fifo_background.engines.postgres._connections import Connections
 from fifo_background.engines.postgres._lease import Lease, now
 
 __all__ = ("Heartbeat",)
 
 _BEAT = "UPDATE procrastinate_workers SET last_heartbeat = clock_timestamp() WHERE id = %s RETURNING id"
+
+# A heartbeat that is not answered is sent again, on a new connection, after so many times their interval.
+_PATIENCE = 1.5
 
 
 class Heartbeat:
@@ -27,41 +29,43 @@ class Heartbeat:
         self._lease = lease
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._stops = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fifo_background heartbeat", daemon=True)
+        self._stops = False
+        self._ends: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run()), name="fifo_background heartbeat", daemon=True
+        )
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """No more heartbeats; the one under way may still count."""
-        self._stops.set()
+        """No more heartbeats, and the one under way does not count."""
+        self._lease.end_renewals()
+        self._stops = True
+        if self._ends is not None:
+            loop, ends = self._ends
+            with suppress(RuntimeError):  # the thread has ended
+                loop.call_soon_threadsafe(ends.set)
 
-    def _run(self) -> None:
-        connection: psycopg.Connection[Any] | None = None
-        while not self._stops.is_set():
-            sent = now()
-            try:
-                if connection is None:
-                    connection = psycopg.connect(with_keepalive(self._dsn), autocommit=True)
-                    sent = now()
-                is_known = connection.execute(_BEAT, (self._worker,)).fetchone() is not None
-            except (psycopg.Error, OSError):
-                _close(connection)
-                connection = None
-                self._stops.wait(min(self._seconds, 0.2))
-                continue
-            if not is_known:
-                with suppress(RuntimeError):  # the loop is closed
-                    self._loop.call_soon_threadsafe(self._lost.set)
-                break
-            if not self._stops.is_set():
-                self._lease.renew(sent)
-            self._stops.wait(self._seconds)
-        _close(connection)
+    async def _run(self) -> None:
+        ends = asyncio.Event()
+        self._ends = asyncio.get_running_loop(), ends
+        connections = Connections(self._dsn, 1)
+        while not self._stops and await self._beat(connections):
+            with suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(ends.wait(), self._seconds)
+        await connections.drop_idle()
 
-
-def _close(connection: psycopg.Connection[Any] | None) -> None:
-    if connection is not None:
-        with suppress(psycopg.Error, OSError):
-            connection.close()
+    async def _beat(self, connections: Connections) -> bool:
+        """Whether the worker is still known."""
+        sent = now()
+        try:
+            known = await connections.row(_BEAT, self._worker, seconds=self._seconds * _PATIENCE, tries=20)
+        except psycopg.Error:
+            return True  # the lease tells how long one may try
+        if known is None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._lost.set)
+            return False
+        self._lease.renew(sent)
+        return True

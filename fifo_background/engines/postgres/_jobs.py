@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from fifo_background._core.job import Progress
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
 from fifo_background._core.lane_picture import LaneRecord, Recent, Run
-from fifo_background._core.plain import as_plain, text_of
+from fifo_background._core.names import text_of_key
+from fifo_background._core.plain import as_plain
 from fifo_background._core.state import JobState
 from fifo_background.engines.postgres._errors import TaskFailed
 from fifo_background.engines.postgres._stored import Fate
@@ -159,8 +160,7 @@ def lane_of(session: Session, lane: str) -> tuple[Any, LaneName]:
         key = session.codec.read(lane)
     except Exception:  # of an Enum that this app does not have
         key = lane
-    name = "default" if key is None else text_of(key)
-    return key, LaneName(urlsafe_b64encode(lane.encode()).decode().rstrip("="), name)
+    return key, LaneName(urlsafe_b64encode(lane.encode()).decode().rstrip("="), text_of_key(key))
 
 
 def lane_of_id(session: Session, id: str) -> tuple[Any, str] | None:

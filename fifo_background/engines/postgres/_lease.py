@@ -36,20 +36,33 @@ class Lease:
         self._watchdog = watchdog
         self.ends: float = 0.0
         self._in_hand: int = 0  # tasks
+        self._renews: bool = True
         self._changes = threading.Lock()  # held for a system call, and by nothing that runs users' code
 
     def renew(self, sent: float) -> None:
         """A heartbeat that was sent then has been confirmed."""
         with self._changes:
-            self.ends = max(self.ends, sent + self._seconds)
-            self._set()
+            if self._renews:
+                self.ends = max(self.ends, sent + self._seconds)
+                self._set()
+
+    def end_renewals(self) -> None:
+        """It ends when it ends: also the heartbeat that is under way does not count anymore."""
+        with self._changes:
+            self._renews = False
 
     def hold(self) -> bool:
-        """A task is about to start. False if it must not: the lease is over."""
+        """A task is about to start. False if it must not: the lease is over.
+
+        Where the process is frozen after the look at the clock, the timer is set to a moment that is past,
+        or goes off meanwhile: then nothing starts.
+        """
         with self._changes:
+            if now() >= self.ends:
+                return False
             self._in_hand += 1
-            self._set()  # before the look at the clock: the process may be frozen in between
-        if now() < self.ends:
+            self._set()
+        if now() < self.ends:  # without a timer, this narrows the window
             return True
         self.let_go()
         return False

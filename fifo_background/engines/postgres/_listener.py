@@ -10,7 +10,7 @@ from contextlib import suppress
 import psycopg
 from psycopg import sql
 
-from fifo_background.engines.postgres._connections import connect
+from fifo_background.engines.postgres._connections import Connection, connect, cut
 
 __all__ = ("Listener",)
 
@@ -18,6 +18,9 @@ _logger = logging.getLogger("fifo_background")
 
 # After so many seconds of silence it asks whether the server is there.
 _SILENCE = 10.0
+
+# For so many seconds it waits for an answer.
+_ANSWER = 5.0
 
 # Between two tries to connect, in seconds: at first, and at most.
 _FIRST, _MOST = 0.1, 1.0
@@ -53,13 +56,22 @@ class Listener:
         connection = await connect(self._dsn)
         try:
             for channel in self._channels:
-                await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                await _execute(connection, sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
             self.is_connected.set()
             self._missed()  # what has happened before
             while True:
                 async for notification in connection.notifies(timeout=_SILENCE):
                     self._heard(notification.payload)
-                await connection.execute("SELECT 1")
+                await _execute(connection, sql.SQL("SELECT 1"))
         finally:
             with suppress(psycopg.Error, OSError):
                 await connection.close()
+
+
+async def _execute(connection: Connection, query: sql.SQL | sql.Composed) -> None:
+    """A server that is gone without a word is one whose connection was lost."""
+    limit = asyncio.get_running_loop().call_later(_ANSWER, cut, connection)
+    try:
+        await connection.execute(query)
+    finally:
+        limit.cancel()

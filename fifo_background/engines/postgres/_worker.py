@@ -10,7 +10,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -40,6 +41,9 @@ _GRACE = 1 / 6
 # Between two tries of what the database did not answer, in seconds.
 _AGAIN = 0.2
 
+# After so many seconds it looks for jobs unasked: a pooler between may keep notifications back.
+_UNASKED = 10.0
+
 
 class WorkerSettings:
     """`concurrency`: how many jobs at once. `heartbeat` and `lost_after` are in seconds."""
@@ -61,6 +65,7 @@ class _InHand:
         self.claim: Claim = claim
         self.task: Claimed | None = None
         self.job: Job[Any] | None = None
+        self.cancelled: Job[Any] | None = None  # the job that somebody has asked to cancel
         self.running: Running | None = None
         self.gives_back: bool = False  # it is to run again, somewhere else
         self.told: Any = None  # the progress that the database knows
@@ -96,9 +101,10 @@ class Worker:
         # by the job and its attempts: a retry may be here before the run ahead of it has left
         self._in_hand: dict[tuple[int, int], _InHand] = {}
         self._jobs: set[asyncio.Task[None]] = set()
-        self._free: asyncio.Event = asyncio.Event()  # a job has ended
+        self._free: asyncio.Event = asyncio.Event()  # a job has ended, and brought no other one
         self._wake: asyncio.Event = asyncio.Event()
-        self._asks: int = 0  # questions under way that may hand a job to this worker
+        self._next_at: float | None = None  # when a retry is due
+        self._asks: set[asyncio.Future[None]] = set()  # those under way that may hand a job to this worker
         self._stops: bool = False
         self._heartbeat: Heartbeat | None = None
 
@@ -116,16 +122,12 @@ class Worker:
         """Notifications may have been lost."""
         self._wake.set()
 
-    async def _look_for_cancels(self) -> None:
-        """Cancels are not heard while a task is on its way here, or the listener has no connection."""
-        ids = [one.task.id for one in self._in_hand.values() if one.task is not None]
-        if ids:
-            self._cancel(await self._database.cancelled(ids))
-
     def _cancel(self, ids: list[str]) -> None:
         for one in self._in_hand.values():
-            if one.task is not None and one.task.id in ids and one.job is not None:
-                one.job.cancel()
+            job = one.job
+            if one.task is not None and one.task.id in ids and job is not None and job is not one.cancelled:
+                one.cancelled = job  # once: its cleanup is not cancelled
+                job.cancel()
 
     # -- its life --------------------------------------------------------------------------------------------
 
@@ -136,15 +138,20 @@ class Worker:
                 await self._live()
             except WorkerLost as error:
                 self._say(logging.WARNING, "a worker was lost and begins anew: %s", error)
+                self._id = 0
                 self._end_heartbeat()
-                for one in self._in_hand.values():
-                    one.gives_back = True
-                    if one.job is not None:
-                        one.job.cancel()
+                self._interrupt()
                 await self._drained(None)  # a thread that runs on: the watchdog ends the process
             except psycopg.Error as error:
                 self._say(logging.WARNING, "a worker cannot reach PostgreSQL and tries again: %s", error)
                 await asyncio.sleep(_AGAIN)
+
+    def _interrupt(self) -> None:
+        """What is in hand is to run again somewhere else, unless it ends at this moment."""
+        for one in self._in_hand.values():
+            one.gives_back = True
+            if one.job is not None:
+                one.job.cancel()
 
     async def _live(self) -> None:
         settings = self._settings
@@ -158,10 +165,8 @@ class Worker:
         self._heartbeat = Heartbeat(self._dsn, self._id, settings.heartbeat, lease, lost)
         self._heartbeat.start()
         self._wake.set()
-        loops = [
-            asyncio.ensure_future(loop)
-            for loop in (self._serve(), self._keep_lease(lease, lost), self._sweep(), self._tell_progress())
-        ]
+        parts = self._serve(), self._keep_lease(lease, lost), self._look_after(), self._tell_progress()
+        loops = [asyncio.ensure_future(part) for part in parts]
         try:
             await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -188,8 +193,8 @@ class Worker:
                 continue
             raise WorkerLost("others have taken over what it had in hand")
 
-    async def _sweep(self) -> None:
-        """Look after jobs of lost workers, and after those that this one has without knowing it."""
+    async def _look_after(self) -> None:
+        """With each heartbeat: lost workers, jobs that this one has without knowing it, and cancels."""
         while True:
             try:
                 await self._database.recover(self._settings.most_crashes)
@@ -202,16 +207,30 @@ class Worker:
             await asyncio.sleep(self._settings.heartbeat)
 
     async def _give_back_unknown(self) -> None:
-        """The answer to a fetch may be lost: then the database believes that this worker has the job."""
-        if self._asks:
-            return
-        before = set(self._in_hand)
-        has = await self._database.in_hand_of(self._id)
-        if self._asks:
-            return
-        for key in has:
-            if key not in before and key not in self._in_hand:
-                await self._database.give_back(self._id, *key)
+        """The answer that brought a job may be lost: then the database believes that this worker has it."""
+        worker = self._id
+        unknown = [key for key in await self._database.in_hand_of(worker) if key not in self._in_hand]
+        if unknown and self._asks:
+            await asyncio.wait(tuple(self._asks))  # what those bring is in hand then
+        for key in unknown:
+            if key not in self._in_hand:
+                await self._database.give_back(worker, *key)
+
+    async def _look_for_cancels(self) -> None:
+        """Cancels are not heard while a task is on its way here, or the listener has no connection."""
+        ids = [one.task.id for one in self._in_hand.values() if one.job is not None and one.task is not None]
+        if ids:
+            self._cancel(await self._database.cancelled(ids))
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        asks: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asks.add(asks)
+        try:
+            yield
+        finally:
+            self._asks.discard(asks)
+            asks.set_result(None)
 
     # -- fetching --------------------------------------------------------------------------------------------
 
@@ -227,49 +246,37 @@ class Worker:
         self._free.set()
 
     async def _serve(self) -> None:
-        next_at: float | None = None
         while True:
-            await self._woken(next_at)
-            next_at = None
+            await self._woken()
             self._wake.clear()  # before the fetch: what comes meanwhile wakes it again
-            while not self._is_full:
+            while not self._is_full and not self._stops:
                 try:
-                    fetched = await self._fetch()
+                    with self._asking():
+                        fetched = await self._database.fetch(self._id)
                 except psycopg.Error as error:
                     self._say(logging.WARNING, "a worker cannot reach PostgreSQL and tries again: %s", error)
-                    next_at = now() + _AGAIN
+                    self._next_at = now() + _AGAIN
                     break
                 if "next_at" in fetched:
-                    if fetched["next_at"] is not None:
-                        next_at = now() + max(float(fetched["next_at"]), 0.0) + 0.001
+                    seconds = fetched["next_at"]
+                    self._next_at = None if seconds is None else now() + max(float(seconds), 0.0) + 0.001
                     break
-                self._start(Claim.of(fetched))
+                claim = Claim.of(fetched)
+                one = self._in_hand[claim.key] = _InHand(claim)
+                self._changed()
+                self._spawn(self._run(one))
 
-    async def _woken(self, at: float | None) -> None:
-        """Wait until there may be something to fetch, and a slot for it; `at`: when a retry is due."""
-        while True:
-            if self._is_full:
-                self._free.clear()
-                await self._free.wait()
-            if self._wake.is_set():
-                return
-            left = None if at is None else max(at - now(), 0.0)
-            try:
-                await asyncio.wait_for(self._wake.wait(), left)
-            except (TimeoutError, asyncio.TimeoutError):
-                self._wake.set()
-
-    async def _fetch(self) -> dict[str, Any]:
-        self._asks += 1
+    async def _woken(self) -> None:
+        """Wait until there may be something to fetch, and a slot for it."""
+        if self._is_full:
+            self._free.clear()
+            await self._free.wait()
+            return  # when a retry is due was not heard of meanwhile
+        left = _UNASKED if self._next_at is None else min(self._next_at - now(), _UNASKED)
         try:
-            return await self._database.fetch(self._id)
-        finally:
-            self._asks -= 1
-
-    def _start(self, claim: Claim) -> None:
-        one = self._in_hand[claim.key] = _InHand(claim)
-        self._changed()
-        self._spawn(self._run(one))
+            await asyncio.wait_for(self._wake.wait(), max(left, 0.0))
+        except (TimeoutError, asyncio.TimeoutError):
+            pass
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -282,29 +289,30 @@ class Worker:
         """Run the tasks of a job; then of the one that its end has brought, in the same slot."""
         worker = self._id
         while True:
-            fetched = None
+            answer = None
             try:
-                fetched = await self._run_job(one, worker)
+                answer = await self._run_job(one, worker)
             except Exception as error:  # nothing that we know of: the lane must not stand still
                 self._say(logging.ERROR, "a worker could not run %s", one.claim.lock, error=error)
             del self._in_hand[one.claim.key]
-            if fetched is None or "next_at" in fetched:
-                break
-            claim = Claim.of(fetched)
-            if claim.lock != one.claim.lock:  # the lane that is free now may have more
+            if answer is None or answer["more"]:
                 self._wake.set()
+            if answer is None or answer["fetched"] is None or "next_at" in answer["fetched"]:
+                break
+            claim = Claim.of(answer["fetched"])
             one = self._in_hand[claim.key] = _InHand(claim)
-        self._wake.set()
         self._free.set()
 
     async def _run_job(self, one: _InHand, worker: int) -> dict[str, Any] | None:
+        """What the database has answered to the end of its last task; None where it is somebody else's."""
         claim, lease = one.claim, self._lease
         tasks = {task.id: task for task in claim.tasks}
-        task: Claimed | None = claim.tasks[0]
-        while task is not None:
+        task = claim.tasks[0]
+        while True:
             one.task = task
-            if worker != self._id or not lease.hold():
-                return None  # it is another worker's by now
+            if self._stops or worker != self._id or not lease.hold():
+                await self._give_back(claim, worker)
+                return None
             began = monotonic()
             self._measured.running += 1
             one.running = Running(self._database.queue, task.lane, task.id, task.name, self._lend)
@@ -316,28 +324,20 @@ class Worker:
                 one.job = one.running = None
                 lease.let_go()
             ran = monotonic() - began
-            if one.gives_back:
+            if end is None:
                 await self._give_back(claim, worker)
                 return None
-            answer = await self._tell_end(claim, worker, end)
+            answer = await self._tell_end(claim, worker, lease, end)
             self._changed()
-            if answer is None:
-                self._say(logging.WARNING, "%s ended, but another worker has taken its job over", task.name)
-                return None
-            if "retry_in" not in end:
+            if answer is not None and "retry_in" not in end:
                 waited = task.age + began - claim.fetched_at
                 self._measured.ended(Timing(task.name, JobState(end["state"]), waited, ran))
-            if "next" not in answer:
-                found: dict[str, Any] | None = answer["fetched"]
-                return found
-            task = tasks.get(answer["next"])
-        return None
+            if answer is None or "next" not in answer:
+                return answer
+            task = tasks[answer["next"]]
 
-    async def _run_task(self, one: _InHand, task: Claimed, running: Running) -> dict[str, Any]:
-        """Run it, and say how it ended."""
-        if self._stops:  # between two tasks of a job: the next one is somebody else's
-            one.gives_back = True
-            return {}
+    async def _run_task(self, one: _InHand, task: Claimed, running: Running) -> dict[str, Any] | None:
+        """Run it, and say how it ended; None where it was interrupted, and is to run again."""
         try:
             function, args, kwargs = task.call(self._functions, self._codec)
             context = self._carried.context(task.carried, running)
@@ -350,9 +350,7 @@ class Worker:
         if state is SUCCEEDED:
             return {"id": task.id, "state": state.value, **self._result(job.result())}
         if state is not FAILED:
-            if not one.gives_back:
-                state = CANCELLED
-            return {"id": task.id, "state": state.value}
+            return None if one.gives_back else {"id": task.id, "state": CANCELLED.value}
         error: Any = job.exception()
         seconds = None if task.retry is None else task.retry.seconds_after(task.attempts)
         if seconds is None:
@@ -380,21 +378,23 @@ class Worker:
             return {"result_omitted": f"it takes {len(text)} bytes, and results_bytes is {most}"}
         return {"result": text}
 
-    async def _tell_end(self, claim: Claim, worker: int, end: dict[str, Any]) -> Any:
+    async def _tell_end(self, claim: Claim, worker: int, lease: Lease, end: dict[str, Any]) -> Any:
         """Until the database has heard of it, or the worker has lost its lease."""
+        was_told = False  # perhaps
         while True:
-            fetches = not self._stops
-            told = {**end, "fetch": fetches, "wake": self._is_full or self._stops}
-            self._asks += 1
+            fetches = not self._stops and worker == self._id
+            told = {**end, "fetch": fetches, "wake": not fetches or self._is_full}
             try:
-                return await self._database.end(worker, claim.job, claim.attempts, told)
+                with self._asking():
+                    answer = await self._database.end(worker, claim.job, claim.attempts, told)
             except psycopg.Error as error:
-                self._say(
-                    logging.WARNING, "the end of a task could not be told, and is told again: %s", error
-                )
-            finally:
-                self._asks -= 1
-            if worker != self._id or now() >= self._lease.ends:
+                was_told = True
+                self._say(logging.WARNING, "the end of a task is told again: %s", error)
+            else:
+                if answer is None and not was_told:
+                    self._say(logging.WARNING, "%s was taken over before its end was told", claim.lock)
+                return answer
+            if worker != self._id or now() >= lease.ends:
                 return None
             await asyncio.sleep(_AGAIN)
 
@@ -428,6 +428,8 @@ class Worker:
         anymore, so that the watchdog ends the process before another worker runs the task.
         """
         self._stops = True
+        if self._asks:
+            await asyncio.wait(tuple(self._asks), timeout=seconds)  # what they bring is given back
         if self._in_hand:
             self._say(
                 logging.INFO,
@@ -436,10 +438,7 @@ class Worker:
                 seconds,
             )
         await self._drained(seconds)
-        for one in self._in_hand.values():
-            one.gives_back = True
-            if one.job is not None:
-                one.job.cancel()
+        self._interrupt()
         await self._drained(1.0)
         if self._in_hand and self._watchdog is not None:
             self._say(logging.WARNING, "shutdown: a def task runs on, so the process is ended")

@@ -18,7 +18,7 @@ CREATE TABLE fifo_background_tasks (
     request text,                    -- the method and path of the request that added it
     carried jsonb,                   -- the context that travels with it
     state text NOT NULL DEFAULT 'queued',
-    attempts int NOT NULL DEFAULT 0, -- how often it was started
+    attempts int NOT NULL DEFAULT 0, -- how often it was started, and not interrupted
     crashes int NOT NULL DEFAULT 0,  -- how often its worker was lost while it ran
     cancel_requested boolean NOT NULL DEFAULT false,
     watched boolean NOT NULL DEFAULT false, -- somebody waits for its end
@@ -65,10 +65,24 @@ CREATE TABLE fifo_background_workers (
     started_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- The fetch looks for the head of each lock.
+-- The fetch looks for the head of each lock, and for the first of the retries that wait.
 CREATE INDEX fifo_background_jobs_lock_id ON procrastinate_jobs (lock, id) WHERE status IN ('todo', 'doing');
+CREATE INDEX fifo_background_jobs_scheduled ON procrastinate_jobs (queue_name, scheduled_at)
+    WHERE status = 'todo' AND scheduled_at IS NOT NULL;
 -- Without statistics the planner sorts all waiting jobs for each fetch.
 ALTER FUNCTION procrastinate_fetch_job_v2(character varying[], bigint) SET enable_sort = off;
+
+-- Where a worker is deleted, all jobs that have its id are changed: those in hand, and none of those that ended.
+CREATE INDEX fifo_background_jobs_worker ON procrastinate_jobs (worker_id) WHERE worker_id IS NOT NULL;
+CREATE FUNCTION fifo_background_leave_worker() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.worker_id := NULL;
+    RETURN NEW;
+END;
+$$;
+CREATE TRIGGER fifo_background_jobs_worker BEFORE UPDATE OF status ON procrastinate_jobs
+    FOR EACH ROW WHEN (OLD.status = 'doing' AND NEW.status <> 'doing' AND NEW.task_name = 'fifo_background')
+    EXECUTE FUNCTION fifo_background_leave_worker();
 
 -- Wakes workers, or tells processes what has happened.
 CREATE FUNCTION fifo_background_notify(_queue text, _what text) RETURNS void LANGUAGE sql AS $$
@@ -132,6 +146,10 @@ BEGIN
             SELECT FROM fifo_background_tasks WHERE queue = _queue AND state = 'queued' LIMIT _max_waiting
         ) AS first INTO _waiting;
         IF _waiting >= _max_waiting THEN
+            PERFORM FROM fifo_background_tasks WHERE id = _groups -> 0 -> 'tasks' -> 0 ->> 'id';
+            IF FOUND THEN -- the try before this one has stored them, and its answer was lost
+                RETURN;
+            END IF;
             RAISE EXCEPTION 'queue full: % tasks wait', _waiting USING ERRCODE = 'FB001';
         END IF;
     END IF;
@@ -162,15 +180,41 @@ BEGIN
 END;
 $$;
 
+-- Whether a fetch may find something: it looks at the first job of each lane. Procrastinate's fetch looks at all
+-- that waits before it finds nothing, and a worker without work is woken by each job that is stored.
+CREATE FUNCTION fifo_background_any_free(_queue text) RETURNS boolean LANGUAGE sql AS $$
+    WITH RECURSIVE lanes AS (
+        (SELECT lock FROM procrastinate_jobs WHERE status IN ('todo', 'doing') AND lock IS NOT NULL
+            ORDER BY lock LIMIT 1)
+        UNION ALL
+        SELECT (SELECT job.lock FROM procrastinate_jobs AS job
+            WHERE job.status IN ('todo', 'doing') AND job.lock > lanes.lock ORDER BY job.lock LIMIT 1)
+        FROM lanes WHERE lanes.lock IS NOT NULL
+    )
+    SELECT EXISTS (
+        SELECT FROM lanes CROSS JOIN LATERAL (
+            SELECT * FROM procrastinate_jobs AS job
+                WHERE job.lock = lanes.lock AND job.status IN ('todo', 'doing') ORDER BY job.id LIMIT 1
+        ) AS head
+        WHERE head.queue_name = _queue AND head.status = 'todo'
+            AND (head.scheduled_at IS NULL OR head.scheduled_at <= now())
+            AND NOT EXISTS (SELECT FROM procrastinate_jobs AS pause
+                WHERE pause.queueing_lock = 'pause ' || lanes.lock AND pause.status = 'todo')
+    );
+$$;
+
 -- The next job whose lane is free, with its tasks; its first one runs from here on. Else {"next_at"}: when
--- the first of the retries that wait is due, in seconds from now.
+-- the first of the retries that wait is due, in seconds from now. One that is due already waits for its lane.
 CREATE FUNCTION fifo_background_fetch(_queue text, _worker bigint) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     _job procrastinate_jobs;
     _first text;
 BEGIN
     LOOP
-        SELECT * FROM procrastinate_fetch_job_v2(ARRAY[_queue]::varchar[], _worker) INTO _job;
+        _job := NULL;
+        IF fifo_background_any_free(_queue) THEN
+            SELECT * FROM procrastinate_fetch_job_v2(ARRAY[_queue]::varchar[], _worker) INTO _job;
+        END IF;
         IF _job.id IS NULL THEN
             RETURN jsonb_build_object('next_at', (
                 -- one that was due already waits for something else, whose end is told
@@ -209,12 +253,17 @@ END;
 $$;
 
 -- A task has ended: {id, state, result, result_omitted, error_type, error, skip, stop, retry_in, fetch, wake}.
--- Returns null where the worker has lost the job, {"next": id} for the next task of the job, else {"fetched"}.
+-- Returns null where the worker does not have the job anymore, {"next": id} for the next task of the job, else
+-- {"fetched", "more"}: what the worker has next, and whether the lane that it leaves has more. It may be told
+-- twice: what is known already is answered as it was the first time.
 CREATE FUNCTION fifo_background_end(
     _queue text, _worker bigint, _job bigint, _attempts int, _end jsonb
 ) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     _next text;
+    _fetched jsonb;
+    _lock text;
+    _more boolean;
 BEGIN
     IF NOT fifo_background_holds(_worker, _job, _attempts) THEN
         RETURN NULL;
@@ -260,12 +309,16 @@ BEGIN
             END IF;
         END IF;
     END IF;
-    IF (_end ->> 'wake')::boolean THEN
+    IF (_end ->> 'fetch')::boolean THEN
+        _fetched := fifo_background_fetch(_queue, _worker);
+    END IF;
+    SELECT lock FROM procrastinate_jobs WHERE id = _job INTO _lock;
+    _more := (_fetched ->> 'lock') IS DISTINCT FROM _lock
+        AND EXISTS (SELECT FROM procrastinate_jobs WHERE lock = _lock AND status = 'todo');
+    IF _more AND (_end ->> 'wake')::boolean THEN
         PERFORM fifo_background_notify(_queue, 'wake');
     END IF;
-    RETURN jsonb_build_object(
-        'fetched', CASE WHEN (_end ->> 'fetch')::boolean THEN fifo_background_fetch(_queue, _worker) END
-    );
+    RETURN jsonb_build_object('fetched', _fetched, 'more', _more);
 END;
 $$;
 
@@ -300,67 +353,90 @@ BEGIN
 END;
 $$;
 
--- A worker that stops gives back what it has in hand: it is at the head of its lane again.
+-- The task of a job that was interrupted waits again, unless it is to be cancelled. That run does not count.
+CREATE FUNCTION fifo_background_interrupted(_job bigint, _crashes int) RETURNS void LANGUAGE sql AS $$
+    UPDATE fifo_background_tasks SET
+        state = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END,
+        ended_at = CASE WHEN cancel_requested THEN clock_timestamp() END,
+        started_at = CASE WHEN cancel_requested THEN started_at END,
+        attempts = attempts - 1, crashes = crashes + _crashes, progress = NULL
+        WHERE job_id = _job AND state = 'running';
+$$;
+
+-- A job that is in no worker's hand anymore is at the head of its lane again, or ends where nothing is left of it.
+CREATE FUNCTION fifo_background_put_back(_queue text, _job bigint, _stops boolean) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM fifo_background_notify(_queue, 'ended ' || id)
+        FROM fifo_background_tasks WHERE job_id = _job AND watched AND ended_at IS NOT NULL;
+    PERFORM FROM fifo_background_tasks WHERE job_id = _job AND state = 'queued';
+    IF FOUND OR _stops THEN
+        PERFORM procrastinate_retry_job_v2(
+            _job, NULL, NULL, CASE WHEN _stops THEN fifo_background_stopped(_queue) END, NULL
+        );
+    ELSE
+        PERFORM fifo_background_finish(_job);
+    END IF;
+    PERFORM fifo_background_notify(_queue, 'wake');
+END;
+$$;
+
+-- A worker that stops gives back what it has in hand.
 CREATE FUNCTION fifo_background_give_back(_queue text, _worker bigint, _job bigint, _attempts int)
 RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT fifo_background_holds(_worker, _job, _attempts) THEN
         RETURN false;
     END IF;
-    UPDATE fifo_background_tasks SET state = 'queued', started_at = NULL, progress = NULL
-        WHERE job_id = _job AND state = 'running';
-    PERFORM fifo_background_put_back(_queue, _job);
-    PERFORM fifo_background_notify(_queue, 'wake');
+    PERFORM fifo_background_interrupted(_job, 0);
+    PERFORM fifo_background_put_back(_queue, _job, false);
     RETURN true;
 END;
 $$;
 
--- A job that was interrupted is at the head of its lane again, without what was cancelled.
-CREATE FUNCTION fifo_background_put_back(_queue text, _job bigint) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE fifo_background_tasks SET state = 'cancelled', ended_at = clock_timestamp()
-        WHERE job_id = _job AND state = 'queued' AND cancel_requested;
-    PERFORM fifo_background_notify(_queue, 'ended ' || id)
-        FROM fifo_background_tasks WHERE job_id = _job AND watched AND ended_at IS NOT NULL;
-    PERFORM FROM fifo_background_tasks WHERE job_id = _job AND state = 'queued';
-    IF FOUND THEN
-        PERFORM procrastinate_retry_job_v2(_job, NULL, NULL, NULL, NULL);
-    ELSE
-        PERFORM fifo_background_finish(_job);
-    END IF;
-END;
-$$;
-
--- Takes the jobs of lost workers from them: each is at the head of its lane again, under the same id. The row
--- of the worker goes first: a heartbeat that comes at the same moment either keeps it, or finds it gone.
+-- Takes the jobs of lost workers from them, and ends tasks that have lost too many. Jobs are locked before the
+-- rows of their workers, as where a worker ends one and fetches the next. A heartbeat that comes at the same
+-- moment either keeps the row of its worker, or finds it gone.
 CREATE FUNCTION fifo_background_recover(_queue text, _most_crashes int) RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
-    _job record;
+    _job bigint;
+    _failed fifo_background_tasks;
     _recovered int := 0;
 BEGIN
-    DELETE FROM procrastinate_workers AS worker USING fifo_background_workers AS ours
-        WHERE ours.id = worker.id AND ours.queue = _queue
+    PERFORM FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
+        WHERE ours.queue = _queue
         AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after);
+    IF FOUND THEN
+        PERFORM FROM procrastinate_jobs AS job
+            WHERE job.status = 'doing' AND job.worker_id IN (
+                SELECT ours.id FROM fifo_background_workers AS ours
+                    JOIN procrastinate_workers AS worker ON worker.id = ours.id
+                    WHERE ours.queue = _queue
+                    AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after)
+            )
+            ORDER BY job.id FOR UPDATE;
+        DELETE FROM procrastinate_workers AS worker USING fifo_background_workers AS ours
+            WHERE ours.id = worker.id AND ours.queue = _queue
+            AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after);
+        PERFORM fifo_background_notify(_queue, 'wake'); -- it may have been the one that knew of a free lane
+    END IF;
     FOR _job IN
         SELECT id FROM procrastinate_jobs
             WHERE status = 'doing' AND queue_name = _queue AND worker_id IS NULL
             ORDER BY id FOR UPDATE SKIP LOCKED
     LOOP
-        UPDATE fifo_background_tasks SET crashes = crashes + 1, state = 'queued', started_at = NULL, progress = NULL
-            WHERE job_id = _job.id AND state = 'running';
+        PERFORM fifo_background_interrupted(_job, 1);
         UPDATE fifo_background_tasks SET
             state = 'failed', ended_at = clock_timestamp(), error_type = 'WorkerLost',
             error = 'the worker that ran it was lost, ' || crashes || ' times'
-            WHERE job_id = _job.id AND state = 'queued' AND crashes >= _most_crashes;
-        IF FOUND THEN
-            PERFORM fifo_background_skip_rest(_job.id);
+            WHERE job_id = _job AND state = 'queued' AND crashes >= _most_crashes
+            RETURNING * INTO _failed;
+        IF FOUND AND _failed.options ->> 'rest' IS DISTINCT FROM 'run' THEN
+            PERFORM fifo_background_skip_rest(_job);
         END IF;
-        PERFORM fifo_background_put_back(_queue, _job.id);
+        PERFORM fifo_background_put_back(_queue, _job, coalesce(_failed.options ->> 'after_failure' = 'stop', false));
         _recovered := _recovered + 1;
     END LOOP;
-    IF _recovered > 0 THEN
-        PERFORM fifo_background_notify(_queue, 'wake');
-    END IF;
     PERFORM fifo_background_number_ends(_queue, false);
     RETURN _recovered;
 END;
@@ -386,6 +462,7 @@ BEGIN
         PERFORM fifo_background_notify(_queue, 'changed');
         PERFORM fifo_background_end_empty(_queue, _job);
     END IF;
+    PERFORM fifo_background_notify(_queue, 'wake'); -- a fetch may have passed over the job while it was locked
     RETURN _state;
 END;
 $$;
@@ -396,7 +473,6 @@ BEGIN
     PERFORM FROM fifo_background_tasks WHERE job_id = _job AND state IN ('queued', 'running');
     IF NOT FOUND THEN
         PERFORM procrastinate_cancel_job_v1(_job, false, false);
-        PERFORM fifo_background_notify(_queue, 'wake');
     END IF;
 END;
 $$;
@@ -471,6 +547,7 @@ BEGIN
             AND (queue_name = fifo_background_stopped(_queue)
                 OR EXISTS (SELECT FROM fifo_background_tasks WHERE job_id = job.id AND state = 'queued'))
         ORDER BY id LIMIT 1 FOR UPDATE INTO _job;
+    PERFORM fifo_background_notify(_queue, 'wake'); -- a fetch may pass over the job while it is locked
     IF _job.queue_name = fifo_background_stopped(_queue) THEN
         SELECT id FROM fifo_background_tasks WHERE job_id = _job.id AND state = 'failed'
             ORDER BY place DESC LIMIT 1 INTO _id;
@@ -492,7 +569,6 @@ BEGIN
         PERFORM fifo_background_notify(_queue, 'ended ' || id) FROM fifo_background_tasks WHERE id = _id AND watched;
         PERFORM fifo_background_end_empty(_queue, _job.id);
     END IF;
-    PERFORM fifo_background_notify(_queue, 'wake');
     RETURN _id;
 END;
 $$;
@@ -655,6 +731,9 @@ DECLARE
     _found jsonb;
 BEGIN
     _before := coalesce(_before, 9223372036854775807);
+    IF _lane IS NOT NULL THEN
+        PERFORM fifo_background_number_ends(_queue, true); -- ended tasks of a lane are found by their numbers
+    END IF;
     WITH looked AS (
         SELECT newest.* FROM unnest(coalesce(_states, ARRAY[
             'queued', 'running', 'succeeded', 'failed', 'skipped', 'cancelled', 'superseded', 'dropped'
