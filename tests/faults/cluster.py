@@ -149,7 +149,8 @@ class Cluster:
     def app(self, *, workers: int = 1, wait: bool = True, port: int | None = None, **engine: Any) -> Process:
         port = port or free_port()
         command = f"-m uvicorn faults_app:app --port {port} --no-access-log --timeout-graceful-shutdown 3"
-        more = ["--workers", str(workers)] if workers > 1 else []
+        # a parent process ends children that do not answer it within 5 s
+        more = f"--workers {workers} --timeout-worker-healthcheck 60".split() if workers > 1 else []
         process = self._start(*command.split(), *more, port=port, engine=engine, prefix=())
         if wait:
             self.wait_for_app(process)
