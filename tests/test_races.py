@@ -453,12 +453,12 @@ async def test_added_while_an_object_is_handed_over(
     async def handle(path: str, respond: Any) -> None:
         tasks = BackgroundTasks()
 
-        def add_before(runner: Runner, jobs: Any) -> None:
+        def add_before(runner: Runner, *jobs: Any) -> None:
             monkeypatch.setattr(Runner, "hand_over", hand_over)
             thread = threading.Thread(target=tasks.add_task, args=(events.append, 3))
             thread.start()
             thread.join()
-            hand_over(runner, jobs)
+            hand_over(runner, *jobs)
 
         tasks.add_task(events.append, 1)
         tasks.add_task(events.append, 2)

@@ -410,8 +410,8 @@ class Runner:
     def hand_over(self, jobs: Sequence[Job[Any]], held: Sequence[Job[Any]] = ()) -> None:
         """A move, and what follows: these jobs of a request are ready.
 
-        `held`: those that were awaited before, come before them, and keep the context of that. It is one
-        move: a failure of these skips the others, too.
+        `held`: those that were awaited before, come before them, and keep the context of that: nothing of
+        the request has run yet. It is one move: a failure of these skips the others, too.
         """
         scheduler = self.scheduler
         if scheduler.moving:  # a finalizer drives a coroutine inside a move
@@ -426,17 +426,11 @@ class Runner:
         try:
             if scheduler.inbox:
                 scheduler._drain(joined)
-            for job in held:
-                position = job._position
-                if position is not None:
-                    position.context = position.context or copy_context()
-                    self.look_at(job)
-                    self._ready(job, position)
-            for job in jobs:
+            for job in jobs if not held else (*held, *jobs):
                 position = job._position
                 if position is None:  # cancelled a moment ago
                     continue
-                if position.context is None or not (position.first or _runs(position)):
+                if position.context is None or not (held or position.first or _runs(position)):
                     position.context = copy_context()  # one for each lane, as they run side by side
                 self.look_at(job)
                 self._ready(job, position)
