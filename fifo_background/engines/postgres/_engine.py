@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -417,20 +418,18 @@ async def _store_with(
     try:
         from sqlalchemy import text
         from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-
-        theirs: tuple[Any, ...] = AsyncConnection, AsyncSession, async_scoped_session
     except ImportError:
-        theirs = ()
-    if not isinstance(connection, theirs):
-        raise TypeError(
-            f"store(connection={connection!r}): give a psycopg.AsyncConnection, or SQLAlchemy's AsyncSession "
-            "or AsyncConnection"
-        )
-    import json
-
-    await connection.execute(
-        text("SELECT fifo_background_store(:queue, CAST(:groups AS jsonb), CAST(:most AS int))"),
-        {"queue": queue, "groups": json.dumps(groups), "most": most},
+        pass
+    else:
+        if isinstance(connection, (AsyncConnection, AsyncSession, async_scoped_session)):
+            await connection.execute(
+                text("SELECT fifo_background_store(:queue, CAST(:groups AS jsonb), CAST(:most AS int))"),
+                {"queue": queue, "groups": json.dumps(groups), "most": most},
+            )
+            return
+    raise TypeError(
+        f"store(connection={connection!r}): give a psycopg.AsyncConnection, or SQLAlchemy's AsyncSession "
+        "or AsyncConnection"
     )
 
 
