@@ -273,7 +273,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a lost worker's task never fails": (
         "engines/postgres/schema.sql",
-        "crashes = crashes + 1,",
+        "crashes = crashes + _crashes,",
         "crashes = crashes,",
     ),
     "a worker calls whatever a row names": (
