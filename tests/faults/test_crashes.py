@@ -23,7 +23,7 @@ def workers(postgres: Postgres) -> int:
 
 
 def wait_for_workers(postgres: Postgres, many: int) -> None:
-    wait_until(lambda: workers(postgres) >= many, 60)
+    wait_until(lambda: workers(postgres) >= many, 120)
 
 
 def begin(one: Cluster, postgres: Postgres, **engine: Any) -> tuple[Process, Process]:

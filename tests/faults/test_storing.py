@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def test_where_every_connection_is_cut_the_client_gets_503(postgres: Postgres, w
         assert (await client.post()).status_code == 200
         assert (await client.post()).status_code == 200
         whole = proxy.passed[way]
-        for place in (1, whole // 3, whole // 2, whole - 10, whole - 1):
+        for place in (1, whole // 3, whole // 2, whole - 12, whole - 6):  # the last 5 say good-bye
             setattr(proxy, way, place)
             assert (await client.post()).status_code == 503, place
         setattr(proxy, way, None)
@@ -149,5 +150,5 @@ def test_postgres_is_down_for_a_while(postgres: Postgres, tmp_path: Path) -> Non
         one.wait_for("end", "after.0")
         assert app.runs
         assert not one.has("start", "meanwhile.0")
-        assert app.end() == 0
+        assert app.end() in (0, -signal.SIGTERM)  # which newer ones of uvicorn raise again at their end
         wait_until(lambda: postgres.ask("SELECT count(*) FROM procrastinate_workers") == 0, 5)
