@@ -50,6 +50,23 @@ def gives(value: Any) -> Any:
     return value
 
 
+async def test_a_job_that_has_ended_just_now() -> None:
+    """A task that has ended in its thread has an end, also before the event loop has heard of it."""
+    starts, ends = threading.Event(), threading.Event()
+
+    def work() -> None:
+        starts.set()
+        ends.wait(30)
+
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(work)
+        await until(starts.is_set)
+        ends.set()
+        while not job.done():  # the loop does nothing meanwhile
+            time.sleep(0.001)
+        assert job.ended_at is not None
+
+
 # -- one job -------------------------------------------------------------------------------------------------
 
 
