@@ -246,6 +246,7 @@ def test_a_retry_is_not_forgotten_with_the_worker_that_knew_of_it(postgres: Post
         wait_for_workers(postgres, 2)
         app.post("/retry/a/n1?kinds=fails&wait=3")
         one.wait_for("fail", "n1.0")
+        wait_until(lambda: postgres.ask("SELECT scheduled_at IS NOT NULL FROM procrastinate_jobs"), 10)
         (line,) = [line for line in one.lines() if line.what == "fail"]
         (worker,) = [process for process in one.processes if process.pid == line.pid]
         worker.end(signal.SIGKILL)
