@@ -105,13 +105,15 @@ def _run(progress: Progress, stack: ExitStack, look: Callable[[], None]) -> Foun
     workers = [("fifo_background", "worker", *common)] * 2
     progress.update(step, description="Two apps and two workers start")
     processes = [stack.enter_context(_process(command, environment)) for command in (*apps, *workers)]
-    killed, survivors = processes[-1], processes[:-1]
+    killed: list[subprocess.Popen[bytes]] = []
 
     def wait_for(what: str, reached: Callable[[], bool]) -> None:
         until = time.monotonic() + _LONGEST
         while not reached():
             look()
-            if time.monotonic() > until or any(one.poll() is not None for one in survivors):
+            if time.monotonic() > until or any(
+                one.poll() is not None for one in processes if one not in killed
+            ):
                 raise RuntimeError(f"this did not happen: {what}")
             time.sleep(0.02)
 
@@ -126,20 +128,23 @@ def _run(progress: Progress, stack: ExitStack, look: Callable[[], None]) -> Foun
         _order(ports[number // len(CUSTOMERS) % 2], customer, number)
         expected[customer].append(number)
         progress.advance(step)
-        if number == REQUESTS // 2:
-            wait_for("a worker has a task in hand", lambda: _in_hand(read(books), killed.pid))
-            killed.kill()
-            killed_at = time.time()
-            progress.update(step, description="Requests, one worker is killed")
+        if number >= REQUESTS // 2 and not killed:
+            killed += [one for one in processes[len(apps) :] if _in_hand(read(books), one.pid)][:1]
+            if killed:
+                killed[0].kill()
+                killed_at = time.time()
+                progress.update(step, description="Requests, one worker is killed")
 
     def all_ended() -> bool:
         ended = {line.number for line in read(books) if line.what == "ends"}
         progress.update(step, completed=len(ended))
         return len(ended) == REQUESTS
 
+    if not killed:
+        raise RuntimeError("no worker was seen with a task in hand")
     progress.update(step, description="Tasks, one worker is left")
     wait_for("all tasks end", all_ended)
-    return judge(read(books), expected, killed.pid, killed_at)
+    return judge(read(books), expected, killed[0].pid, killed_at)
 
 
 def _tell(console: Console, found: Found) -> int:

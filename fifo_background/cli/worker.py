@@ -189,6 +189,9 @@ class _Lifespan:
         await asyncio.wait({self.task}, timeout=1)
         if self.task.done():
             self.task.result()
+        else:
+            self.task.cancel()
+            await asyncio.wait({self.task}, timeout=1)
 
     async def _send(self, message: dict[str, Any]) -> None:
         self._last = message

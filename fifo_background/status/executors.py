@@ -69,7 +69,7 @@ class ShownExecutor(Protocol):
     async def job(self, id: str) -> ShownJob | None: ...
 
     async def wait_for(self, job: ShownJob) -> object:
-        """Wait for its end."""
+        """Wait for the end of one that has not ended."""
         ...
 
     async def now(self, job: ShownJob) -> ShownJob:
@@ -77,7 +77,7 @@ class ShownExecutor(Protocol):
         ...
 
     async def cancel(self, job: ShownJob) -> bool:
-        """Whether it ends without being run or, if it runs, is to be cancelled."""
+        """Of one that has not ended: whether it ends without being run or, if it runs, is to be cancelled."""
         ...
 
     async def jobs(
@@ -131,15 +131,14 @@ class InMemory:
     async def job(self, id: str) -> Job[Any] | JobRecord | None:
         return self._executor.job(id)
 
-    async def wait_for(self, job: ShownJob) -> None:
-        if isinstance(job, Job):  # else it has ended
-            await job.wait()
+    async def wait_for(self, job: Any) -> None:
+        await job.wait()  # a `Job`, as it has not ended
 
     async def now(self, job: ShownJob) -> ShownJob:
         return job
 
-    async def cancel(self, job: ShownJob) -> bool:
-        return isinstance(job, Job) and job.cancel()
+    async def cancel(self, job: Any) -> bool:
+        return bool(job.cancel())
 
     async def find_lane(self, id: str) -> LaneInMemory | None:
         lane = self._executor.find_lane(id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import threading
 
 import anyio
 from starlette.applications import Starlette
@@ -11,6 +11,8 @@ from starlette.middleware import Middleware
 
 from fifo_background import OrderedBackgroundMiddleware
 from fifo_background.engines.postgres import PostgresEngine
+
+waits = threading.Event()
 
 
 def note(what: str) -> None:
@@ -22,14 +24,10 @@ def fail() -> None:
 
 
 async def wait() -> None:
-    """Until it is cancelled."""
+    """Until it is cancelled, or its process is ended."""
+    print("waits", flush=True)
+    waits.set()
     await anyio.sleep_forever()
-
-
-def stay(what: str) -> None:
-    """Until its process is ended."""
-    print(what, flush=True)
-    time.sleep(600)
 
 
 def make_app(dsn: str | None = None, queue: str | None = None) -> Starlette:

@@ -29,15 +29,13 @@ def stored_app(engine: PostgresEngine, *handlers: Handler, **settings: Any) -> S
     return make_app(*handlers, engine=engine, **settings)
 
 
-def handler(*calls: Any, status: int = 200, jobs: list[Any] | None = None) -> Handler:
+def handler(*calls: Any, status: int = 200) -> Handler:
     """A handler, named `handle`, that adds these calls."""
 
     async def handle(request: Request) -> Response:
         tasks = BackgroundTasks()
         for func, *args in calls:
-            job = tasks.add_task(func, *args)
-            if jobs is not None:
-                jobs.append(job)
+            tasks.add_task(func, *args)
         return Response(background=tasks, status_code=status)
 
     return handle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import signal
@@ -155,12 +156,12 @@ async def test_status(dsn: str, queue: str) -> None:
         .options(retry=Retry(2, wait=0))
         .submit(cli_app.fail)
     )
+    cli_app.waits.clear()
     running = await executor.submit(cli_app.wait)
     await executor.submit(cli_app.note, "behind it")
     assert await failed.wait() is JobState.FAILED
     assert await (await executor.lane(17).submit(cli_app.note, "ends")).wait() is JobState.SUCCEEDED
-    while (await running.record()).state is not JobState.RUNNING:
-        await anyio.sleep(0.01)
+    assert await anyio.to_thread.run_sync(cli_app.waits.wait, 20)
     text = await anyio.to_thread.run_sync(partial(said, "status", "--queue", queue, dsn=dsn))
     assert text.startswith(f"Queue {queue}: 2 queued, 1 running, 2 succeeded, 1 failed Lanes lane state head")
     assert re.search(rf" stopped stopped fail {failed.id[:8]}, run 2: ValueError \d+\.\d s 0 ", text)
@@ -292,6 +293,18 @@ def test_worker(dsn: str, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(True, 8), (True, 3)]
 
 
+def test_logging_of_an_app_without_any(dsn: str, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the app sets up no logging, the command does, with the level that it is given."""
+    root, ours = logging.getLogger(), logging.getLogger("fifo_background")
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(ours, "level", ours.level)
+    monkeypatch.setattr(worker, "run", lambda *arguments: 0)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setenv("QUEUE", queue)
+    said("worker", "tests.engines.cli_app:make_app", "--factory", "--log-level", "debug", dsn=dsn)
+    assert (len(root.handlers), ours.level) == (1, logging.DEBUG)
+
+
 class Served:
     """`worker.serve` of an app, in this process."""
 
@@ -400,6 +413,14 @@ def fails(app: Any) -> Any:
     return lifespan
 
 
+def fails_and_stays(app: Any) -> Any:
+    async def lifespan(scope: Any, receive: Any, send: Any) -> None:
+        await fails(app)(scope, receive, send)
+        await anyio.sleep_forever()
+
+    return lifespan
+
+
 def keeps_it(app: Any) -> Any:
     async def lifespan(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -413,6 +434,7 @@ def keeps_it(app: Any) -> Any:
     [
         (returns, "ERROR the app does not start: it has no lifespan"),
         (fails, "ERROR the app does not start: no disk"),
+        (fails_and_stays, "ERROR the app does not start: no disk"),
         (keeps_it, "ERROR the app does not pass its lifespan on to its OrderedBackgroundMiddleware"),
     ],
 )
@@ -462,9 +484,9 @@ def started(dsn: str, queue: str) -> Iterator[Started]:
     one.process.communicate()
 
 
-async def submit(dsn: str, queue: str, func: Any, what: str) -> None:
-    engine = PostgresEngine(dsn, queue=queue, packages=["cli_app", "tests"], worker=False)
-    await engine.executor.submit(func, what)
+async def submit(dsn: str, queue: str, *call: Any) -> None:
+    engine = PostgresEngine(dsn, queue=queue, packages=["tests"], worker=False)
+    await engine.executor.submit(*call)
 
 
 @pytest.mark.one_loop
@@ -479,8 +501,8 @@ async def test_process(started: Started, dsn: str, queue: str, anyio_backend: ob
 @pytest.mark.one_loop
 async def test_second_signal(started: Started, dsn: str, queue: str, anyio_backend: object) -> None:
     """While a task runs on, a second signal ends the process at once."""
-    await submit(dsn, queue, cli_app.stay, "stays")
-    assert await anyio.to_thread.run_sync(started.line) == "stays"
+    await submit(dsn, queue, cli_app.wait)
+    assert await anyio.to_thread.run_sync(started.line) == "waits"
     started.process.terminate()
     while started.process.poll() is None:  # the first one is heard in its time; each later one is the second
         await anyio.sleep(0.05)

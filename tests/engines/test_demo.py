@@ -154,6 +154,13 @@ def test_broken() -> None:
     assert judged("8 begins 1", "8 ends 1").lost == 1
 
 
+def test_nobody_to_kill(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no worker is seen with a task in hand, the demo says so, and ends all of it."""
+    monkeypatch.setattr(demo, "REQUESTS", 4)
+    monkeypatch.setattr(demo, "_in_hand", lambda lines, pid: False)
+    assert demo.main() == 1
+
+
 def test_told(capsys: pytest.CaptureFixture[str]) -> None:
     """A broken order, or a loss, is told, and is the exit code."""
     console = demo.Console(highlight=False)

@@ -781,22 +781,18 @@ def test_bounded_work(postgres: Any) -> None:
         "last_end": "SELECT fifo_background_number_ends('q', true)",
         "list": "SELECT fifo_background_list('q', NULL, NULL, NULL, NULL, 50, NULL)",
         "failed": "SELECT fifo_background_list('q', '{failed}', NULL, NULL, NULL, 50, NULL)",
-        "page": "SELECT fifo_background_list('q', NULL, NULL, NULL, NULL, 50, 100)",
+        "page": "SELECT fifo_background_list('q', NULL, NULL, NULL, NULL, 50, 1000)",
         "task": "SELECT fifo_background_task('q', 'new 2500')",
         "peek": """SELECT fifo_background_peek('q', 'q/"0"')""",
     }
     with psycopg.connect(dsn, autocommit=True) as connection:
         for table in ("fifo_background_tasks", "procrastinate_jobs"):
             connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)".encode())
-        fill(connection, "old", 1000)
-        connection.execute(
-            "UPDATE fifo_background_tasks SET started_at = added_at, ended_at = added_at, "
-            "state = CASE number % 20 WHEN 0 THEN 'failed' ELSE 'succeeded' END"
-        )
-        connection.execute("UPDATE procrastinate_jobs SET status = 'succeeded'")
+        fill(connection, "old", 1000, ended=True)
         fill(connection, "new", 3000)  # as many in each lane as are looked at
         few = {name: blocks(connection, statement) for name, statement in statements.items()}
         fill(connection, "more", 9000)
+        fill(connection, "other", 3000, "other ", ended=True)
         many = {name: blocks(connection, statement) for name, statement in statements.items()}
         connection.execute("ANALYZE")
         known = {name: blocks(connection, statement) for name, statement in statements.items()}
@@ -805,16 +801,26 @@ def test_bounded_work(postgres: Any) -> None:
         assert known[name] < 3 * least + 100, (name, few, known)
 
 
-def fill(connection: psycopg.Connection[Any], name: str, count: int) -> None:
+def fill(
+    connection: psycopg.Connection[Any], name: str, count: int, lanes: str = "", *, ended: bool = False
+) -> None:
     """Tasks in 10 lanes."""
     jobs = """INSERT INTO procrastinate_jobs (queue_name, task_name, lock)
-        SELECT 'q', %s, 'q/"' || n %% 10 || '"' FROM generate_series(1, %s) AS n"""
+        SELECT 'q', %s, 'q/"' || %s || n %% 10 || '"' FROM generate_series(1, %s) AS n"""
     tasks = """INSERT INTO fifo_background_tasks
         (id, job_id, place, queue, lane, function, arguments, options)
         SELECT task_name || ' ' || id, id, 0, 'q', substr(lock, 3), 'a:b', '[]', '{}'
         FROM procrastinate_jobs WHERE task_name = %s ORDER BY id"""
-    connection.execute(jobs, (name, count))
+    connection.execute(jobs, (name, lanes, count))
     connection.execute(tasks, (name,))
+    if ended:
+        connection.execute(
+            "UPDATE fifo_background_tasks SET started_at = added_at, ended_at = added_at, "
+            "state = CASE number %% 20 WHEN 0 THEN 'failed' ELSE 'succeeded' END WHERE id LIKE %s",
+            (f"{name}%",),
+        )
+        connection.execute("UPDATE procrastinate_jobs SET status = 'succeeded' WHERE task_name = %s", (name,))
+        connection.execute("SELECT fifo_background_number_ends('q', true)")
     connection.execute("VACUUM fifo_background_tasks, procrastinate_jobs")
 
 

@@ -16,6 +16,7 @@ gates: dict[Any, anyio.Event] = {}
 thread_gates: dict[Any, threading.Event] = {}
 app: Any = None  # of the test
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+unset: ContextVar[str] = ContextVar("unset")
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +68,6 @@ async def fails_until(n: Any, runs: int) -> int:
     return runs
 
 
-async def who() -> str:
-    return tenant.get()
-
-
 class Color(Enum):
     RED = "red"
     ALSO_RED = "red"
@@ -91,12 +88,10 @@ class Mailer:
 
     class Inner:
         @staticmethod
-        def deep(n: Any) -> None:
-            ran.append(n)
+        def deep(n: Any) -> None: ...
 
     @staticmethod
-    def static(n: Any) -> None:
-        ran.append(n)
+    def static(n: Any) -> None: ...
 
     @classmethod
     def of_class(cls) -> None: ...

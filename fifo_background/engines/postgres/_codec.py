@@ -163,7 +163,7 @@ def _check_text(text: str) -> str:
 
 
 def _moment(moment: datetime) -> list[Any]:
-    """A moment, its time zone's name if it has one, and which of two equal times it is."""
+    """A moment, its time zone's name or offset in microseconds, and which of two equal times it is."""
     zone: tzinfo | None = moment.tzinfo
     if isinstance(zone, ZoneInfo):
         if zone.key is None:
@@ -173,16 +173,19 @@ def _moment(moment: datetime) -> list[Any]:
         raise TypeError(
             f"a datetime with a {type_name(zone)} cannot be stored: use datetime.timezone, or ZoneInfo"
         )
-    return [moment.isoformat(), None, moment.fold]
+    # `fromisoformat` loses offsets of less than a second
+    offset = None if zone is None else zone.utcoffset(None) // timedelta(microseconds=1)
+    return [moment.replace(tzinfo=None).isoformat(), offset, moment.fold]
 
 
-def _read_moment(text: str, zone: str | None, fold: int) -> datetime:
+def _read_moment(text: str, zone: str | int | None, fold: int) -> datetime:
     moment = datetime.fromisoformat(text)
-    if zone is not None:
-        return moment.replace(tzinfo=ZoneInfo(zone), fold=fold)
-    if moment.tzinfo is not None and moment.utcoffset() == timedelta(0):
-        moment = moment.replace(tzinfo=timezone.utc)
-    return moment.replace(fold=fold)
+    found: tzinfo | None = None
+    if isinstance(zone, str):
+        found = ZoneInfo(zone)
+    elif zone is not None:
+        found = timezone(timedelta(microseconds=zone))
+    return moment.replace(tzinfo=found, fold=fold)
 
 
 def _names(func: Any, args: tuple[Any, ...]) -> list[str]:

@@ -121,10 +121,11 @@ class StoredRequest(EngineRequest):
             if type(job) is not StoredJob or job.id not in self._ids:  # or that of another request
                 job = self.add(task, options_of_entry(task))
             jobs.append(job)
-        wanted = {job.id: place for place, job in enumerate(jobs)}
-        new = self._take()
-        # what belongs to other objects stays before, as it was added before
-        new.sort(key=lambda one: wanted.get(one.id, -1))
+        new = {one.id: one for one in self._take()}
+        ordered = iter([new[job.id] for job in jobs if job.id in new])
+        ids = {job.id for job in jobs}
+        # what belongs to other objects stays where it was added
+        self._new = [next(ordered) if id in ids else one for id, one in new.items()]
         return jobs
 
     # -- storing ---------------------------------------------------------------------------------------------

@@ -1,0 +1,146 @@
+"""Waits for stored tasks end, whatever else ends; what is left of the engine in each event loop."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import anyio
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
+
+from fifo_background import (
+    BackgroundTasks,
+    ExecutorClosed,
+    JobNoResult,
+    JobState,
+    executor_of,
+)
+from fifo_background.engines.postgres import StoreError, _stored
+from tests.engines import work
+from tests.engines.stored import engine_of, handler, stored_app
+from tests.engines.work import fresh, ran  # noqa: F401
+from tests.support.apps import until
+from tests.support.asgi import Exchange, get, started
+
+
+async def test_shutdown_ends_waits(dsn: str) -> None:
+    """A wait that is left when the app shuts down ends with `ExecutorClosed`."""
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine)
+    errors: list[Exception] = []
+
+    async def wait(job: Any) -> None:
+        try:
+            await job.wait()
+        except ExecutorClosed as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group, started(app):
+        job = await executor_of(app).submit(work.sync, 1)
+        for _ in range(2):
+            group.start_soon(wait, job)
+        await until(lambda: len(engine.session().waits._wakes.get(job.id, ())) == 2)
+    assert len(errors) == 2
+    assert "the wait for sync" in str(errors[0])
+
+
+async def test_two_waits(dsn: str) -> None:
+    """Many may wait for one task; the end of one wait leaves the others."""
+    app = stored_app(engine_of(dsn))
+    async with started(app), anyio.create_task_group() as group:
+        job = await executor_of(app).submit(work.gated, 1)
+        with anyio.move_on_after(0.05):
+            await job.wait()
+        group.start_soon(job.wait)
+        work.gate(1).set()
+        assert await job.wait() is JobState.SUCCEEDED
+    assert ran == ["start 1", "end 1"]
+
+
+async def test_two_lifespans(dsn: str) -> None:
+    """An app whose lifespan is run twice at once works until the last one has ended."""
+    app = stored_app(engine_of(dsn))
+    async with started(app):
+        async with started(app):
+            pass
+        assert await (await executor_of(app).submit(work.sync, 1)) == 1
+
+
+async def test_cancelled_before_it_was_stored(dsn: str) -> None:
+    """A task that was cancelled before it was stored has a handle that says so; one that was dropped, too."""
+    kept: list[Any] = []
+
+    async def regrets(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        kept.append(tasks.add_task(work.quick, 1))
+        await kept[0].cancel()
+        kept.append(tasks.add_task(work.quick, 2))
+        raise LookupError
+
+    app = stored_app(engine_of(dsn, worker=False), regrets)
+    async with started(app):
+        await get(app, "/regrets")
+        for job in kept:
+            assert await job.wait() is JobState.CANCELLED
+            with pytest.raises(JobNoResult, match="cancelled"):
+                await job
+
+
+async def test_websocket_that_cannot_be_stored(dsn: str, log: list[str]) -> None:
+    """What a websocket has added, and cannot be stored at its end, is told; its error is raised."""
+    engine = engine_of(f"{dsn}&port=1", worker=False, store_timeout=0.2)
+
+    async def talk(websocket: WebSocket) -> None:
+        BackgroundTasks().add_task(work.quick, 1)
+
+    app = stored_app(engine)
+    app.router.routes.append(WebSocketRoute("/ws", talk))
+    async with started(app):
+        exchange = Exchange(app, "/ws", type="websocket", subprotocols=[])
+        with pytest.raises(StoreError):
+            await app(exchange.scope, exchange.receive, exchange.send)
+    assert any("dropped 1 task: quick" in record for record in log)
+
+
+async def test_equal_keys(dsn: str) -> None:
+    """Keys that are equal are one lane: 1, 1.0 and True."""
+    engine = engine_of(dsn, worker=False)
+    texts = {engine.lane_text((key, "a")) for key in (1, 1.0, True)}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("traces", [True, False])
+async def test_what_is_carried(traces: bool, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is not set is not carried, and one that the worker does not know is left out."""
+    monkeypatch.setattr(_stored, "_HAS_TRACING", traces and _stored._HAS_TRACING)
+    engine = engine_of(dsn, carry={"tenant": work.tenant, "other": work.unset})
+    app = stored_app(engine, handler((work.quick, 1)))
+    async with started(app):
+        work.tenant.set("somebody")
+        await get(app, "/handle")
+        await executor_of(app).join()
+    reader = engine_of(dsn)
+    task = _stored.Running(engine.queue, "null", "id", "name", lambda: None)
+    context = reader.carried.context({"variables": {"unknown": '"x"'}}, task)
+    assert context.get(work.unset) is None
+    assert ran == [1]
+
+
+async def test_without_sqlalchemy(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SQLAlchemy, `store(connection=)` says what it takes."""
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+
+    async def handle(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(work.quick, 1)
+        with pytest.raises(TypeError, match="give a psycopg"):
+            await tasks.store(object())
+        return Response()
+
+    app = stored_app(engine_of(dsn, worker=False), handle)
+    async with started(app):
+        assert (await get(app, "/handle")).status == 200
