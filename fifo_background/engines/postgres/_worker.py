@@ -295,11 +295,13 @@ class Worker:
             except Exception as error:  # nothing that we know of: the lane must not stand still
                 self._say(logging.ERROR, "a worker could not run %s", one.claim.lock, error=error)
             del self._in_hand[one.claim.key]
-            if answer is None or answer["more"]:
+            fetched = None if answer is None else answer["fetched"]
+            if fetched is None or fetched.get("lock") != one.claim.lock:
+                # what was stored in this lane while the end was not committed yet has found it busy
                 self._wake.set()
-            if answer is None or answer["fetched"] is None or "next_at" in answer["fetched"]:
+            if fetched is None or "next_at" in fetched:
                 break
-            claim = Claim.of(answer["fetched"])
+            claim = Claim.of(fetched)
             one = self._in_hand[claim.key] = _InHand(claim)
         self._free.set()
 
