@@ -255,6 +255,25 @@ def test_a_retry_is_not_forgotten_with_the_worker_that_knew_of_it(postgres: Post
         assert [line.what for line in one.lines()] == ["start", "fail"] * 3 + ["start", "end"]
 
 
+def test_a_full_worker_tells_others_of_lanes_that_it_leaves(postgres: Postgres, tmp_path: Path) -> None:
+    """Trap 1: a lane that is free wakes nobody by itself."""
+    with cluster(tmp_path, postgres.uri, {"concurrency": 1}) as one:
+        one.environment["FAULTS_UNASKED"] = "1000"
+        app, worker = begin(one, postgres)
+        app.post("/add/a/n1?kinds=waits&seconds=2")
+        one.wait_for("start", "n1.0")
+        worker.send(
+            signal.SIGSTOP
+        )  # it ends n1 when the others are there; then the oldest is of another lane
+        app.post("/add/b/long?kinds=waits&seconds=30")
+        app.post("/add/a/n2?kinds=waits")
+        worker.send(signal.SIGCONT)
+        one.wait_for("start", "long.0")
+        one.worker()
+        one.wait_for("end", "n2.0")
+        assert not one.has("end", "long.0")
+
+
 def test_ended_jobs_are_nothing_that_a_lost_worker_leaves_behind(postgres: Postgres, tmp_path: Path) -> None:
     """Where a worker's row is deleted, PostgreSQL changes all jobs that name it: only those in hand do."""
     with cluster(tmp_path, postgres.uri) as one:

@@ -52,42 +52,6 @@ def end(db: Any, worker: int, fetched: Any, **end: Any) -> Any:
     return ask(db, "end", "q", worker, fetched["job"], fetched["attempts"], Jsonb(told))
 
 
-def heard(db: Any) -> list[str]:
-    return [one.payload for one in db.notifies(timeout=0.2)]
-
-
-def test_a_full_worker_tells_others_of_the_lane_that_it_leaves(db: Any) -> None:
-    """Trap 1: a lane that is free wakes nobody by itself."""
-    worker = register(db)
-    store(db, "a", "b")
-    first = ask(db, "fetch", "q", worker)
-    db.execute('LISTEN "fifo_background#q"')
-    answer = end(db, worker, first, fetch=True, wake=True)
-    assert answer["fetched"]["lock"] == "q/b"
-    assert heard(db) == ["wake"]
-    end(db, worker, answer["fetched"], fetch=True, wake=False)
-    assert heard(db) == []
-
-
-def test_what_is_stored_while_an_end_is_not_committed_is_told_of_after_it(
-    db: Any, postgres: Postgres
-) -> None:
-    """Trap 1: the end does not see it, and who is told of it finds the lane busy."""
-    worker = register(db)
-    store(db, "a")
-    fetched = ask(db, "fetch", "q", worker)
-    db.execute('LISTEN "fifo_background#q"')
-    with psycopg.connect(postgres.uri) as ends:
-        assert "next_at" in end(ends, worker, fetched, fetch=True, wake=True)["fetched"]
-        rows = [{"id": "a-next", "place": 0, "function": "m:f", "arguments": "[]", "options": {}}]
-        ask(db, "store", "q", Jsonb([{"lock": "q/a", "lane": "a", "tasks": rows}]), None)
-        assert "next_at" in ask(db, "fetch", "q", worker)
-        assert heard(db) == []
-        ends.commit()
-    assert heard(db) == ["wake"]
-    assert "job" in ask(db, "fetch", "q", worker)
-
-
 def test_a_retry_that_is_due_behind_a_paused_lane_is_not_looked_for_again_and_again(db: Any) -> None:
     worker = register(db)
     store(db, "a")
