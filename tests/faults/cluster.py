@@ -166,7 +166,7 @@ class Cluster:
                 return True
             return False
 
-        wait_until(listens, 60)
+        wait_until(listens, 120)
 
     def lines(self) -> list[Line]:
         return [Line.of(text) for text in self.log.read_text().splitlines()]

@@ -23,7 +23,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Scope
 
 from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware, executor_of
-from fifo_background.engines.postgres import PostgresEngine, Retry, StoreError
+from fifo_background.engines.postgres import PostgresEngine, Retry, StoreError, _worker
 from fifo_background.engines.postgres._lease import Watchdog
 
 STEP = 0.05
@@ -165,6 +165,8 @@ if "FAULTS_DSN" in os.environ:
 
 if os.environ.get("FAULTS_WATCHDOG") == "no":  # as elsewhere than on Linux
     Watchdog.make = classmethod(lambda cls: None)  # type: ignore[method-assign, assignment]
+
+_worker._UNASKED = float(os.environ.get("FAULTS_UNASKED", "10"))
 
 app = make_app(
     os.environ.get("FAULTS_DSN", ""),

@@ -102,6 +102,8 @@ class Proxy:
                 one.pump("to_server", client, to_server, self.to_server),
                 one.pump("from_server", server, to_client, self.from_server),
             )
+        except asyncio.CancelledError:
+            pass  # at the end of the proxy; the server of asyncio would show it
         finally:
             self._open.discard(one)
             self.passed = one.passed

@@ -246,12 +246,32 @@ def test_a_retry_is_not_forgotten_with_the_worker_that_knew_of_it(postgres: Post
         wait_for_workers(postgres, 2)
         app.post("/retry/a/n1?kinds=fails&wait=3")
         one.wait_for("fail", "n1.0")
+        wait_until(lambda: postgres.ask("SELECT scheduled_at IS NOT NULL FROM procrastinate_jobs"), 10)
         (line,) = [line for line in one.lines() if line.what == "fail"]
         (worker,) = [process for process in one.processes if process.pid == line.pid]
         worker.end(signal.SIGKILL)
         app.post("/add/a/n2?kinds=waits")
         one.wait_for("end", "n2.0")
         assert [line.what for line in one.lines()] == ["start", "fail"] * 3 + ["start", "end"]
+
+
+def test_a_full_worker_tells_others_of_lanes_that_it_leaves(postgres: Postgres, tmp_path: Path) -> None:
+    """Trap 1: a lane that is free wakes nobody by itself."""
+    with cluster(tmp_path, postgres.uri, {"concurrency": 1}) as one:
+        one.environment["FAULTS_UNASKED"] = "1000"
+        app, worker = begin(one, postgres)
+        app.post("/add/a/n1?kinds=waits&seconds=2")
+        one.wait_for("start", "n1.0")
+        worker.send(
+            signal.SIGSTOP
+        )  # it ends n1 when the others are there; then the oldest is of another lane
+        app.post("/add/b/long?kinds=waits&seconds=30")
+        app.post("/add/a/n2?kinds=waits")
+        worker.send(signal.SIGCONT)
+        one.wait_for("start", "long.0")
+        one.worker()
+        one.wait_for("end", "n2.0")
+        assert not one.has("end", "long.0")
 
 
 def test_ended_jobs_are_nothing_that_a_lost_worker_leaves_behind(postgres: Postgres, tmp_path: Path) -> None:

@@ -52,28 +52,6 @@ def end(db: Any, worker: int, fetched: Any, **end: Any) -> Any:
     return ask(db, "end", "q", worker, fetched["job"], fetched["attempts"], Jsonb(told))
 
 
-def heard(db: Any) -> list[str]:
-    return [one.payload for one in db.notifies(timeout=0.2)]
-
-
-def test_a_full_worker_tells_others_of_the_lane_that_it_leaves(db: Any) -> None:
-    """Trap 1: a lane that is free wakes nobody by itself."""
-    worker = register(db)
-    store(db, "a", "b")
-    rows = [{"id": "a-next", "place": 0, "function": "m:f", "arguments": "[]", "options": {}}]
-    ask(db, "store", "q", Jsonb([{"lock": "q/a", "lane": "a", "tasks": rows}]), None)
-    first = ask(db, "fetch", "q", worker)
-    db.execute('LISTEN "fifo_background#q"')
-    answer = end(db, worker, first, fetch=True, wake=True)
-    assert answer["fetched"]["lock"] == "q/b"
-    assert answer["more"]
-    assert heard(db) == ["wake"]
-    answer = end(db, worker, answer["fetched"], fetch=True, wake=True)
-    assert answer["fetched"]["lock"] == "q/a"
-    assert not answer["more"]
-    assert heard(db) == []
-
-
 def test_a_retry_that_is_due_behind_a_paused_lane_is_not_looked_for_again_and_again(db: Any) -> None:
     worker = register(db)
     store(db, "a")

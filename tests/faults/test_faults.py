@@ -183,6 +183,7 @@ def test_random_faults(postgres: Postgres, tmp_path: Path) -> None:
     print(f"FAULTS_SEED={SEED}")
     dice = random.Random(SEED)
     with Proxy(postgres.socket) as proxy, cluster(tmp_path, proxy.dsn(), ENGINE, SETTINGS) as one:
+        one.environment["FAULTS_UNASKED"] = "1000"  # a lane that nobody was told of stands still
         faults = Faults(one, postgres, proxy, dice)
         for process in faults.processes[:2]:
             one.wait_for_app(process)

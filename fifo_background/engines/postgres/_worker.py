@@ -39,7 +39,7 @@ __all__ = ("Worker", "WorkerSettings")
 _GRACE = 1 / 6
 
 # Between two tries of what the database did not answer, in seconds.
-_AGAIN = 0.2
+_AGAIN = 0.1
 
 # After so many seconds it looks for jobs unasked: a pooler between may keep notifications back.
 _UNASKED = 10.0
@@ -103,6 +103,7 @@ class Worker:
         self._jobs: set[asyncio.Task[None]] = set()
         self._free: asyncio.Event = asyncio.Event()  # a job has ended, and brought no other one
         self._wake: asyncio.Event = asyncio.Event()
+        self._left: asyncio.Event = asyncio.Event()  # a lane is free, and this worker is full
         self._next_at: float | None = None  # when a retry is due
         self._asks: set[asyncio.Future[None]] = set()  # those under way that may hand a job to this worker
         self._stops: bool = False
@@ -165,8 +166,9 @@ class Worker:
         self._heartbeat = Heartbeat(self._dsn, self._id, settings.heartbeat, lease, lost)
         self._heartbeat.start()
         self._wake.set()
-        parts = self._serve(), self._keep_lease(lease, lost), self._look_after(), self._tell_progress()
-        loops = [asyncio.ensure_future(part) for part in parts]
+        parts = self._serve, self._tell_others, self._look_after, self._tell_progress
+        loops = [asyncio.ensure_future(part()) for part in parts]
+        loops.append(asyncio.ensure_future(self._keep_lease(lease, lost)))
         try:
             await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -278,6 +280,18 @@ class Worker:
         except (TimeoutError, asyncio.TimeoutError):
             pass
 
+    async def _tell_others(self) -> None:
+        """Of lanes that this worker leaves while it is full; not each time: PostgreSQL commits what notifies
+        one by one."""
+        while True:
+            await self._left.wait()
+            self._left.clear()
+            try:
+                await self._database.notify("wake")
+            except psycopg.Error:
+                self._left.set()
+            await asyncio.sleep(_AGAIN)
+
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._jobs.add(task)
@@ -295,11 +309,13 @@ class Worker:
             except Exception as error:  # nothing that we know of: the lane must not stand still
                 self._say(logging.ERROR, "a worker could not run %s", one.claim.lock, error=error)
             del self._in_hand[one.claim.key]
-            if answer is None or answer["more"]:
-                self._wake.set()
-            if answer is None or answer["fetched"] is None or "next_at" in answer["fetched"]:
+            fetched = None if answer is None else answer["fetched"]
+            if fetched is None or fetched.get("lock") != one.claim.lock:
+                # the lane is free now: who looked while that was not committed yet has found it busy
+                (self._left if self._is_full or self._stops else self._wake).set()
+            if fetched is None or "next_at" in fetched:
                 break
-            claim = Claim.of(answer["fetched"])
+            claim = Claim.of(fetched)
             one = self._in_hand[claim.key] = _InHand(claim)
         self._free.set()
 
@@ -383,7 +399,7 @@ class Worker:
         was_told = False  # perhaps
         while True:
             fetches = not self._stops and worker == self._id
-            told = {**end, "fetch": fetches, "wake": not fetches or self._is_full}
+            told = {**end, "fetch": fetches}
             try:
                 with self._asking():
                     answer = await self._database.end(worker, claim.job, claim.attempts, told)

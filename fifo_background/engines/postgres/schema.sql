@@ -252,18 +252,15 @@ BEGIN
 END;
 $$;
 
--- A task has ended: {id, state, result, result_omitted, error_type, error, skip, stop, retry_in, fetch, wake}.
+-- A task has ended: {id, state, result, result_omitted, error_type, error, skip, stop, retry_in, fetch}.
 -- Returns null where the worker does not have the job anymore, {"next": id} for the next task of the job, else
--- {"fetched", "more"}: what the worker has next, and whether the lane that it leaves has more. It may be told
--- twice: what is known already is answered as it was the first time.
+-- {"fetched"}: what the worker has next. It may be told twice: what is known already is answered as it was the
+-- first time. The lane that is free now is told of after it: what is stored meanwhile finds it busy, and others.
 CREATE FUNCTION fifo_background_end(
     _queue text, _worker bigint, _job bigint, _attempts int, _end jsonb
 ) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     _next text;
-    _fetched jsonb;
-    _lock text;
-    _more boolean;
 BEGIN
     IF NOT fifo_background_holds(_worker, _job, _attempts) THEN
         RETURN NULL;
@@ -309,16 +306,9 @@ BEGIN
             END IF;
         END IF;
     END IF;
-    IF (_end ->> 'fetch')::boolean THEN
-        _fetched := fifo_background_fetch(_queue, _worker);
-    END IF;
-    SELECT lock FROM procrastinate_jobs WHERE id = _job INTO _lock;
-    _more := (_fetched ->> 'lock') IS DISTINCT FROM _lock
-        AND EXISTS (SELECT FROM procrastinate_jobs WHERE lock = _lock AND status = 'todo');
-    IF _more AND (_end ->> 'wake')::boolean THEN
-        PERFORM fifo_background_notify(_queue, 'wake');
-    END IF;
-    RETURN jsonb_build_object('fetched', _fetched, 'more', _more);
+    RETURN jsonb_build_object(
+        'fetched', CASE WHEN (_end ->> 'fetch')::boolean THEN fifo_background_fetch(_queue, _worker) END
+    );
 END;
 $$;
 
