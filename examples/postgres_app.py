@@ -22,8 +22,8 @@ from fifo_background.engines.postgres import PostgresEngine
 BOOKS = os.environ.get("BOOKS", "books.txt")
 
 # worker=False: the processes that answer requests only store tasks
-engine = PostgresEngine(os.environ["FIFO_BACKGROUND_DSN"], worker=False, concurrency=4)
-app = FastAPI()
+engine: PostgresEngine = PostgresEngine(os.environ["FIFO_BACKGROUND_DSN"], worker=False, concurrency=4)
+app: FastAPI = FastAPI()
 app.add_middleware(OrderedBackgroundMiddleware, engine=engine)
 
 

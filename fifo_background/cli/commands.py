@@ -23,7 +23,7 @@ __all__ = ("app",)
 
 T = TypeVar("T")
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="Looks after background tasks that PostgreSQL keeps in order, and runs them.",
     no_args_is_help=True,
     add_completion=False,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._core.job_record import JobRecord
-from fifo_background._core.lane_picture import LaneRecord
+from fifo_background._core.lane_picture import LaneList, LaneRecord
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._executor import StoredExecutor, StoredLane
@@ -19,13 +20,13 @@ class ShownStored:
 
     def __init__(self, executor: StoredExecutor) -> None:
         self._executor = executor
-        self.job = executor.job
-        self.jobs = executor.jobs
-        self.lanes = executor.lanes
-        self.counts = executor.counts
-        self.changed = executor.changed
-        self.last_end = executor.last_end
-        self.ended = executor.ended
+        self.job: Callable[..., Awaitable[JobRecord | None]] = executor.job
+        self.jobs: Callable[..., Awaitable[list[JobRecord]]] = executor.jobs
+        self.lanes: Callable[..., Awaitable[LaneList]] = executor.lanes
+        self.counts: Callable[..., Awaitable[dict[str, Any]]] = executor.counts
+        self.changed: Callable[..., Awaitable[int]] = executor.changed
+        self.last_end: Callable[..., Awaitable[tuple[str, int]]] = executor.last_end
+        self.ended: Callable[..., Awaitable[tuple[list[JobRecord], int] | None]] = executor.ended
 
     @property
     def is_open(self) -> bool:
@@ -50,10 +51,10 @@ class ShownStoredLane:
 
     def __init__(self, lane: StoredLane) -> None:
         self._lane = lane
-        self.pause = lane.pause
-        self.resume = lane.resume
-        self.skip_head = lane.skip_head
-        self.clear = lane.clear
+        self.pause: Callable[..., Awaitable[object]] = lane.pause
+        self.resume: Callable[..., Awaitable[object]] = lane.resume
+        self.skip_head: Callable[..., Awaitable[object]] = lane.skip_head
+        self.clear: Callable[..., Awaitable[object]] = lane.clear
 
     async def record(self) -> LaneRecord:
         return await self._lane.picture()
