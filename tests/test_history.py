@@ -947,12 +947,12 @@ async def test_what_a_thread_sees(events: list[Any]) -> None:
         seen: list[Any] = []
 
         def look() -> None:
-            seen.extend([jobs[0].cancel(), jobs[2].ahead])
+            seen.extend([jobs[0].cancel(), jobs[2].ahead, jobs[0].ended_at is not None])
 
         thread = threading.Thread(target=look)
         thread.start()
         thread.join()
-        assert seen == [True, 1]
+        assert seen == [True, 1, True]
         lane.clear()
 
 
