@@ -5,7 +5,7 @@ An engine's executor offers it as `shown`. `InMemory` is that of a `SerialExecut
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Protocol
 
 from fifo_background import (
@@ -120,9 +120,9 @@ class InMemory:
 
     def __init__(self, executor: SerialExecutor) -> None:
         self._executor = executor
-        self.jobs: Callable[..., Awaitable[list[JobRecord]]] = executor.jobs
-        self.lanes: Callable[..., Awaitable[LaneList]] = executor.lanes
-        self.changed: Callable[..., Awaitable[int]] = executor.changed
+        self.jobs: Callable[..., Coroutine[Any, Any, list[JobRecord]]] = executor.jobs
+        self.lanes: Callable[..., Coroutine[Any, Any, LaneList]] = executor.lanes
+        self.changed: Callable[..., Coroutine[Any, Any, int]] = executor.changed
 
     @property
     def is_open(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._core.job_record import JobRecord
@@ -20,13 +20,13 @@ class ShownStored:
 
     def __init__(self, executor: StoredExecutor) -> None:
         self._executor = executor
-        self.job: Callable[..., Awaitable[JobRecord | None]] = executor.job
-        self.jobs: Callable[..., Awaitable[list[JobRecord]]] = executor.jobs
-        self.lanes: Callable[..., Awaitable[LaneList]] = executor.lanes
-        self.counts: Callable[..., Awaitable[dict[str, Any]]] = executor.counts
-        self.changed: Callable[..., Awaitable[int]] = executor.changed
-        self.last_end: Callable[..., Awaitable[tuple[str, int]]] = executor.last_end
-        self.ended: Callable[..., Awaitable[tuple[list[JobRecord], int] | None]] = executor.ended
+        self.job: Callable[..., Coroutine[Any, Any, JobRecord | None]] = executor.job
+        self.jobs: Callable[..., Coroutine[Any, Any, list[JobRecord]]] = executor.jobs
+        self.lanes: Callable[..., Coroutine[Any, Any, LaneList]] = executor.lanes
+        self.counts: Callable[..., Coroutine[Any, Any, dict[str, Any]]] = executor.counts
+        self.changed: Callable[..., Coroutine[Any, Any, int]] = executor.changed
+        self.last_end: Callable[..., Coroutine[Any, Any, tuple[str, int]]] = executor.last_end
+        self.ended: Callable[..., Coroutine[Any, Any, tuple[list[JobRecord], int] | None]] = executor.ended
 
     @property
     def is_open(self) -> bool:
@@ -51,10 +51,10 @@ class ShownStoredLane:
 
     def __init__(self, lane: StoredLane) -> None:
         self._lane = lane
-        self.pause: Callable[..., Awaitable[object]] = lane.pause
-        self.resume: Callable[..., Awaitable[object]] = lane.resume
-        self.skip_head: Callable[..., Awaitable[object]] = lane.skip_head
-        self.clear: Callable[..., Awaitable[object]] = lane.clear
+        self.pause: Callable[..., Coroutine[Any, Any, object]] = lane.pause
+        self.resume: Callable[..., Coroutine[Any, Any, object]] = lane.resume
+        self.skip_head: Callable[..., Coroutine[Any, Any, object]] = lane.skip_head
+        self.clear: Callable[..., Coroutine[Any, Any, object]] = lane.clear
 
     async def record(self) -> LaneRecord:
         return await self._lane.picture()
