@@ -6,7 +6,7 @@ An engine's executor offers it as `shown`. `InMemory` is that of a `SerialExecut
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from fifo_background import (
     ExecutorClosed,
@@ -112,7 +112,10 @@ class ShownExecutor(Protocol):
 
 def shown(executor: Any) -> ShownExecutor:
     """What `executor_of` gives, as the status needs it."""
-    return InMemory(executor) if isinstance(executor, SerialExecutor) else executor.shown
+    if isinstance(executor, SerialExecutor):
+        return cast(ShownExecutor, InMemory(executor))  # some of its methods are the executor's own
+    found: ShownExecutor = executor.shown
+    return found
 
 
 class InMemory:
