@@ -26,10 +26,14 @@ from tests.support.status import FACES, Site
 FOLDER = "FIFO_BACKGROUND_TEST_FOLDER"
 
 
+def _made_folder(config: pytest.Config) -> str:
+    folder = tempfile.mkdtemp(prefix="fifo-background-tests-")
+    config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
+    return folder
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    if FOLDER not in os.environ:
-        os.environ[FOLDER] = folder = tempfile.mkdtemp(prefix="fifo-background-tests-")
-        config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
+    os.environ[FOLDER] = os.environ.get(FOLDER) or _made_folder(config)
     config.addinivalue_line("markers", "virtual_clock: time jumps when every task waits for it")
     config.addinivalue_line("markers", "one_loop: nothing in it depends on the event loop")
     config.addinivalue_line("markers", "version_free: nothing in it depends on a version of what is below us")

@@ -16,6 +16,8 @@ from anyio import wait_all_tasks_blocked
 
 from fifo_background import ExecutorClosed, Job, JobNoResult, JobState, SerialExecutor
 from fifo_background._core.invariants import check
+from fifo_background._core.lane import Lane
+from fifo_background._core.scheduler import Scheduler
 from tests.support.apps import Work
 from tests.support.log import Log
 from tests.support.loops import LOOPS
@@ -668,3 +670,25 @@ async def test_what_is_cancelled_cleans_up(events: list[Any], log: Log) -> None:
     ]
     await anyio.sleep(5)
     assert events == [0.5, "closed", 3]
+
+
+async def test_submitted_while_no_lane_can_start(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is submitted while the loop looks in vain for a lane to run is heard of in the same turn."""
+    work = Work(events)
+    late: list[Job[int]] = []
+    start_next = Scheduler.start_next
+
+    def submits(self: Scheduler) -> Lane | None:
+        lane = start_next(self)
+        if lane is None and not late:
+            late.append(executor.submit_nowait(work.quick, 3))
+        return lane
+
+    monkeypatch.setattr(Scheduler, "start_next", submits)
+    async with SerialExecutor(max_lanes_running=1) as executor:
+        executor.lane("a").submit_nowait(work.gated, 1)
+        executor.lane("b").submit_nowait(work.quick, 2)
+        await wait_all_tasks_blocked()
+        assert executor.counts()["waiting"] == 2
+        work.gate(1).set()
+    assert events[-2:] == [2, 3]

@@ -358,6 +358,8 @@ async def test_skip(site: Site, work: Work) -> None:
     await wait_all_tasks_blocked()
     lane = await lane_id(site, job)
     second, third = (site.executor.submit_nowait(work.quick, n) for n in (2, 3))
+    answer = await site.post(f"/lanes/{lane}/retry", body=b'{"head": "%b"}' % second.id.encode())
+    assert answer.problem()[0] == 409  # it is the head, and has not failed
     stale = await site.post(f"/lanes/{lane}/skip", body=b'{"head": "%b"}' % third.id.encode())
     assert (stale.problem()[0], stale.json()["head"]) == (409, second.id)
     assert second.state is JobState.QUEUED
