@@ -16,6 +16,7 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,20 @@ ENGINE = {
 }  # fmt: skip
 SETTINGS = {"drain_timeout": 0.5}
 
-# How many tasks are interrupted, of 2,000.
-INTERRUPTED = 30
+# How many tasks are interrupted, of 2,000, and by how many faults.
+INTERRUPTED, FAULTS = 30, max(1, 24 * TASKS // 2000)
 
 
 class Clients:
-    """Each sends one request after the other, until what was accepted is enough."""
+    """Each sends one request after the other, until what was accepted is enough.
 
-    def __init__(self, apps: list[int], dice: random.Random) -> None:
+    `allowed()`: how many tasks may have been sent by now. They are spread over the faults, so that a fast
+    machine sees as many as a slow one.
+    """
+
+    def __init__(self, apps: list[int], dice: random.Random, allowed: Callable[[], float]) -> None:
         self._apps = apps  # their ports
+        self._allowed = allowed
         self._dice = dice
         self.accepted: list[Accepted] = []
         self.refused = 0
@@ -69,6 +75,9 @@ class Clients:
 
     async def _client(self, http: httpx.AsyncClient) -> None:
         while self.tasks < TASKS:
+            if self.tasks >= self._allowed():
+                await asyncio.sleep(0.05)
+                continue
             name, lane, kinds, seconds = self._next()
             self.tasks += len(kinds)
             way = "retry" if "fails" in kinds else self._dice.choice(("add", "def"))
@@ -187,7 +196,7 @@ def test_random_faults(postgres: Postgres, tmp_path: Path) -> None:
         faults = Faults(one, postgres, proxy, dice)
         for process in faults.processes[:2]:
             one.wait_for_app(process)
-        clients = Clients(faults.ports(), dice)
+        clients = Clients(faults.ports(), dice, lambda: TASKS * (len(faults.done) + 1) / FAULTS)
         begun = time.monotonic()
         asyncio.run(_run(faults, clients))
         took = time.monotonic() - begun
