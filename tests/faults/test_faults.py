@@ -16,7 +16,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,19 @@ ENGINE = {
 }  # fmt: skip
 SETTINGS = {"drain_timeout": 0.5}
 
-# How many tasks are interrupted, of 2,000, and by how many faults.
-INTERRUPTED, FAULTS = 30, max(1, 24 * TASKS // 2000)
+# How many tasks are interrupted, at least, and over how many faults the first TASKS are spread.
+INTERRUPTED, FAULTS = max(1, 30 * TASKS // 2000), max(1, 24 * TASKS // 2000)
 
 
 class Clients:
-    """Each sends one request after the other, until what was accepted is enough.
+    """Each sends one request after the other, until that is enough.
 
-    `allowed()`: how many tasks may have been sent by now. They are spread over the faults, so that a fast
-    machine sees as many as a slow one.
+    The tasks are spread over the faults, so that a fast machine sees as many interruptions as a slow one.
     """
 
-    def __init__(self, apps: list[int], dice: random.Random, allowed: Callable[[], float]) -> None:
-        self._apps = apps  # their ports
-        self._allowed = allowed
+    def __init__(self, faults: Faults, dice: random.Random) -> None:
+        self._faults = faults
+        self._apps = faults.ports()
         self._dice = dice
         self.accepted: list[Accepted] = []
         self.refused = 0
@@ -74,8 +72,9 @@ class Clients:
         return f"n{self._number}", lane, kinds, seconds
 
     async def _client(self, http: httpx.AsyncClient) -> None:
-        while self.tasks < TASKS:
-            if self.tasks >= self._allowed():
+        faults = self._faults
+        while self.tasks < TASKS or faults.interrupted < INTERRUPTED:
+            if self.tasks >= TASKS * (len(faults.done) + 1) / FAULTS:
                 await asyncio.sleep(0.05)
                 continue
             name, lane, kinds, seconds = self._next()
@@ -111,6 +110,7 @@ class Faults:
         self._dice = dice
         self.processes: list[Process] = [one.app(wait=False), one.app(wait=False), one.worker(), one.worker()]
         self.done: list[str] = []
+        self.interrupted: int = 0
 
     def ports(self) -> list[int]:
         return [process.port for process in self.processes if process.port is not None]
@@ -125,6 +125,7 @@ class Faults:
                     return
                 self.done.append(way)
                 await getattr(self, way)()
+                self.interrupted = judge(self._cluster.lines(), []).interrupted
 
     def _again(self, place: int) -> None:
         ended = self.processes[place]
@@ -196,7 +197,7 @@ def test_random_faults(postgres: Postgres, tmp_path: Path) -> None:
         faults = Faults(one, postgres, proxy, dice)
         for process in faults.processes[:2]:
             one.wait_for_app(process)
-        clients = Clients(faults.ports(), dice, lambda: TASKS * (len(faults.done) + 1) / FAULTS)
+        clients = Clients(faults, dice)
         begun = time.monotonic()
         asyncio.run(_run(faults, clients))
         took = time.monotonic() - begun
@@ -216,7 +217,7 @@ def test_random_faults(postgres: Postgres, tmp_path: Path) -> None:
             f"overlapped {len(verdict.overlapped)}, inverted {len(verdict.inverted)}"
         )
         assert verdict.wrong == []
-        assert verdict.interrupted >= INTERRUPTED * TASKS / 2000
+        assert verdict.interrupted >= INTERRUPTED
 
 
 OPEN = "SELECT jsonb_agg(job) FROM procrastinate_jobs AS job WHERE status IN ('todo', 'doing')"
