@@ -90,10 +90,13 @@ function duration(seconds) {
   return `${Math.floor(whole / big)} ${unit}${left ? ` ${left} ${rest}` : ""}`;
 }
 
-const timeOfDay = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
-const dayAndTime = new Intl.DateTimeFormat("en-US", { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
-const time = (iso) => (since(Date.parse(iso)) < 43200 ? timeOfDay : dayAndTime).format(Date.parse(iso));
-const { format: count } = new Intl.NumberFormat("en-US"); // made once: toLocaleString() would make one each time
+// Made by hand: the first Intl formatter of a page takes longer than all of the page's own work at its start.
+const count = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
+const two = (n) => String(n).padStart(2, "0");
+const timeOfDay = (date) => [date.getHours(), date.getMinutes(), date.getSeconds()].map(two).join(":");
+const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+const dayAndTime = (date) => `${MONTHS[date.getMonth()]} ${date.getDate()}, ${two(date.getHours())}:${two(date.getMinutes())}`;
+const time = (iso) => (since(Date.parse(iso)) < 43200 ? timeOfDay : dayAndTime)(new Date(iso));
 const wait = (n) => `${count(n)} ${n === 1 ? "waits" : "wait"}`;
 const errorText = (job) => [job.error?.type, job.error?.message].filter(Boolean).join(": ") || null;
 const progressText = ({ done, total, note }) => [count(done), total != null && `of ${count(total)}`, note].filter(Boolean).join(" ");
@@ -260,7 +263,7 @@ function disturbed() {
   const at = clock();
   lostTimer ??= setTimeout(() => {
     halted = at;
-    link("lost", `Not connected since ${timeOfDay.format(at)}, trying again. This is how it was then.`);
+    link("lost", `Not connected since ${timeOfDay(new Date(at))}, trying again. This is how it was then.`);
     announce("Not connected to the app.");
   }, LOST_AFTER);
   if (source.readyState !== EventSource.CLOSED) return; // the browser tries again by itself, with Last-Event-ID
@@ -298,7 +301,7 @@ function toggleFreeze() {
   connect(); // frozen: only ends the stream; else it goes on behind the last event, so nothing is lost
   if (!frozen()) return;
   halted = clock();
-  link("frozen", `Frozen at ${timeOfDay.format(halted)}`);
+  link("frozen", `Frozen at ${timeOfDay(new Date(halted))}`);
 }
 
 // --- Spoken: failures and stops, politely and not too often ---------------------------------------------------------
