@@ -254,6 +254,25 @@ def test_many_rows(serve: Serve, visit: Open) -> None:
     assert {1, 2000} <= seen
 
 
+def test_many_lanes(serve: Serve, visit: Open) -> None:
+    """All lanes are drawn, in order, however many become visible at once."""
+    served = serve(Site().app())
+    names = [f"lane {number}" for number in range(30)]
+    for name in names:
+        served.add("gated", lane=name, gate="go")
+    page = visit(served).page
+    first = page.locator("#lanes > li")
+    expect(first).to_have_count(12)
+    page.locator("#allLanes").click()
+    expect(first).to_have_count(30)
+    listed = [lane["name"] for lane in served.client.get("/tasks/lanes").json()["items"]]
+    assert sorted(listed) == sorted(names)
+    expect(page.locator("#lanes h3")).to_have_text(listed)
+    page.locator("#allLanes").click()
+    expect(page.locator("#lanes h3")).to_have_text(listed[:12])
+    served.open("go")
+
+
 def test_search_and_states(serve: Serve, visit: Open) -> None:
     """The list shows what one asks for."""
     with all_states(serve) as served:

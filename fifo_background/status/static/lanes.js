@@ -9,6 +9,7 @@ import { post } from "./requests.js";
 import { count, duration, errorText, progressText, ran, short, wait, waited } from "./words.js";
 
 const LANES_AT_FIRST = 12; // more would push the jobs out of sight
+const NEW_A_FRAME = 4; // cards; to make and lay out dozens at once would keep the page from answering
 
 const cards = new Map(); // by lane id: used again, so that focus and hover stay
 let [order, orderedAt] = [[], 0];
@@ -29,11 +30,12 @@ export function paintLanes() {
   const all = on(ui.allLanes, "aria-expanded");
   const shown = all ? order : order.slice(0, LANES_AT_FIRST);
   for (const id of cards.keys()) if (!shown.includes(id)) cards.delete(id);
-  for (const id of shown) {
-    if (!cards.has(id)) cards.set(id, stamp(ui.lane));
-    paintLane(cards.get(id), now.lanes.find((lane) => lane.id === id));
-  }
-  arrange(ui.lanes, shown.map((id) => cards.get(id).root));
+  const missing = shown.filter((id) => !cards.has(id));
+  for (const id of missing.slice(0, NEW_A_FRAME)) cards.set(id, stamp(ui.lane));
+  if (missing.length > NEW_A_FRAME) schedule();
+  const drawn = shown.filter((id) => cards.has(id));
+  for (const id of drawn) paintLane(cards.get(id), now.lanes.find((lane) => lane.id === id));
+  arrange(ui.lanes, drawn.map((id) => cards.get(id).root));
   const [hidden, others] = [now.lanes.length - LANES_AT_FIRST, now.total - now.lanes.length];
   show(ui.noLanes, !now.lanes.length);
   fill(ui, {
