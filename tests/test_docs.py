@@ -226,8 +226,7 @@ def test_status_endpoints() -> None:
         first, *others = re.findall(r"`(.*?)`", cell)
         method, path = first.partition("?")[0].split()
         said |= {(method, path), *((method, path.rpartition("/")[0] + other) for other in others)}
-    files = ("style", "script")
-    assert said == {(one.method, one.path) for one in ENDPOINTS if one.name not in files}
+    assert said == {(one.method, one.path) for one in ENDPOINTS if one.name != "file"}
     (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     members = re.findall(r'"(\w+)": ', inspect.getsource(JobRecord.to_dict).partition("return {")[2])
     assert list(json.loads(example)) == members

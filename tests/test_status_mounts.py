@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from graphlib import TopologicalSorter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -81,18 +83,31 @@ def test_page(face: str, path: str) -> None:
             assert (page.status_code, page.url.path) == (200, f"{path}/")
             assert page.headers["content-type"] == "text/html; charset=utf-8"
             assert page.text == (STATIC / "index.html").read_text(encoding="utf-8")
-        for name, kind in (("page.css", "text/css"), ("page.js", "text/javascript")):
-            file = client.get(f"{path}/{name}")
-            assert (file.status_code, file.headers["content-type"]) == (200, f"{kind}; charset=utf-8")
-            assert file.content == (STATIC / name).read_bytes()
+        for file in STATIC.iterdir():
+            kind = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}[file.suffix]
+            answer = client.get(f"{path}/{file.name}".removesuffix("index.html"))
+            assert (answer.status_code, answer.headers["content-type"]) == (200, f"{kind}; charset=utf-8")
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.content == file.read_bytes()
 
 
 def test_links_of_the_page() -> None:
-    """The page names no URL but relative ones, of files that are there."""
-    files = Links((STATIC / "index.html").read_text(encoding="utf-8")).files
-    assert {"page.css", "page.js"} <= set(files)
-    for link in files:
-        assert (urlsplit(link).scheme, link[:1] == "/", (STATIC / link).is_file()) == ("", False, True), link
+    """The page names each of its files, and so the browser asks for all at once. It names nothing else."""
+    links = Links((STATIC / "index.html").read_text(encoding="utf-8")).files
+    assert sorted(["index.html", *links]) == sorted(file.name for file in STATIC.iterdir())
+
+
+def test_modules_of_the_page() -> None:
+    """A module imports others of the page only, and none that imports it, itself or through others."""
+    imports = {
+        file.name: re.findall(r'^import .* from "\./([a-z]+\.js)";$', file.read_text(encoding="utf-8"), re.M)
+        for file in STATIC.glob("*.js")
+    }
+    for name, others in imports.items():
+        assert (STATIC / name).read_text(encoding="utf-8").count("import ") == len(others)
+    order = list(TopologicalSorter(imports).static_order())
+    assert sorted(order) == sorted(imports)
+    assert order[-1] == "page.js"
 
 
 @pytest.mark.parametrize("face", FACES)

@@ -15,7 +15,7 @@ from fifo_background import ExecutorClosed, executor_of
 from fifo_background.status.access import Authorize, is_local, may_operate, refuse_foreign
 from fifo_background.status.events import EventStream
 from fifo_background.status.executors import ShownExecutor, ShownJob, ShownLane, shown
-from fifo_background.status.page import Page
+from fifo_background.status.page import FILES, INDEX, Page
 from fifo_background.status.problems import Failed, Problem, closed, no_method, no_page, refused
 from fifo_background.status.query import Query, cursor_of, head_in_body, preferred_wait
 from fifo_background.status.responses import Json, dumped, dumped_in_steps, secured
@@ -55,16 +55,11 @@ class Call:
 # -- the page ------------------------------------------------------------------------------------------------
 
 
-async def page(call: Call) -> Response:
-    return call.status.page.file("index.html")
+def file(name: str) -> Callable[[Call], Awaitable[Response]]:
+    async def answer(call: Call) -> Response:
+        return call.status.page.file(name)
 
-
-async def style(call: Call) -> Response:
-    return call.status.page.file("page.css")
-
-
-async def script(call: Call) -> Response:
-    return call.status.page.file("page.js")
+    return answer
 
 
 async def add_slash(call: Call) -> Response:
@@ -226,9 +221,8 @@ class Endpoint:
 
 
 ENDPOINTS = (
-    Endpoint("page", "GET", "/", page),
-    Endpoint("style", "GET", "/page.css", style),
-    Endpoint("script", "GET", "/page.js", script),
+    Endpoint("page", "GET", "/", file(INDEX)),
+    *(Endpoint("file", "GET", f"/{name}", file(name)) for name in FILES if name != INDEX),
     Endpoint("summary", "GET", "/summary", summary),
     Endpoint("jobs", "GET", "/jobs", jobs),
     Endpoint("job", "GET", "/jobs/{id}", job),

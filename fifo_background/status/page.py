@@ -1,19 +1,22 @@
-"""The page: three files of the package."""
+"""The page: the files of the package's folder `static`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import PurePath
 
 from starlette.responses import Response
 
-__all__ = ("FILES", "Page")
+__all__ = ("FILES", "INDEX", "Page")
 
-FILES: Mapping[str, str] = {
-    "index.html": "text/html",
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-}
+INDEX = "index.html"
+# page.js and the modules that it imports
+MODULES = (
+    *("page", "dialog", "document", "figures", "jobs", "lanes", "link", "news", "now", "requests", "rows"),
+    *("stream", "words"),
+)
+FILES = (INDEX, "page.css", *(f"{name}.js" for name in MODULES))
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
 class Page:
@@ -24,4 +27,4 @@ class Page:
         self._content: dict[str, bytes] = {name: (folder / name).read_bytes() for name in FILES}
 
     def file(self, name: str) -> Response:
-        return Response(self._content[name], media_type=FILES[name])
+        return Response(self._content[name], media_type=TYPES[PurePath(name).suffix])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import threading
@@ -156,6 +157,8 @@ def visit(browser: Browser, serve: Callable[..., Served]) -> Iterator[Callable[.
         visits.append(made)
         if live:
             expect(made.page.locator("#linkWord")).to_have_text("Live")
+            # the stream is there before its first event, without which the page takes nothing for news
+            expect(made.page.locator("#succeeded")).to_have_text(re.compile(r"\d"))
         return made
 
     yield open_page

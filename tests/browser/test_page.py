@@ -6,6 +6,7 @@ Run it with `python -m nox -s page`. A test waits for what it expects to see.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from starlette.requests import Request
 
 import fifo_background.status
 from tests.browser.app import HOSTILE, Site
-from tests.browser.conftest import Served, Visit
+from tests.browser.conftest import PATIENCE, Served, Visit
 
 Serve = Callable[..., Served]
 Open = Callable[..., Visit]
@@ -64,6 +65,14 @@ def drawn(page: Page) -> None:
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
+def until(page: Page, happened: Callable[[], Any]) -> None:
+    """Wait for something that a handler of the page's events does here."""
+    give_up = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < give_up
+        page.wait_for_timeout(10)  # handlers run meanwhile
+
+
 def numbers(page: Page) -> list[int]:
     found: list[int] = page.evaluate(
         """[...document.querySelectorAll('#rows [data-part="number"]')].map((one) => +one.textContent)"""
@@ -94,6 +103,7 @@ def numbers_while_scrolled(page: Page, pixels: int) -> tuple[set[int], int]:
 
 def audit(page: Page) -> None:
     """axe finds nothing to complain of, and nothing is wider than the window."""
+    drawn(page)
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text(encoding="utf-8"))  # to which the page's policy does not apply
     run = "axe.run(document, {resultTypes: ['violations']})"
@@ -134,13 +144,17 @@ def test_jobs_go_by(serve: Serve, visit: Open) -> None:
             new MutationObserver(note).observe(figure, {subtree: true, childList: true, characterData: true});
         }"""
     )
-    served.add("short", lane="player-7741", count=100)
+    served.add("short", lane="player-7741", count=50)
+    served.add("gated", lane="player-7741", gate="half")
+    served.add("short", lane="player-7741", count=49)
+    expect(page.locator("#succeeded")).to_have_text("50")
+    expect(page.locator("#waiting")).to_have_text("49")
+    served.open("half")
     expect(page.locator("#succeeded")).to_have_text("100")
     expect(page.locator("#waiting")).to_have_text("0")
     expect(page.locator("#pills button[value=all] span")).to_have_text("100")
     seen = page.evaluate("seen")
     assert seen == sorted(seen)
-    assert any(0 < figure < 100 for figure in seen)
     expect(row(page, 100).locator(".state")).to_have_text("succeeded")
     assert numbers_while_scrolled(page, 360)[0] == set(range(1, 101))
     expect(lane(page, "player-7741")).to_contain_text("100 ended")
@@ -167,6 +181,65 @@ def test_result(serve: Serve, visit: Open) -> None:
     expect(other.locator("#jobResult")).to_contain_text('"gate": "go"')
 
 
+# What one opens before the dialog has told that it is closed: another row, the same one, another address.
+OPENS = {
+    "row": (2, "document.querySelectorAll('#rows .open')[0].click()"),
+    "same row": (1, "document.querySelectorAll('#rows .open')[1].click()"),
+    "address": (2, "location.hash = address"),
+}
+
+
+@pytest.mark.parametrize("way", OPENS)
+def test_opened_while_closing(way: str, serve: Serve, visit: Open) -> None:
+    """A dialog tells later that it has closed: a job that one has opened since stays open."""
+    number, opens = OPENS[way]
+    served = serve(Site().app())
+    served.add("gated", gate="go", count=2)
+    page = visit(served).page
+    expect(row(page, 2)).to_be_visible()
+    open_row(page, 1)
+    expect(page.locator("#jobNumber")).to_have_text("1")
+    address = f"#job={served.jobs()[0]['id']}"
+    told = f"""(address) => new Promise((told) => {{
+        const dialog = document.querySelector("#job");
+        dialog.addEventListener("close", told, {{once: true}});
+        dialog.close();
+        {opens};
+    }}).then(() => undefined)"""
+    page.evaluate(told, address)
+    drawn(page)
+    expect(page).to_have_url(re.compile(f"#job={number}-"))
+    expect(page.locator("#jobNumber")).to_have_text(str(number))
+    expect(page.locator("#job")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(re.compile("^[^#]+$"))
+    expect(page.locator("#job")).to_be_hidden()
+    served.open("go")
+
+
+def test_answer_after_closing(serve: Serve, visit: Open) -> None:
+    """What the app answers to an operation is not said in the dialog of another job."""
+    served = serve(Site().app())
+    served.add("gated", gate="go", count=3)
+    page = visit(served).page
+    routes: list[Any] = []
+    page.route("**/cancel", lambda route: routes.append(route))
+    open_row(page, 2)
+    with page.expect_request("**/cancel"):
+        page.locator("#jobCancel").click()
+    page.keyboard.press("Escape")
+    open_row(page, 3)
+    expect(page.locator("#jobNumber")).to_have_text("3")
+    until(page, lambda: routes)
+    with page.expect_response("**/cancel") as response:
+        routes[0].continue_()
+    response.value.finished()
+    expect(page.locator("#rows .state")).to_have_text(["waiting", "cancelled", "running"])
+    drawn(page)
+    expect(page.locator("#jobSays")).to_have_text("")
+    served.open("go")
+
+
 def test_many_rows(serve: Serve, visit: Open) -> None:
     """Of 2,000 jobs, fewer than 60 rows are in the document, wherever one looks."""
     served = serve(Site().app())
@@ -179,6 +252,25 @@ def test_many_rows(serve: Serve, visit: Open) -> None:
     assert most < 60
     expect(page.locator("#table")).to_have_attribute("aria-rowcount", "2001")
     assert {1, 2000} <= seen
+
+
+def test_many_lanes(serve: Serve, visit: Open) -> None:
+    """All lanes are drawn, in order, however many become visible at once."""
+    served = serve(Site().app())
+    names = [f"lane {number}" for number in range(30)]
+    for name in names:
+        served.add("gated", lane=name, gate="go")
+    page = visit(served).page
+    first = page.locator("#lanes > li")
+    expect(first).to_have_count(12)
+    page.locator("#allLanes").click()
+    expect(first).to_have_count(30)
+    listed = [lane["name"] for lane in served.client.get("/tasks/lanes").json()["items"]]
+    assert sorted(listed) == sorted(names)
+    expect(page.locator("#lanes h3")).to_have_text(listed)
+    page.locator("#allLanes").click()
+    expect(page.locator("#lanes h3")).to_have_text(listed[:12])
+    served.open("go")
 
 
 def test_search_and_states(serve: Serve, visit: Open) -> None:
@@ -273,6 +365,7 @@ def test_late_answer(serve: Serve, visit: Open) -> None:
     billing.locator("[data-verb=retry]").click()
     expect(page.locator("#succeeded")).to_have_text("1")
     expect(billing).to_have_attribute("data-state", "idle")
+    until(page, lambda: answers)
     ((route, answer),) = answers
     assert answer.json()["state"] == "busy"
     with page.expect_response("**/retry") as response:
@@ -526,11 +619,11 @@ def test_hostile_parameters(what: str, serve: Serve, visit: Open) -> None:
 
 def test_source() -> None:
     """The page makes no markup from text, and has no code or style of its own in its elements."""
-    for name in ("page.js", "index.html"):
-        text = (STATIC / name).read_text(encoding="utf-8")
+    for file in STATIC.iterdir():
+        text = file.read_text(encoding="utf-8")
         for bad in BAD_WORDS:
             # `onclick` as a property is no attribute
-            assert bad not in text.replace(".onclick =", ""), f"{bad} in {name}"
+            assert bad not in text.replace(".onclick =", ""), f"{bad} in {file.name}"
 
 
 # -- where it is, and when it cannot be reached --------------------------------------------------------------

@@ -46,9 +46,11 @@ few = settings(
 def served() -> Iterator[Served]:
     """With jobs in each state. Streams end at once."""
     made = Served(Site(authorize=lambda request: True, show_errors=True, stream_seconds=0.02).fastapi())
+    made.add("short", lane="mail", count=3)
+    for job in made.jobs():
+        made.job(job["id"])
     for _ in range(3):
         made.add("stumbles", lane="billing", gate="charge")
-    made.add("short", lane="mail", count=3)
     made.add("gated", lane="player", gate="go", count=300)
     yield made
     made.open("go")
