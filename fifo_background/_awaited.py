@@ -54,7 +54,8 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
             late = _jobs_of(request, around, _put_in(request, listed, before))
             jobs += late
             new += late
-        waits = bool(new) and _hand_over(request, jobs, new)
+        if new:
+            _hand_over(request, jobs, new)
     except BaseException as error:  # such as the `__eq__` of a key
         request.runner.waits.leave(jobs, request)
         for job in jobs:
@@ -63,7 +64,7 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
         if not request.named:  # nobody else ends it
             request.end(error)
         raise
-    if waits:
+    if new:
         for job in jobs:
             if job._own_state is not SUCCEEDED:
                 break
@@ -189,7 +190,7 @@ def _adopt(
     return made
 
 
-def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) -> bool:
+def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) -> None:
     """The new ones of these jobs were awaited, and are ready."""
     jobs.waited = waits = request.waits
     for job in new:
@@ -198,4 +199,3 @@ def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) 
         request.arrived()
     held = () if request.handed_over is None else request.take_held_back(new)
     request.runner.hand_over(new, held)
-    return True

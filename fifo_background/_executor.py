@@ -453,6 +453,6 @@ class SerialExecutor(Submitter):
 
     def __repr__(self) -> str:
         scheduler = self._runner.scheduler
-        running = sum(lane.running is not None for lane in list(scheduler.occupied))
+        running = sum(lane.running is not None for lane in list(scheduler.turns.occupied))
         unfinished = len(scheduler.waiting) + running
         return f"<SerialExecutor {scheduler.status.value}, {unfinished} unfinished, {running} running>"

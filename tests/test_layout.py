@@ -53,7 +53,8 @@ CYCLES = [
         "engines.postgres._request",
         "engines.postgres._shown",
     },
-    {"_core.capacity", "_core.names", "_core.scheduler", "_core.slots"},  # parts of a scheduler
+    # parts of a scheduler
+    {"_core.capacity", "_core.names", "_core.scheduler", "_core.slots", "_core.turns"},
     {"_run.backends.api", "_run.backends.asyncio", "_run.backends.trio"},  # one protocol, and who has it
     {  # parts of a runner
         "_run.changes",

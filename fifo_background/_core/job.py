@@ -144,6 +144,11 @@ class Special:
         self.progress: Progress | None = None  # as the task has reported it
         self.retry_of: int | None = None  # the number of the failed job that it runs again
 
+    def take_parts(self) -> list[Job[Any]]:
+        """The parts that have not run, claimed: the job has ended."""
+        parts, self.parts = self.parts or [], None
+        return [part for part in parts if part._claim()]
+
 
 class Callback:
     """A function that is called when a job has ended."""

@@ -194,6 +194,31 @@ class Lane(Chain[Position]):
         self.stopped.taken = position.taken
         self.stopped.added = [job]
 
+    def keep_latest(self, job: Job[Any], function: object) -> Job[Any] | None:
+        """Of the waiting jobs of a function the latest in the queue stays. Returns the one that does not.
+
+        A job replaces others only when it is ready, so that one whose request fails replaces nothing.
+        """
+        if self.latest is None:
+            self.latest = {}
+        other, position = self.latest.get(function), job._position
+        before = None if other is None else other._position
+        if before is not None and position is not None and before.number > position.number:
+            return job
+        self.latest[function] = job
+        return None if before is None else other
+
+    def forget_latest(self, job: Job[Any]) -> None:
+        """The job does not wait anymore."""
+        function = None if job._special is None else job._special.function
+        if self.latest is not None and self.latest.get(function) is job:
+            del self.latest[function]
+
+    def cancel_timer(self) -> None:
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.cancel()
+
     @property
     def is_open(self) -> bool:
         """Whether its jobs may start."""

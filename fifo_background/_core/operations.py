@@ -32,7 +32,7 @@ def pause(scheduler: Scheduler, lane: Lane) -> None:
 
 def resume(scheduler: Scheduler, lane: Lane) -> None:
     lane.paused = False
-    scheduler.wants_turn(lane)
+    scheduler.turns.wants_turn(lane)
 
 
 def skip_head(scheduler: Scheduler, lane: Lane, named: Job[Any] | None = None) -> Job[Any] | None:
@@ -56,7 +56,7 @@ def go_on(scheduler: Scheduler, lane: Lane) -> Position | None:
     stopped, lane.stopped = lane.stopped, None
     if stopped is not None:
         scheduler.gone.append(stopped)
-        scheduler.wants_turn(lane)
+        scheduler.turns.wants_turn(lane)
     return stopped
 
 
@@ -85,7 +85,7 @@ def clear_lane(scheduler: Scheduler, lane: Lane, state: JobState) -> list[Job[An
     """End all jobs that wait in a lane; it goes on if it had stopped."""
     forget_failed(scheduler, lane)
     jobs = [job for job in list(lane.waiting) if scheduler.end_waiting(job, state)]
-    scheduler.wants_turn(lane)
+    scheduler.turns.wants_turn(lane)
     return jobs
 
 
@@ -111,7 +111,7 @@ def close(scheduler: Scheduler) -> list[Job[Any]]:
             dropped += _drop_unawaited(scheduler, position.pending)
         dropped += drop_closed_head(scheduler, lane)
         scheduler.woken += scheduler.capacity.refuse(lane)
-        scheduler.wants_turn(lane)
+        scheduler.turns.wants_turn(lane)
     dropped += _drop_unawaited(scheduler, [job for job in list(scheduler.waiting) if not job._queued])
     scheduler.woken += scheduler.capacity.refuse(None)
     return dropped

@@ -61,7 +61,7 @@ def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
         name=job.name,
         key=getattr(job, "_key", None) if position is None else position.lane.key,
         state=job.state,
-        behind=scheduler.behind,
+        behind=scheduler.history.behind,
         times=(job._added, job._started, ended),
         progress=None if special is None else special.progress,
         request=None if owner is None else owner.label,

@@ -196,7 +196,7 @@ class Runner:
 
     def picture_of(self, job: Job[Any]) -> JobRecord:
         self.hear()
-        self.scheduler.compare_clocks(self.scheduler.clock())
+        self.scheduler.history.compare_clocks(self.scheduler.clock())
         return of_job(self.scheduler, job)
 
     async def wait_for(self, job: Job[Any], raises: bool) -> None:
@@ -221,21 +221,21 @@ class Runner:
                     scheduler.drain()
                 if scheduler.woken:
                     self.dispatch.wake()
-                if not scheduler.turns or self.backend.ending:
+                if not scheduler.turns.due or self.backend.ending:
                     break
                 if self._started >= BURST:
                     self.pump_soon()
                     break
-                lane = scheduler.start_next()
+                lane = scheduler.turns.start_next()
                 if lane is not None:
                     self._started += 1
                     try:
                         self._run_lane(lane)
                     except BaseException:  # a KeyboardInterrupt
                         if lane.occupied and lane.handle is None:
-                            scheduler.undo_start(lane)
+                            scheduler.turns.undo_start(lane)
                         raise
-                elif not scheduler.inbox:
+                else:  # what a thread posts meanwhile asks for a pump itself
                     break
         finally:
             self._pumping = False
@@ -250,7 +250,7 @@ class Runner:
             for one in gone:
                 if type(one) is Position and one.owner is not None and one.owner.has_ended:
                     one.owner.forget(one)  # leaves the collector no cycle of it and its request
-        if self.parking.waiter is not None or (scheduler.queued and not scheduler.occupied):
+        if self.parking.waiter is not None or (scheduler.queued and not scheduler.turns.occupied):
             self.parking.look()
 
     # -- running ---------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ class Runner:
             failure = None if self.backend.ending else self.scheduler.failure(error)
             self.scheduler.end(lane, job, ends, failure, None)
             return
-        self.scheduler.leave(lane)
+        self.scheduler.turns.leave(lane)
 
     def _task_over(self, lane: Lane, handle: Handle) -> None:
         """The loop's task that ran jobs is over; somebody may have cancelled it before its first step."""
@@ -299,7 +299,7 @@ class Runner:
                 _log.was_cancelled(job, self.settings.log_arguments)
                 self.scheduler.end(lane, job, CANCELLED, None, None)
             else:
-                self.scheduler.leave(lane)
+                self.scheduler.turns.leave(lane)
             self.pump_soon()
         if self.dispatch.watchers:
             self.dispatch.wake_watchers()
