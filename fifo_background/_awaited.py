@@ -19,8 +19,8 @@ from fifo_background._entries import (
     take_in,
 )
 from fifo_background._request import HANDLING, TrackedRequest
+from fifo_background._run.awaited_jobs import AwaitedJobs
 from fifo_background._run.call import Around, own_class
-from fifo_background._run.waits import AwaitedJobs
 
 __all__ = ("Collected", "run")
 

@@ -28,11 +28,11 @@ from fifo_background._entries import (
 )
 from fifo_background._fastapi.spans import around_here
 from fifo_background._request import ENDED, SCOPE_KEY, TrackedRequest
+from fifo_background._run.awaited_jobs import AwaitedJobs
 from fifo_background._run.backends.api import in_a_loop
 from fifo_background._run.call import Around, is_starlettes, make_task, not_callable, own_class
 from fifo_background._run.current import current_party
 from fifo_background._run.per_loop import default_runner
-from fifo_background._run.waits import AwaitedJobs
 from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Retry, Settings
 from fifo_background.exceptions import ExecutorClosed
 
@@ -438,7 +438,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
                 job._options = PLAIN if entry is None else PLAIN.replace(**entry.changes)
                 job._make_special().outer = outer
                 job._make_special().around = around
-                await runner.run_part(job)
+                await runner.loop_runs.run_part(job)
         finally:
             if (
                 self._fifo_state is INLINE and self._fifo_outer is outer

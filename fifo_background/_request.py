@@ -24,9 +24,9 @@ from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
 from fifo_background._entries import Entry, take_in
-from fifo_background._run.current import Origin, Party, alive, current, origin_of
+from fifo_background._run.awaited_jobs import AwaitedJobs, HeldBack
+from fifo_background._run.current import Origin, Party, alive, current, makers_of, origin_of
 from fifo_background._run.runner import Runner
-from fifo_background._run.waits import AwaitedJobs, HeldBack
 from fifo_background._settings import Settings, check_key
 from fifo_background.exceptions import ExecutorClosed
 
@@ -147,15 +147,12 @@ class TrackedRequest:
         """
         if self.runner.is_current():
             self.runner.scheduler.drain()  # positions that were just taken count
-        origin = alive(self.origin.made_by)
-        while origin is not None:
-            party = origin()
+        for party in makers_of(self.origin):
             if isinstance(party, Job):
                 if party._runner is self.runner:
                     return True
             elif party is not None and party.runner is self.runner and party.holds_position:
                 return True
-            origin = alive(origin.made_by)
         return False
 
     @property

@@ -131,12 +131,12 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "                pass\n",
     ),
     "a running task is not cancelled": (
-        "_run/runner.py",
+        "_run/on_loop.py",
         "            lane.stopping = True\n            lane.handle.cancel()",
         "            lane.stopping = True",
     ),
     "a cancelled task has failed": (
-        "_run/runner.py",
+        "_run/on_loop.py",
         "            lane.stopping = True\n            lane.handle.cancel()",
         "            lane.handle.cancel()",
     ),

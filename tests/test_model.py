@@ -646,7 +646,11 @@ class Play:
         assert (scheduler.unfinished, scheduler.waiting, scheduler.turns.occupied) == (0, set(), set())
         assert (scheduler.lanes.by_key, scheduler.lanes.default.head()) == ({}, None)
         assert scheduler.lanes.default.idle
-        assert (scheduler.slots.free, runner.waits.of_jobs, runner.tasks_alive) == (self.model.most, {}, 0)
+        assert (scheduler.slots.free, runner.waits.rings.of_jobs, runner.tasks_alive) == (
+            self.model.most,
+            {},
+            0,
+        )
         for queue in (scheduler.turns.due, scheduler.inbox, scheduler.slots.returning, capacity.wanted):
             assert not queue
         for left in (scheduler.woken, scheduler.effects, scheduler.gone):

@@ -239,7 +239,7 @@ class Scheduler:
         """A move: the job that runs on the loop has ended.
 
         Returns the next job of the same position, started; None if the lane was left. `may_go_on`: whether
-        the same run may run a next job, asked if there is one; None if it may not.
+        the same run may run a next job, asked for each that could; None if it may not.
         """
         position = job._position
         assert position is not None
@@ -256,10 +256,10 @@ class Scheduler:
                 self._record(job, position, state)
             if self.inbox:
                 self._drain()
-            if position.first is not None and may_go_on is not None and may_go_on():
+            if position.first is not None and may_go_on is not None:
                 turns = self.turns
                 keeps = not (turns.due or lane.stopping or lane.lent or lane.paused or lane.stopped)
-                while keeps and (after := position.first) is not None and after._on_loop:
+                while keeps and (after := position.first) is not None and after._on_loop and may_go_on():
                     if turns.start(lane, after):
                         return after
             self.turns.leave_lane(lane)

@@ -109,8 +109,8 @@ class Turns:
 
     def start(self, lane: Lane, job: Job[Any]) -> bool:
         """Start the first job of the lane on the loop. False if somebody has claimed it."""
-        scheduler, position = self._scheduler, job._position
-        assert position is not None
+        scheduler = self._scheduler
+        position: Any = job._position  # it is the first there
         lane.job = job  # before the claim: at no moment it is neither waiting nor running
         try:
             scheduler.waiting.remove(job)
@@ -120,7 +120,7 @@ class Turns:
             return False
         job._own_state = RUNNING
         job._started = scheduler.clock()
-        after = position.first = job._next  # it is the first
+        after = position.first = job._next
         if after is None:
             position.last = None
         else:

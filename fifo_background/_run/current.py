@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 from weakref import ref
@@ -11,7 +11,7 @@ from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.position import Owner, Position
 
-__all__ = ("Origin", "Party", "Waiting", "alive", "current", "current_party", "origin_of")
+__all__ = ("Origin", "Party", "Waiting", "alive", "current", "current_party", "makers_of", "origin_of")
 
 # A request, a `Job`, or None.
 Party = Any
@@ -46,6 +46,14 @@ def alive(origin: Origin | None) -> Origin | None:
             break
         origin = origin.made_by
     return origin
+
+
+def makers_of(origin: Origin) -> Iterator[Party]:
+    """The tasks and requests that made this one, in this process, and have not ended: the nearest first."""
+    maker = alive(origin.made_by)
+    while maker is not None:
+        yield maker()
+        maker = alive(maker.made_by)
 
 
 class Waiting(Owner, Protocol):
