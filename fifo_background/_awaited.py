@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _log
-from fifo_background._core.job import Job, safe_repr
+from fifo_background._core.job import Job
+from fifo_background._core.naming import safe_repr
 from fifo_background._core.state import DROPPED, SUCCEEDED
 from fifo_background._entries import (
     Entry,

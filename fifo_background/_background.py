@@ -11,7 +11,8 @@ from starlette.types import Scope
 
 from fifo_background._adder import TaskAdder, asked_for, note_override
 from fifo_background._awaited import run
-from fifo_background._core.job import Job, name_of
+from fifo_background._core.job import Job
+from fifo_background._core.naming import name_of
 from fifo_background._core.state import DROPPED, RUNNING
 from fifo_background._engine import EngineRequest
 from fifo_background._entries import (

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from starlette.background import BackgroundTask, BackgroundTasks
 
-from fifo_background._core.job import Job, name_of
+from fifo_background._core.job import Job
+from fifo_background._core.naming import name_of
 from fifo_background._core.state import CANCELLED, SKIPPED, SUPERSEDED
 
 __all__ = (

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 from starlette.background import BackgroundTask
 
-from fifo_background._core.job import Failure, Job, safe_repr
+from fifo_background._core.failure import Failure
+from fifo_background._core.job import Job
 from fifo_background._core.lane import plain_key
+from fifo_background._core.naming import safe_repr
 from fifo_background._core.position import Owner, Position
 from fifo_background.exceptions import counted, lane_name
 

@@ -19,8 +19,9 @@ from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
-from fifo_background._core.job import Job, name_of, safe_repr
+from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, key_of
+from fifo_background._core.naming import name_of, safe_repr
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
 from fifo_background._entries import Entry, take_in

@@ -28,7 +28,7 @@ LAYERS = (
     ("_awaited", "_engine", "_request"),
     ("_background", "_executor", "_submitter"),
     ("_fastapi",),
-    ("_middleware",),
+    ("_middleware", "_notices", "_refused", "_with_engine"),
     ("",),
     ("engines",),
     ("cli",),
@@ -45,7 +45,7 @@ EXCEPTIONS = {("_background", "_fastapi.spans")}
 # Modules that know each other's types.
 CYCLES = [
     # a job knows its position, which knows its lane; when it has ended, it knows its record
-    {"_core.history", "_core.job", "_core.job_record", "_core.lane", "_core.position"},
+    {"_core.history", "_core.job", "_core.job_record", "_core.lane", "_core.position", "_core.special"},
     {  # what one event loop has of an engine: its parts know their session
         "engines.postgres._engine",
         "engines.postgres._executor",

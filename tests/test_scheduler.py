@@ -11,11 +11,11 @@ from fifo_background import ExecutorClosed, Job, JobState, QueueFull
 from fifo_background._core import operations
 from fifo_background._core.effects import Failed, Held, Lost
 from fifo_background._core.invariants import check
-from fifo_background._core.job import RAISES, Callback, check_transition
+from fifo_background._core.job import RAISES, Callback
 from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.scheduler import Scheduler
-from fifo_background._core.state import TRANSITIONS
+from fifo_background._core.state import TRANSITIONS, check_transition
 from fifo_background._settings import Settings
 from tests.support.apps import ClaimedMeanwhile
 from tests.support.scheduler import Model, Request

@@ -13,9 +13,10 @@ from itertools import islice
 from time import time
 from typing import Any, NamedTuple, cast
 
-from fifo_background._core.job import Job, Progress
+from fifo_background._core.job import Job
 from fifo_background._core.plain import LONGEST_TEXT, as_plain, text_of, type_name
 from fifo_background._core.position import Position
+from fifo_background._core.special import Progress
 from fifo_background._core.state import FAILED, SUCCEEDED, JobState
 from fifo_background._settings import Settings
 

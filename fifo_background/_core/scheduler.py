@@ -22,13 +22,15 @@ from typing import Any, TypeVar
 
 from fifo_background._core.capacity import Capacity
 from fifo_background._core.effects import Effect, Failed, Returned, Unrun
+from fifo_background._core.failure import Failure
 from fifo_background._core.history import History
-from fifo_background._core.job import Callback, Failure, Job, Special
+from fifo_background._core.job import Callback, Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.lanes import Lanes
 from fifo_background._core.names import Names
 from fifo_background._core.position import IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.slots import Slots
+from fifo_background._core.special import Special
 from fifo_background._core.state import (
     CLOSED,
     DROPPED,
