@@ -17,8 +17,8 @@ from fifo_background._entries import (
     job_of_entry,
     name_by_function,
     options_of_entry,
-    take_in,
 )
+from fifo_background._parts import take_in
 from fifo_background._request import HANDLING, TrackedRequest
 from fifo_background._run.awaited_jobs import AwaitedJobs
 from fifo_background._run.call import Around, own_class
@@ -198,5 +198,5 @@ def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) 
         job._attached = waits and job._options.wait
     if request.settings.order == "arrived":
         request.arrived()
-    held = () if request.handed_over is None else request.take_held_back(new)
+    held = () if request.handed_over is None else request.handed_over.take(new)
     request.runner.hand_over(new, held)

@@ -233,6 +233,19 @@ def dropped(owner: Owner, jobs: list[Job[Any]], facts: Facts, why: str) -> None:
         say(logging.WARNING, "%s ended without running %s: %s", owner, text, why)
 
 
+def not_carried(became: str) -> str:
+    """Why a request has dropped tasks; `became`: the class of the exception that became its response."""
+    if became:
+        return (
+            f"{became} became its response, which carries no tasks. Use "
+            "`executor_of(request).submit_nowait(func, ...)` for a task that has to run nevertheless"
+        )
+    return (
+        "its response did not carry them. The response had a background of its own, or was not given "
+        "`background=tasks`, or an exception (HTTPException) became the response"
+    )
+
+
 def draining(jobs: int, seconds: float) -> None:
     say(
         logging.INFO,

@@ -54,7 +54,31 @@ class HeldBack(AwaitedJobs):
         super().__init__()
         self.are_ready = False
 
-    def leave_out(self, jobs: Sequence[Job[Any]]) -> None:
+    def put(self, jobs: Sequence[Job[Any]], waits: bool, at: int | None = None) -> None:
+        """Keep jobs where `at` says: else behind the others.
+
+        Threads may be adding to the list: each change of it is one atomic act.
+        """
+        self.waited = waits
+        self._leave_out(jobs)
+        at = len(self) if at is None else at
+        self[at:at] = jobs
+        for job in jobs:
+            job._attached = waits and job._options.wait
+            if job._position is not None:
+                job._position.keep_context()
+
+    def take(self, new: Sequence[Job[Any]] = ()) -> list[Job[Any]]:
+        """They are ready now: what joins them from here on is handed over by itself.
+
+        `new`: those that are awaited now, which run after these.
+        """
+        self.are_ready = True  # before the look: see `TrackedRequest.join`
+        if new:
+            self._leave_out(new)
+        return [job for job in self if not job.done() and not job._queued]
+
+    def _leave_out(self, jobs: Sequence[Job[Any]]) -> None:
         """One that was added since the last await stands where this await puts it."""
         again, known = set(jobs), len(self)
         self[:known] = [job for job in self[:known] if job not in again]

@@ -329,7 +329,7 @@ class Runner:
             for job in (*held, *jobs):
                 self.look_at(job)
             for taken in [job._position for job in (*held, *jobs) if job._position is not None]:
-                taken.context = taken.context or copy_context()
+                taken.keep_context()
             scheduler.inbox.extend((*held, *jobs))
             return
         scheduler.moving = True
