@@ -28,7 +28,7 @@ from fifo_background._parts import take_in
 from fifo_background._run.awaited_jobs import AwaitedJobs, HeldBack
 from fifo_background._run.current import Origin, Party, alive, current, makers_of, origin_of
 from fifo_background._run.runner import Runner
-from fifo_background._settings import Settings, check_key
+from fifo_background._settings import Settings
 from fifo_background.exceptions import ExecutorClosed
 
 __all__ = ("ENDED", "HANDLING", "RESPONDED", "SCOPE_KEY", "TrackedRequest", "leave_queue")
@@ -122,23 +122,11 @@ class TrackedRequest:
         return self.stage is ENDED
 
     @property
-    def has_unfinished(self) -> bool:
-        """Whether a task of it has not ended."""
-        return any(
-            position.first is not None or bool(position.pending) or position.runs
-            for position in tuple(self.positions.values())
-        )
-
-    @property
     def holds_position(self) -> bool:
         """Whether it keeps what is ready behind it waiting."""
         return any(
             position.state is IN_QUEUE and position.held for position in tuple(self.positions.values())
         )
-
-    def held_position(self, lane: Lane) -> Position | None:
-        position = self.positions.get(lane.key)
-        return position if position is not None and position.state is IN_QUEUE and position.held else None
 
     @property
     def is_inside(self) -> bool:
@@ -163,18 +151,8 @@ class TrackedRequest:
 
     def key(self) -> Hashable:
         """The key of the lane for tasks that name none; the user's function is asked once."""
-        if self._key is ... and self.settings.lane_key is not None:
-            try:
-                key = self.settings.lane_key(self.scope)
-            except KeyError as error:
-                if error.args == ("path_params",) and self.settings.order == "arrived":
-                    raise KeyError(
-                        'path_params: with order="arrived" lane_key is asked before routing, when '
-                        'scope["path_params"] is not there. Take the key from scope["path"] or a header'
-                    ) from error
-                raise
-            check_key(key)
-            self._key = key_of(key)
+        if self._key is ...:
+            self._key = key_of(self.settings.key_for(self.scope))
         return self._key
 
     # -- the response ----------------------------------------------------------------------------------------

@@ -6,15 +6,17 @@ from contextvars import copy_context
 from typing import Any
 
 import pytest
+from starlette.background import BackgroundTask
 
 from fifo_background import ExecutorClosed, Job, JobState, QueueFull
 from fifo_background._core import operations
 from fifo_background._core.effects import Failed, Held, Lost
 from fifo_background._core.invariants import check
-from fifo_background._core.job import RAISES, Callback
-from fifo_background._core.lane import Lane, key_of
+from fifo_background._core.job import RAISES
+from fifo_background._core.lane import Lane, Wanted, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.scheduler import Scheduler
+from fifo_background._core.special import Callback
 from fifo_background._core.state import TRANSITIONS, check_transition
 from fifo_background._settings import Settings
 from tests.support.apps import ClaimedMeanwhile
@@ -523,6 +525,37 @@ def test_superseded() -> None:
     check(model.scheduler)
     assert [job.state for job in jobs] == [S.SUPERSEDED, S.SUPERSEDED, S.QUEUED]
     assert model.start().job is jobs[2]
+
+
+def test_let_in_while_another_is_superseded() -> None:
+    """A submit that is let in while a task of its function replaces an older one is the latest of all."""
+    model = Model(max_waiting=1)
+    scheduler, options = model.scheduler, model.settings.options.replace(keep="latest")
+
+    def latest() -> Job[Any]:
+        job: Job[Any] = Job(BackgroundTask(print), None, options, scheduler.waiting)
+        job._make_special().function = "function"
+        return job
+
+    def add() -> Job[Any]:  # as a task that was made outside of any request: it is always accepted
+        job = latest()
+        job._position = model.position("a")
+        scheduler.accept(job, job._position.lane, model.now, refuse=False)
+        job._position.added.append(job)
+        scheduler.inbox.append(job)
+        scheduler.drain()
+        return job
+
+    model.job("a")
+    submitted = latest()
+    submitted._position = model.position("a", take=False)
+    scheduler.drain()
+    scheduler.capacity.want(Wanted(submitted, submitted._position, object()))
+    jobs = [add(), add(), submitted]
+    assert [job.state for job in jobs] == [S.SUPERSEDED, S.SUPERSEDED, S.QUEUED]
+    jobs.append(add())
+    assert [job.state for job in jobs] == [S.SUPERSEDED, S.SUPERSEDED, S.SUPERSEDED, S.QUEUED]
+    check(scheduler)
 
 
 # -- capacity ------------------------------------------------------------------------------------------------

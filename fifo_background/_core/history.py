@@ -1,6 +1,6 @@
 """The history of an executor: what has ended, in the order of its end. It keeps no `Job`.
 
-A move adds the records. What may run users' code follows after the move (`Ended` in `effects.py`): an error's
+A move adds the records. What may run users' code follows after the move (`effects.py`): an error's
 `__str__`, the copy of a result. Records that are forgotten are freed after the move, too.
 """
 

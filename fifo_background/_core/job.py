@@ -8,7 +8,7 @@ thread. Who took it out starts, cancels or drops it, and is from then on the onl
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from datetime import datetime
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 from starlette.background import BackgroundTask
 
 from fifo_background._core.naming import name_of
-from fifo_background._core.special import Progress, Special
+from fifo_background._core.special import Callback, Progress, Special
 from fifo_background._core.state import CANCELLED, FAILED, PENDING, QUEUED, RUNNING, SUCCEEDED, JobState
 from fifo_background._settings import Options
 from fifo_background.exceptions import JobNoResult, JobNotEnded
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fifo_background._core.lane import Lane
     from fifo_background._core.position import Position
 
-__all__ = ("Callback", "Job", "JobRunner")
+__all__ = ("Job", "JobRunner")
 
 T = TypeVar("T")
 
@@ -67,20 +67,6 @@ class JobRunner(Protocol):
     def let_go(self, job: Job[Any]) -> None:
         """A claimed job does not hold its position anymore."""
         ...
-
-
-class Callback:
-    """A function that is called when a job has ended."""
-
-    __slots__ = ("context", "function", "job")
-
-    def __init__(self, job: Job[Any], function: Callable[[Job[Any]], object], context: Context) -> None:
-        self.job: Job[Any] = job
-        self.function: Callable[[Job[Any]], object] = function
-        self.context: Context = context
-
-    def __call__(self) -> None:
-        self.context.run(self.function, self.job)
 
 
 class Job(Generic[T]):

@@ -148,7 +148,7 @@ class Lane(Chain[Position]):
         self.handle: Cancellable | None = None  # the loop's task that runs it
         self.stopping: bool = False  # somebody asked us to cancel what runs
         self.lent: int = 0  # how many waits of the running job lend its slot
-        self.in_turn: bool = False  # it is in `Scheduler.turns`
+        self.in_turn: bool = False  # it is in `Turns.due`
         self.timer: Cancellable | None = None  # looks again when the head may be lost
         self.rings: float = 0.0  # when the timer does
         self.paused: bool = False

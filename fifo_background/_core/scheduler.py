@@ -1,4 +1,4 @@
-"""All lanes of one executor, and every move of a job: the one place where the event loop moves state.
+"""All lanes of one executor, and every move of a job; its start is in `turns.py`.
 
 Any thread, finalizer or signal handler may do these atomic acts, which wait for nothing:
 
@@ -24,13 +24,13 @@ from fifo_background._core.capacity import Capacity
 from fifo_background._core.effects import Effect, Failed, Returned, Unrun
 from fifo_background._core.failure import Failure
 from fifo_background._core.history import History
-from fifo_background._core.job import Callback, Job
+from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.lanes import Lanes
 from fifo_background._core.names import Names
 from fifo_background._core.position import IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.slots import Slots
-from fifo_background._core.special import Special
+from fifo_background._core.special import Callback, Special
 from fifo_background._core.state import (
     CLOSED,
     DROPPED,

@@ -1,13 +1,15 @@
-"""What few jobs have: parts, a span, a report of their progress."""
+"""What few jobs have: parts, a span, a report of their progress, callbacks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from fifo_background._core.job import Job
 
-__all__ = ("Progress", "Special")
+__all__ = ("Callback", "Progress", "Special")
 
 
 class Progress(NamedTuple):
@@ -36,3 +38,17 @@ class Special:
         """The parts that have not run, claimed: the job has ended."""
         parts, self.parts = self.parts or [], None
         return [part for part in parts if part._claim()]
+
+
+class Callback:
+    """A function that is called when a job has ended."""
+
+    __slots__ = ("context", "function", "job")
+
+    def __init__(self, job: Job[Any], function: Callable[[Job[Any]], object], context: Context) -> None:
+        self.job: Job[Any] = job
+        self.function: Callable[[Job[Any]], object] = function
+        self.context: Context = context
+
+    def __call__(self) -> None:
+        self.context.run(self.function, self.job)

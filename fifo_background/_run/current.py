@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 from weakref import ref
 
 from fifo_background._core.job import Job
-from fifo_background._core.lane import Lane
 from fifo_background._core.position import Owner, Position
 
 __all__ = ("Origin", "Party", "Waiting", "alive", "current", "current_party", "makers_of", "origin_of")
@@ -62,14 +61,7 @@ class Waiting(Owner, Protocol):
     runner: Any
     awaits: Sequence[Job[Any]]
     """Its own jobs that it waits for."""
+    positions: dict[Hashable, Position]
+    """By the key of their lane; any thread may add one."""
     origin: Origin
     """Itself, and what made it in this process."""
-
-    @property
-    def has_unfinished(self) -> bool:
-        """Whether a task of it has not ended."""
-        ...
-
-    def held_position(self, lane: Lane) -> Position | None:
-        """The position that it holds in a lane."""
-        ...

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from fifo_background import _log
 from fifo_background._core.effects import Failed, Held, Lost, Returned, Unrun
 from fifo_background._core.history import Record
-from fifo_background._core.job import Callback, Job
+from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, plain_key
+from fifo_background._core.special import Callback
 from fifo_background._core.state import FAILED
 
 if TYPE_CHECKING:

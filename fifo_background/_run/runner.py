@@ -19,12 +19,13 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
 from fifo_background import _log
-from fifo_background._core.job import Callback, Job
+from fifo_background._core.job import Job
 from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane, Trip
 from fifo_background._core.picture import of_job
 from fifo_background._core.position import Position
 from fifo_background._core.scheduler import Scheduler
+from fifo_background._core.special import Callback
 from fifo_background._core.state import CANCELLED, CLOSED, DROPPED, FAILED, RUNNING
 from fifo_background._run.backends.api import Backend, Handle, NoBackend, backend_of, running_loop
 from fifo_background._run.call import identity_of, is_direct

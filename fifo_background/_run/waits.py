@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fifo_background import _log
 from fifo_background._core.job import RAISES, TOLD, Job
 from fifo_background._core.lane import Lane, Wanted, plain_key
-from fifo_background._core.position import Position
+from fifo_background._core.position import IN_QUEUE, Position
 from fifo_background._core.state import CANCELLED, FAILED, RUNNING
 from fifo_background._run.awaited_jobs import AwaitedJobs
 from fifo_background._run.current import Waiting, current_party
@@ -153,7 +153,7 @@ class Waits:
             return
         except QueueFull:
             party = self.party()
-            if isinstance(party, Job) or (party is not None and party.has_unfinished):
+            if isinstance(party, Job) or (party is not None and _has_unfinished(party)):
                 raise  # the wait could keep what it waits for from starting
         wanted = Wanted(job, position, runner.backend.waiter())
         scheduler.capacity.want(wanted)
@@ -181,7 +181,7 @@ class Waits:
         party = self.party()
         if isinstance(party, Job):
             raise WouldDeadlock(party.name, "it is one of the tasks that `join` waits for")
-        if party is not None and party.has_unfinished:
+        if party is not None and _has_unfinished(party):
             raise WouldDeadlock(str(party), "its own tasks are among those that `join` waits for")
         if not scheduler.unfinished:
             return
@@ -242,7 +242,8 @@ def _refuse_deadlock(party: Any, job: Job[Any]) -> None:
             raise WouldDeadlock(party.name, "it would wait for itself")
         if job is party:
             raise WouldDeadlock(party.name, f"{part.name} is a part of it")
-        same_lane = job._position is not None and job._position.lane is party._position.lane  # type: ignore[union-attr]
+        its, mine = job._position, party._position
+        same_lane = its is not None and mine is not None and its.lane is mine.lane
         if same_lane and job._own_state is None:
             raise WouldDeadlock(party.name, f"{job.name} stands behind it in its lane")
         return
@@ -251,7 +252,7 @@ def _refuse_deadlock(party: Any, job: Job[Any]) -> None:
         return
     if position.owner is party and not job._queued:
         raise WouldDeadlock(str(party), f"{job.name} is its own task, and starts after its response")
-    held = party.held_position(position.lane)
+    held = _held_position(party, position.lane)
     if (
         held is not None
         and held is not position
@@ -259,6 +260,20 @@ def _refuse_deadlock(party: Any, job: Job[Any]) -> None:
         and (not position.number or held.number < position.number)
     ):
         raise WouldDeadlock(str(party), f"{job.name} stands behind the position that it holds")
+
+
+def _has_unfinished(request: Waiting) -> bool:
+    """Whether a task of it has not ended."""
+    return any(
+        position.first is not None or bool(position.pending) or position.runs
+        for position in tuple(request.positions.values())
+    )
+
+
+def _held_position(request: Waiting, lane: Lane) -> Position | None:
+    """The position that it holds in a lane."""
+    position = request.positions.get(lane.key)
+    return position if position is not None and position.state is IN_QUEUE and position.held else None
 
 
 def _check_lane(job: Job[Any]) -> None:
