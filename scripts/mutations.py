@@ -97,8 +97,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "resume forgets to look": (
         "_core/operations.py",
-        "    lane.paused = False\n    scheduler.turns.wants_turn(lane)",
-        "    lane.paused = False",
+        "    lane.resume()\n    scheduler.turns.wants_turn(lane)",
+        "    lane.resume()",
     ),
     "skip_head of a stopped lane forgets to look": (
         "_core/operations.py",

@@ -194,6 +194,21 @@ class Lane(Chain[Position]):
         self.stopped.taken = position.taken
         self.stopped.added = [job]
 
+    def go_on(self) -> Position | None:
+        """It is not stopped anymore. Returns what a retry needs."""
+        stopped, self.stopped = self.stopped, None
+        return stopped
+
+    def pause(self, now: float) -> None:
+        """Its thread, if it has one, starts no more jobs, either."""
+        if not self.paused:
+            self.paused, self.paused_at = True, now
+        if self.trip is not None:
+            self.trip.stop = True
+
+    def resume(self) -> None:
+        self.paused = False
+
     def keep_latest(self, job: Job[Any], function: object) -> Job[Any] | None:
         """Of the waiting jobs of a function the latest in the queue stays. Returns the one that does not.
 
