@@ -216,16 +216,15 @@ class Runner:
                     self.pump_soon()
                     break
                 lane = scheduler.turns.start_next()
-                if lane is not None:
-                    self._started += 1
-                    try:
-                        self._run_lane(lane)
-                    except BaseException:  # a KeyboardInterrupt
-                        if lane.occupied and lane.handle is None:
-                            scheduler.turns.undo_start(lane)
-                        raise
-                else:  # what a thread posts meanwhile asks for a pump itself
+                if lane is None:  # what a thread posts meanwhile asks for a pump itself
                     break
+                self._started += 1
+                try:
+                    self._run_lane(lane)
+                except BaseException:  # a KeyboardInterrupt
+                    if lane.occupied and lane.handle is None:
+                        scheduler.turns.undo_start(lane)
+                    raise
         finally:
             self.pumping = False
         if scheduler.woken or scheduler.effects or self.dispatch.watchers:
