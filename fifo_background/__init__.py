@@ -5,9 +5,10 @@ from importlib.util import find_spec as _find_spec
 from fifo_background._adder import TaskAdder
 from fifo_background._background import OrderedBackgroundTask, OrderedBackgroundTasks
 from fifo_background._core.history import Timing
-from fifo_background._core.job import Job, Progress
+from fifo_background._core.job import Job
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
 from fifo_background._core.lane_picture import LaneList, LaneRecord
+from fifo_background._core.special import Progress
 from fifo_background._core.state import JobState
 from fifo_background._core.statistics import BlockedBy, ExecutorStatistics, LaneStatistics
 from fifo_background._executor import ExecutorLane, SerialExecutor, Submitter

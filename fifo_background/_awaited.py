@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _log
-from fifo_background._core.job import Job, safe_repr
+from fifo_background._core.job import Job
+from fifo_background._core.naming import safe_repr
 from fifo_background._core.state import DROPPED, SUCCEEDED
 from fifo_background._entries import (
     Entry,
@@ -16,11 +17,11 @@ from fifo_background._entries import (
     job_of_entry,
     name_by_function,
     options_of_entry,
-    take_in,
 )
+from fifo_background._parts import take_in
 from fifo_background._request import HANDLING, TrackedRequest
+from fifo_background._run.awaited_jobs import AwaitedJobs
 from fifo_background._run.call import Around, own_class
-from fifo_background._run.waits import AwaitedJobs
 
 __all__ = ("Collected", "run")
 
@@ -54,7 +55,8 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
             late = _jobs_of(request, around, _put_in(request, listed, before))
             jobs += late
             new += late
-        waits = bool(new) and _hand_over(request, jobs, new)
+        if new:
+            _hand_over(request, jobs, new)
     except BaseException as error:  # such as the `__eq__` of a key
         request.runner.waits.leave(jobs, request)
         for job in jobs:
@@ -63,7 +65,7 @@ async def run(request: TrackedRequest, collected: Collected, around: Around) -> 
         if not request.named:  # nobody else ends it
             request.end(error)
         raise
-    if waits:
+    if new:
         for job in jobs:
             if job._own_state is not SUCCEEDED:
                 break
@@ -189,13 +191,12 @@ def _adopt(
     return made
 
 
-def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) -> bool:
+def _hand_over(request: TrackedRequest, jobs: AwaitedJobs, new: list[Job[Any]]) -> None:
     """The new ones of these jobs were awaited, and are ready."""
     jobs.waited = waits = request.waits
     for job in new:
         job._attached = waits and job._options.wait
     if request.settings.order == "arrived":
         request.arrived()
-    held = () if request.handed_over is None else request.take_held_back(new)
+    held = () if request.handed_over is None else request.handed_over.take(new)
     request.runner.hand_over(new, held)
-    return True

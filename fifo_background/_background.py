@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
-from enum import Enum
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from starlette.background import BackgroundTask, BackgroundTasks
@@ -11,29 +10,22 @@ from starlette.types import Scope
 
 from fifo_background._adder import TaskAdder, asked_for, note_override
 from fifo_background._awaited import run
-from fifo_background._core.job import Job, name_of
-from fifo_background._core.state import DROPPED, RUNNING
+from fifo_background._core.job import Job
+from fifo_background._core.naming import name_of
+from fifo_background._core.state import RUNNING
 from fifo_background._engine import EngineRequest
-from fifo_background._entries import (
-    Entry,
-    added_to,
-    attach,
-    has_arguments,
-    is_left_out,
-    job_of_entry,
-    name_by_function,
-    options_of_entry,
-    set_on,
-    take_job,
-)
+from fifo_background._entries import Entry, name_by_function
 from fifo_background._fastapi.spans import around_here
+from fifo_background._object_state import AWAITED, COLLECTING, INLINE, PART, STATES, State
+from fifo_background._parts import add_part, run_parts
+from fifo_background._replaced import add_through, run_through
 from fifo_background._request import ENDED, SCOPE_KEY, TrackedRequest
+from fifo_background._run.awaited_jobs import AwaitedJobs
 from fifo_background._run.backends.api import in_a_loop
 from fifo_background._run.call import Around, is_starlettes, make_task, not_callable, own_class
 from fifo_background._run.current import current_party
 from fifo_background._run.per_loop import default_runner
-from fifo_background._run.waits import AwaitedJobs
-from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Retry, Settings
+from fifo_background._settings import NOT_GIVEN, PLAIN, AfterFailure, Keep, NotGiven, Retry
 from fifo_background.exceptions import ExecutorClosed
 
 if TYPE_CHECKING:
@@ -43,9 +35,6 @@ __all__ = ("OrderedBackgroundTask", "OrderedBackgroundTasks")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-# Where there is no middleware, a position is taken when the object is awaited.
-_WITHOUT_MIDDLEWARE = Settings(order="responded")
 
 # Users subclass the classes below: their private names begin with "_fifo_". These two are a copy's, too.
 _COPIED = frozenset({"_fifo_entry", "_fifo_function"})
@@ -103,33 +92,6 @@ own_class.call = OrderedBackgroundTask.__call__
 
 _STARLETTES_ADD: Any = BackgroundTasks.add_task if is_starlettes(BackgroundTasks.add_task) else None
 _STARLETTES_LIST_CALL: Any = BackgroundTasks.__call__ if is_starlettes(BackgroundTasks.__call__) else None
-
-
-class State(Enum):
-    """Where an object is; written by itself alone.
-
-    COLLECTING: what is added waits for the object to be awaited. AWAITED: it was handed over; what is added
-    runs with it. PART: it is a task of another object, or was given to `add_task`, and runs inside that.
-    INLINE: a running task awaits it, and runs its list.
-    """
-
-    COLLECTING = "collecting"
-    AWAITED = "awaited"
-    PART = "part"
-    INLINE = "inline"
-
-    if not TYPE_CHECKING:
-        __hash__ = object.__hash__  # the members are single objects; Enum's own is slow
-
-
-COLLECTING, AWAITED, PART, INLINE = State
-
-STATES: dict[State, frozenset[State]] = {
-    COLLECTING: frozenset({AWAITED, PART, INLINE}),
-    AWAITED: frozenset({COLLECTING, AWAITED, PART, INLINE}),
-    PART: frozenset({AWAITED, PART, INLINE}),
-    INLINE: frozenset({COLLECTING, AWAITED, PART, INLINE}),
-}
 
 
 class _OwnCall:
@@ -254,7 +216,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if not callable(func) or type(func) is TaskAdder:
             raise not_callable("add_task", func)
         if BackgroundTasks.add_task is not _STARLETTES_ADD or self._fifo_fastapi_add_is_replaced():
-            return self._fifo_add_through(func, args, kwargs, entry)
+            return add_through(self, super().add_task, func, args, kwargs, entry)
         task = make_task("add_task", OrderedBackgroundTask, func, args, kwargs)
         if self._fifo_stored_by is not None and self._fifo_state is not INLINE:
             stored: Job[Any] = self._fifo_stored_by.add(task, entry)
@@ -280,36 +242,6 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         request, position = self._fifo_awaited_by, job._position
         if request is not None and position is not None and position.owner is request:
             request.join(job, self._fifo_jobs)
-
-    def _fifo_add_through(self, func: Any, args: Any, kwargs: Any, entry: Entry | None) -> Job[Any]:
-        """An instrumentation or a mock has replaced `add_task` of a class below ours: it has its say."""
-        before = self.tasks.copy()
-        super().add_task(func, *args, **kwargs)
-        added = added_to(self.tasks, before)
-        # other threads may be adding, too
-        added = [task for task in added if has_arguments(task, args)] or added
-        job: Job[Any] | None = None
-        for task in added:
-            job = job_of_entry(task) or self._fifo_attach_job(task, func, entry)
-        if job is None:  # a mock: nothing was added
-            job = Job(BackgroundTask(func), None, PLAIN, set())
-            job._end(DROPPED)
-        return job
-
-    def _fifo_attach_job(self, task: BackgroundTask, func: Any, entry: Entry | None) -> Job[Any]:
-        """The job of an entry that somebody else has made of `func`, perhaps with a function around it."""
-        set_on(task, "_fifo_function", func)
-        if self._fifo_stored_by is not None:
-            stored: Job[Any] = self._fifo_stored_by.add(task, entry)
-            return stored
-        try:
-            job = self._fifo_make_job(task, entry)
-        except BaseException:  # refused: it must not run
-            self.tasks[:] = [other for other in self.tasks if other is not task]
-            raise
-        job._name = name_of(func)
-        attach(task, job, entry)
-        return job
 
     def _fifo_make_job(self, task: BackgroundTask, entry: Entry | None) -> Job[Any]:
         """The job of a new entry: of the request, or of nobody yet."""
@@ -341,16 +273,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         if self._fifo_state is PART and not runner.scheduler.is_open:
             raise ExecutorClosed(name_of(task))
         job = self._fifo_orphan(task)
-        job._runner = runner
-        job._make_special().outer = outer
-        special = outer._make_special()
-        parts = special.parts  # the end of the outer job takes it away
-        if parts is None:
-            parts = special.parts = []
-        parts.append(job)
-        if outer.done() and job._claim():  # it has ended just now, without this part
-            return self._fifo_make_part(task, outer)
-        return job
+        return job if add_part(job, outer) else self._fifo_make_part(task, outer)
 
     def _fifo_orphan(self, task: BackgroundTask) -> Job[Any]:
         """A job that no executor knows: cancelled, or run inline, by who takes it out of `_unclaimed`."""
@@ -363,16 +286,9 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
     async def __call__(self) -> None:
         if BackgroundTasks.__call__ is not _STARLETTES_LIST_CALL or self._fifo_fastapi_call_is_replaced():
-            await self._fifo_run_through()
+            await run_through(self._fifo_class_below, self._fifo_run)
         else:
             await self._fifo_run()
-
-    async def _fifo_run_through(self) -> None:
-        """An agent or a mock has replaced `__call__` of a class below ours: it has its say."""
-        shell: BackgroundTasks = object.__new__(self._fifo_class_below)
-        entries: list[BackgroundTask] = [_Runs(self)]
-        shell.tasks = entries
-        await shell()
 
     def _fifo_run(self) -> Coroutine[Any, Any, None]:
         """What awaiting the object comes to: a part of the task that awaits it, or tasks of a request."""
@@ -389,7 +305,7 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
         request = party or self._fifo_request
         # a test client carries contexts into its loop
         if request is None or self._fifo_is_outside or not request.runner.is_current():
-            request = TrackedRequest.outside(default_runner(), _WITHOUT_MIDDLEWARE, party)
+            request = TrackedRequest.outside(default_runner(), party)
         return run(request, self, around)
 
     def _fifo_was_awaited(self, request: TrackedRequest, jobs: AwaitedJobs) -> None:
@@ -417,44 +333,16 @@ class OrderedBackgroundTasks(BackgroundTasks, OrderedBackgroundTask):
 
     async def _fifo_run_inline(self, outer: Job[Any], around: Around) -> None:
         """The running task `outer` awaits this object: its tasks are part of that task."""
-        before = self._fifo_state
+        before, outside = self._fifo_state, self._fifo_outer
         self._fifo_become(INLINE)
-        outside, self._fifo_outer = self._fifo_outer, outer
-        self._fifo_join_parts(outer)
-        runner: Any = outer._runner
+        self._fifo_outer = outer
         try:
-            for task in self.tasks:
-                job = take_job(task)
-                if job is None:
-                    job = self._fifo_orphan(task)
-                elif is_left_out(job):
-                    attach(task, job, None)
-                    continue
-                elif job._own_state is not None or job._queued:
-                    job = self._fifo_orphan(task)
-                if not job._claim():
-                    continue  # cancelled just now
-                entry = options_of_entry(task)
-                job._options = PLAIN if entry is None else PLAIN.replace(**entry.changes)
-                job._make_special().outer = outer
-                job._make_special().around = around
-                await runner.run_part(job)
+            await run_parts(self, outer, around)
         finally:
-            if (
-                self._fifo_state is INLINE and self._fifo_outer is outer
-            ):  # else somebody else has awaited it meanwhile
+            # else somebody else has awaited it meanwhile
+            if self._fifo_state is INLINE and self._fifo_outer is outer:
                 self._fifo_become(before)
                 self._fifo_outer = outside
-
-    def _fifo_join_parts(self, outer: Job[Any]) -> None:
-        """The jobs of the list are parts of `outer`: those that do not run inside it end with it."""
-        parts = [job for task in self.tasks if (job := job_of_entry(task)) is not None]
-        for job in parts:
-            job._make_special().outer = outer
-            job._runner = job._runner or outer._runner
-        special = outer._make_special()
-        known = [part for part in special.parts or () if not part.done()]
-        special.parts = list(dict.fromkeys([*known, *parts]))
 
 
 _OWN_ADD: Any = OrderedBackgroundTasks.add_task
@@ -474,17 +362,6 @@ def _engine_here() -> EngineRequest | None:
     if not isinstance(party, EngineRequest) or party.has_ended:
         return None
     return party if party.is_here or not in_a_loop() else None
-
-
-class _Runs(BackgroundTask):
-    """The one entry of a list that is shown to a replaced `__call__`: it runs the tasks of another list."""
-
-    def __init__(self, tasks: OrderedBackgroundTasks) -> None:
-        self.run: Callable[[], Awaitable[None]] = tasks._fifo_run
-        vars(self)["func"] = self.run  # FastAPI names its span by it
-
-    async def __call__(self) -> None:
-        await self.run()
 
 
 class _Single(OrderedBackgroundTasks):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from starlette.background import BackgroundTask, BackgroundTasks
+from starlette.background import BackgroundTask
 
-from fifo_background._core.job import Job, name_of
+from fifo_background._core.job import Job
+from fifo_background._core.naming import name_of
 from fifo_background._core.state import CANCELLED, SKIPPED, SUPERSEDED
 
 __all__ = (
@@ -17,10 +18,8 @@ __all__ = (
     "is_left_out",
     "job_of_entry",
     "name_by_function",
-    "object_in",
     "options_of_entry",
     "set_on",
-    "take_in",
     "take_job",
 )
 
@@ -101,35 +100,3 @@ def take_job(task: Any) -> Job[Any] | None:
 def is_left_out(job: Job[Any]) -> bool:
     """Whether it was cancelled, skipped or superseded by itself, not with the task that it was a part of."""
     return job._own_state in LEFT_OUT and not (job._special is not None and job._special.ended_with_outer)
-
-
-def object_in(task: Any) -> BackgroundTasks | None:
-    """The object that a task runs, if it is one: an entry of a list, or what `add_task` was given."""
-    inner = task if isinstance(task, BackgroundTasks) else getattr(task, "func", None)
-    return inner if isinstance(inner, BackgroundTasks) else None
-
-
-def take_in(task: Any, outer: Job[Any]) -> None:
-    """What was added to an object that is a task itself runs inside that: it leaves the scheduler."""
-    inner = object_in(task)
-    if inner is None:
-        return
-    parts: list[Job[Any]] = []
-    look, seen = [inner], {id(inner)}
-    while look:
-        owner: Any = look.pop()
-        claims = owner._fifo_become_part(outer) if hasattr(owner, "_fifo_become_part") else set()
-        for one in getattr(owner, "tasks", ()):
-            job = job_of_entry(one)
-            if job is not None and not job._queued and job._claim():
-                if job._runner is not None:
-                    job._runner.let_go(job)
-                job._runner, job._claims = outer._runner, claims
-                claims.add(job)  # where others can cancel it still
-                job._make_special().outer = outer
-                parts.append(job)
-            deeper = object_in(one)
-            if deeper is not None and id(deeper) not in seen:
-                seen.add(id(deeper))
-                look.append(deeper)
-    outer._make_special().parts = parts

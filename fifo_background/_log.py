@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 from starlette.background import BackgroundTask
 
-from fifo_background._core.job import Failure, Job, safe_repr
+from fifo_background._core.failure import Failure
+from fifo_background._core.job import Job
 from fifo_background._core.lane import plain_key
+from fifo_background._core.naming import safe_repr
 from fifo_background._core.position import Owner, Position
 from fifo_background.exceptions import counted, lane_name
 
@@ -229,6 +231,19 @@ def cannot_reraise(job: Job[Any], error: BaseException) -> None:
 def dropped(owner: Owner, jobs: list[Job[Any]], facts: Facts, why: str) -> None:
     for text in _lost(jobs, facts, owner):
         say(logging.WARNING, "%s ended without running %s: %s", owner, text, why)
+
+
+def not_carried(became: str) -> str:
+    """Why a request has dropped tasks; `became`: the class of the exception that became its response."""
+    if became:
+        return (
+            f"{became} became its response, which carries no tasks. Use "
+            "`executor_of(request).submit_nowait(func, ...)` for a task that has to run nevertheless"
+        )
+    return (
+        "its response did not carry them. The response had a background of its own, or was not given "
+        "`background=tasks`, or an exception (HTTPException) became the response"
+    )
 
 
 def draining(jobs: int, seconds: float) -> None:

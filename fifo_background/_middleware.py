@@ -9,21 +9,20 @@ from importlib.util import find_spec
 from typing import Any
 
 from starlette.requests import HTTPConnection
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fifo_background import _log
 from fifo_background._core.state import CLOSED
 from fifo_background._engine import Engine, EngineRequest
 from fifo_background._executor import SerialExecutor
-from fifo_background._processes import several_processes
+from fifo_background._notices import Notices
+from fifo_background._refused import refusal_in, refuse
 from fifo_background._request import RESPONDED, SCOPE_KEY, TrackedRequest
 from fifo_background._run.backends.api import running_loop
 from fifo_background._run.current import current, current_party
-from fifo_background._run.groups import GROUPS
 from fifo_background._run.per_loop import Life, PerLoop
 from fifo_background._run.runner import Runner
 from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, Order, RestAfterFailure, Settings
+from fifo_background._with_engine import call_with_engine
 from fifo_background.exceptions import Refused
 
 if find_spec("fastapi") is not None:
@@ -153,7 +152,7 @@ class OrderedBackgroundMiddleware:
             self._may_add = settings.may_add_tasks or functools.partial(asks_for_tasks, app)
         self._lives = PerLoop(self.settings)
         self._latest: Life | None = None
-        self._said: set[str] = set()
+        self._notices = Notices()
 
     @property
     def executor(self) -> SerialExecutor:
@@ -179,7 +178,7 @@ class OrderedBackgroundMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if self._engine is not None:
-            await self._with_engine(self._engine, scope, receive, send)
+            await call_with_engine(self._engine, self.app, scope, receive, send)
             return
         if kind != "http" and kind != "websocket":
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
@@ -187,11 +186,7 @@ class OrderedBackgroundMiddleware:
         made_by, outer = current_party(), scope.get(SCOPE_KEY)
         # with the settings of this middleware, it is a request that the handler made with a copy of its scope
         if outer is not None and outer is made_by and outer.settings is not self.settings:
-            self._say_once(
-                _log.warn,
-                "a request passes two OrderedBackgroundMiddleware: the outer one's executor and settings are "
-                "used, the inner one does nothing. Remove one of them.",
-            )
+            self._notices.two_middlewares()
             await self.app(scope, receive, send)
             return
         life = self._life()
@@ -206,7 +201,7 @@ class OrderedBackgroundMiddleware:
             await self.app(scope, receive, request.send)
         except BaseException as error:
             request.end(error)
-            refusal = _refusal(error)
+            refusal = refusal_in(error)
             if refusal is None or not request.unanswered:
                 if request.ends_normally(error):
                     await self._finish(request)
@@ -215,12 +210,12 @@ class OrderedBackgroundMiddleware:
             current.reset(token)
             scope[SCOPE_KEY] = life  # for what goes on after the request
         if refusal is not None:
-            await _refuse(refusal, scope, receive, send)  # outside of the request's context
+            await refuse(refusal, scope, receive, send)  # outside of the request's context
             return
         held_back = bool(request.handed_over) and request.stage is RESPONDED
         request.end(None)
         if held_back:
-            self._warn_held_back(request)
+            self._notices.held_back(request)
         if request.handed_over is not None:
             await self._finish(request)
 
@@ -228,58 +223,6 @@ class OrderedBackgroundMiddleware:
         """Wait for the tasks that were awaited before the response had ended."""
         if request.handed_over:
             await request.runner.waits.attached(request.handed_over, request)
-
-    # -- with an engine --------------------------------------------------------------------------------------
-
-    async def _with_engine(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind != "http" and kind != "websocket":
-            await (self._engine_lifespan if kind == "lifespan" else self.app)(scope, receive, send)
-            return
-        if isinstance(scope.get(SCOPE_KEY), EngineRequest):  # the outer one keeps its tasks
-            await self.app(scope, receive, send)
-            return
-        request = scope[SCOPE_KEY] = engine.request(scope, send)
-        token = current.set(request)
-        try:
-            await self.app(scope, receive, request.send)
-        except BaseException as error:
-            await request.end(error)
-            refusal = _refusal(error)
-            if refusal is None or not request.unanswered:
-                raise
-        else:
-            await request.end(None)
-            return
-        finally:
-            current.reset(token)
-        await _refuse(refusal, scope, receive, send)
-
-    async def _engine_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        engine = self._engine
-        assert engine is not None
-        is_open = False
-
-        async def close_then_receive() -> Message:
-            nonlocal is_open
-            message = await receive()
-            if message["type"] == "lifespan.startup" and not is_open:
-                try:
-                    await engine.open()
-                except Exception as error:  # servers take an app that only raises for one without a lifespan
-                    await send({"type": "lifespan.startup.failed", "message": str(error)})
-                    raise
-                is_open = True
-            if message["type"] == "lifespan.shutdown" and is_open:
-                is_open = False
-                await engine.close()
-            return message
-
-        try:
-            await self.app(scope, close_then_receive, send)
-        finally:
-            if is_open:
-                await engine.close()
 
     # -- the lifespan ----------------------------------------------------------------------------------------
 
@@ -321,7 +264,7 @@ class OrderedBackgroundMiddleware:
             takes_part = True
             if message["type"] == "lifespan.startup.complete":
                 life.saw_lifespan = True
-                self._look_for_other_processes()
+                self._notices.other_processes()
             await send(message)
 
         scope[SCOPE_KEY] = life
@@ -344,52 +287,13 @@ class OrderedBackgroundMiddleware:
         for waiter in life.waiters:
             life.runner.backend.wake(waiter)
 
-    # -- what is said once -----------------------------------------------------------------------------------
-
     def _look_once(self, life: Life, scope: Scope) -> None:
         life.looked = True
         if not life.saw_lifespan:
-            self._look_for_other_processes()
-            self._say_once(
-                _log.inform,
-                "OrderedBackgroundMiddleware has seen no lifespan: shutdown does not drain its executor. Add "
-                "it to the outermost app by `app.add_middleware(OrderedBackgroundMiddleware)`, and run the "
-                "server with `--lifespan on`",
-            )
-        if self._may_add is not None and self.settings.may_add_tasks is None and "arrived" not in self._said:
-            self._said.add("arrived")
-            if not any_asks_for_tasks(self.app, scope):
-                _log.warn(
-                    'order="arrived": no FastAPI route asks for BackgroundTasks of fifo_background, so no '
-                    "request takes its position when it arrives. Give "
-                    "`may_add_tasks=lambda scope: scope['path'] == ...`, or use order=\"added\""
-                )
-
-    def _look_for_other_processes(self) -> None:
-        seen = several_processes()
-        if seen is not None:
-            self._say_once(
-                _log.warn,
-                f"this app runs in several processes ({seen}). Each has a queue of its own, so order is kept "
-                "within each process only. Start one worker; or install `fifo-background[postgres]`, and all "
-                "processes keep one order: "
-                "`app.add_middleware(OrderedBackgroundMiddleware, engine=PostgresEngine(dsn))`",
-            )
-
-    def _warn_held_back(self, request: TrackedRequest) -> None:
-        if "held back" not in self._said:
-            self._said.add("held back")
-            _log.warn(
-                f"{request}: its tasks were awaited before its response had ended, by the handler itself or "
-                "because something inside OrderedBackgroundMiddleware holds back the end of the response "
-                "(BaseHTTPMiddleware before Starlette 1.7 does). They run after the response, "
-                "but dependencies with yield may close before them"
-            )
-
-    def _say_once(self, say: Callable[[str], None], text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            say(text)
+            self._notices.other_processes()
+            self._notices.no_lifespan()
+        if self._may_add is not None and self.settings.may_add_tasks is None:
+            self._notices.nobody_asks(lambda: any_asks_for_tasks(self.app, scope))
 
 
 def _face(life: Life) -> SerialExecutor:
@@ -401,21 +305,6 @@ def _face_of(runner: Runner) -> SerialExecutor:
         runner.face = SerialExecutor._of_runner(runner)
     face: SerialExecutor = runner.face
     return face
-
-
-def _refusal(error: BaseException) -> Refused | None:
-    """What says that a client gets 503. A task group of an inner middleware may wrap it."""
-    cause: Any = error
-    while issubclass(type(cause), GROUPS) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
-    refusal: Refused | None = cause if issubclass(type(cause), Refused) else None
-    return refusal
-
-
-async def _refuse(error: Refused, scope: Scope, receive: Receive, send: Send) -> None:
-    """What a client gets for a `QueueFull`, or a `StoreError`, that nobody handled."""
-    headers = {"Retry-After": str(error.retry_after)}
-    await PlainTextResponse("Service Unavailable", status_code=503, headers=headers)(scope, receive, send)
 
 
 def layers(app: Any) -> Iterator[Any]:

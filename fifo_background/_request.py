@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable, Sequence
 from contextlib import suppress
-from contextvars import copy_context
 from enum import Enum
 from functools import partial
 from sys import exc_info
@@ -19,15 +18,17 @@ from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
-from fifo_background._core.job import Job, name_of, safe_repr
+from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, key_of
+from fifo_background._core.naming import name_of, safe_repr
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
-from fifo_background._entries import Entry, take_in
-from fifo_background._run.current import Origin, Party, alive, current, origin_of
+from fifo_background._entries import Entry
+from fifo_background._parts import take_in
+from fifo_background._run.awaited_jobs import AwaitedJobs, HeldBack
+from fifo_background._run.current import Origin, Party, alive, current, makers_of, origin_of
 from fifo_background._run.runner import Runner
-from fifo_background._run.waits import AwaitedJobs, HeldBack
-from fifo_background._settings import Settings, check_key
+from fifo_background._settings import Settings
 from fifo_background.exceptions import ExecutorClosed
 
 __all__ = ("ENDED", "HANDLING", "RESPONDED", "SCOPE_KEY", "TrackedRequest", "leave_queue")
@@ -92,9 +93,9 @@ class TrackedRequest:
         self._key: Hashable = None if settings.lane_key is None else ...  # not asked for yet
 
     @classmethod
-    def outside(cls, runner: Runner, settings: Settings, made_by: Party) -> TrackedRequest:
+    def outside(cls, runner: Runner, made_by: Party) -> TrackedRequest:
         """For an object that is awaited where none of our middlewares is: no response to wait for."""
-        request = cls(runner, settings, {"type": NO_REQUEST}, cast(Send, None), made_by)
+        request = cls(runner, runner.settings, {"type": NO_REQUEST}, cast(Send, None), made_by)
         request.stage = RESPONDED
         return request
 
@@ -121,23 +122,11 @@ class TrackedRequest:
         return self.stage is ENDED
 
     @property
-    def has_unfinished(self) -> bool:
-        """Whether a task of it has not ended."""
-        return any(
-            position.first is not None or bool(position.pending) or _runs(position)
-            for position in tuple(self.positions.values())
-        )
-
-    @property
     def holds_position(self) -> bool:
         """Whether it keeps what is ready behind it waiting."""
         return any(
             position.state is IN_QUEUE and position.held for position in tuple(self.positions.values())
         )
-
-    def held_position(self, lane: Lane) -> Position | None:
-        position = self.positions.get(lane.key)
-        return position if position is not None and position.state is IN_QUEUE and position.held else None
 
     @property
     def is_inside(self) -> bool:
@@ -147,15 +136,12 @@ class TrackedRequest:
         """
         if self.runner.is_current():
             self.runner.scheduler.drain()  # positions that were just taken count
-        origin = alive(self.origin.made_by)
-        while origin is not None:
-            party = origin()
+        for party in makers_of(self.origin):
             if isinstance(party, Job):
                 if party._runner is self.runner:
                     return True
             elif party is not None and party.runner is self.runner and party.holds_position:
                 return True
-            origin = alive(origin.made_by)
         return False
 
     @property
@@ -165,18 +151,8 @@ class TrackedRequest:
 
     def key(self) -> Hashable:
         """The key of the lane for tasks that name none; the user's function is asked once."""
-        if self._key is ... and self.settings.lane_key is not None:
-            try:
-                key = self.settings.lane_key(self.scope)
-            except KeyError as error:
-                if error.args == ("path_params",) and self.settings.order == "arrived":
-                    raise KeyError(
-                        'path_params: with order="arrived" lane_key is asked before routing, when '
-                        'scope["path_params"] is not there. Take the key from scope["path"] or a header'
-                    ) from error
-                raise
-            check_key(key)
-            self._key = key_of(key)
+        if self._key is ...:
+            self._key = key_of(self.settings.key_for(self.scope))
         return self._key
 
     # -- the response ----------------------------------------------------------------------------------------
@@ -279,9 +255,8 @@ class TrackedRequest:
         Once the job is in the list, the loop alone writes `_attached`. If the wait ended, or went on, between
         the two looks here, the loop looks again. If it went on after both, it has found the job: `go_on`.
         """
-        position = job._position
-        if position is not None and position.context is None:
-            position.context = copy_context()
+        if job._position is not None:
+            job._position.keep_context()
         waited = awaited.waited
         job._attached = waited and job._options.wait
         awaited.append(job)
@@ -346,35 +321,12 @@ class TrackedRequest:
         return self.add(task, entry, jobs)
 
     def hold_back(self, jobs: Sequence[Job[Any]], at: int | None = None) -> HeldBack:
-        """Keep jobs that were awaited before the response has ended, where `at` says: else behind the others.
-
-        Threads may be adding to the list: each change of it is one atomic act.
-        """
+        """Keep jobs that were awaited before the response has ended."""
         held = self.handed_over
         if held is None:
             held = self.handed_over = HeldBack()
-        held.waited = waits = self.waits
-        held.leave_out(jobs)
-        at = len(held) if at is None else at
-        held[at:at] = jobs
-        for job in jobs:
-            job._attached = waits and job._options.wait
-            if job._position is not None and job._position.context is None:
-                job._position.context = copy_context()
+        held.put(jobs, self.waits, at)
         return held
-
-    def take_held_back(self, new: Sequence[Job[Any]] = ()) -> list[Job[Any]]:
-        """Those that were held back are ready now: what joins them from here on is handed over by itself.
-
-        `new`: those that are awaited now, which run after these.
-        """
-        held = self.handed_over
-        if held is None:
-            return []
-        held.are_ready = True  # before the look: see `join`
-        if new:
-            held.leave_out(new)
-        return [job for job in held if not job.done() and not job._queued]
 
     def _forget(self, job: Job[Any]) -> None:
         job._end(DROPPED)
@@ -431,7 +383,7 @@ class TrackedRequest:
         facts = _log.facts_of(dropped, self.settings.log_arguments)
         for job in dropped:
             self._forget(job)
-        ready = self.take_held_back()
+        ready = [] if self.handed_over is None else self.handed_over.take()
         if ready:
             runner.hand_over((), ready)
         else:
@@ -449,15 +401,7 @@ class TrackedRequest:
         if error is not None:
             return f"it raised {safe_repr(error)}"
         around = exc_info()[0]  # what somebody outside of the app handles is not the reason
-        if self._became_response and name_of(around) != self._became_response:
-            return (
-                f"{self._became_response} became its response, which carries no tasks. Use "
-                "`executor_of(request).submit_nowait(func, ...)` for a task that has to run nevertheless"
-            )
-        return (
-            "its response did not carry them. The response had a background of its own, or was not given "
-            "`background=tasks`, or an exception (HTTPException) became the response"
-        )
+        return _log.not_carried(self._became_response if name_of(around) != self._became_response else "")
 
 
 def leave_queue(scope: Scope) -> None:
@@ -466,8 +410,3 @@ def leave_queue(scope: Scope) -> None:
     if isinstance(request, TrackedRequest) and request.positions:
         request.arrived()
         request.runner.pump_soon()
-
-
-def _runs(position: Position) -> bool:
-    running = position.lane.running
-    return running is not None and running._position is position

@@ -225,3 +225,18 @@ class Settings:
                 )
         options = Options(timeout=self.timeout, after_failure=self.lane_after_failure, wait=self.wait)
         object.__setattr__(self, "options", options)
+
+    def key_for(self, scope: Scope) -> Hashable:
+        """What `lane_key`, which is given, returns for a request. Raises what it raises."""
+        assert self.lane_key is not None
+        try:
+            key = self.lane_key(scope)
+        except KeyError as error:
+            if error.args == ("path_params",) and self.order == "arrived":
+                raise KeyError(
+                    'path_params: with order="arrived" lane_key is asked before routing, when '
+                    'scope["path_params"] is not there. Take the key from scope["path"] or a header'
+                ) from error
+            raise
+        check_key(key)
+        return key

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 # name: (file, text, replacement)
 MUTATIONS: dict[str, tuple[str, str, str]] = {
     "a lane may have two runs": (
-        "_core/scheduler.py",
+        "_core/turns.py",
         "                if lane.occupied:\n                    continue\n",
         "",
     ),
@@ -56,18 +56,18 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "            pass\n",
     ),
     "slots are not counted": (
-        "_core/scheduler.py",
-        "                        self.slots.free -= 1\n",
+        "_core/turns.py",
+        "                        slots.free -= 1\n",
         "",
     ),
     "a lane starts without a slot": (
-        "_core/scheduler.py",
-        "            while turns and self.slots.free > 0:",
-        "            while turns:",
+        "_core/turns.py",
+        "            while due and slots.free > 0:",
+        "            while due:",
     ),
     "a lane keeps its slot": (
         "_core/scheduler.py",
-        "                keeps = not (self.turns or lane.stopping",
+        "                keeps = not (turns.due or lane.stopping",
         "                keeps = not (lane.stopping",
     ),
     "a run goes on in a stopped lane": (
@@ -81,28 +81,28 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         " or lane.stopped)",
     ),
     "a lane that has run goes first again": (
-        "_core/scheduler.py",
-        "            self.turns.append(lane)\n\n    def start_next",
-        "            self.turns.appendleft(lane)\n\n    def start_next",
+        "_core/turns.py",
+        "            self.due.append(lane)\n\n    def start_next",
+        "            self.due.appendleft(lane)\n\n    def start_next",
     ),
     "a paused lane starts": (
-        "_core/scheduler.py",
+        "_core/turns.py",
         "        while lane.stopped is None and not lane.paused and (",
         "        while lane.stopped is None and (",
     ),
     "a stopped lane starts": (
-        "_core/scheduler.py",
+        "_core/turns.py",
         "        while lane.stopped is None and not lane.paused and (",
         "        while not lane.paused and (",
     ),
     "resume forgets to look": (
         "_core/operations.py",
-        "    lane.paused = False\n    scheduler.wants_turn(lane)",
-        "    lane.paused = False",
+        "    lane.resume()\n    scheduler.turns.wants_turn(lane)",
+        "    lane.resume()",
     ),
     "skip_head of a stopped lane forgets to look": (
         "_core/operations.py",
-        "        scheduler.gone.append(stopped)\n        scheduler.wants_turn(lane)\n",
+        "        scheduler.gone.append(stopped)\n        scheduler.turns.wants_turn(lane)\n",
         "        scheduler.gone.append(stopped)\n",
     ),
     "skip_head skips nothing": (
@@ -131,44 +131,44 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "                pass\n",
     ),
     "a running task is not cancelled": (
-        "_run/runner.py",
+        "_run/on_loop.py",
         "            lane.stopping = True\n            lane.handle.cancel()",
         "            lane.stopping = True",
     ),
     "a cancelled task has failed": (
-        "_run/runner.py",
+        "_run/on_loop.py",
         "            lane.stopping = True\n            lane.handle.cancel()",
         "            lane.handle.cancel()",
     ),
     "nobody is superseded": (
         "_core/scheduler.py",
-        "            self.end_waiting(other, SUPERSEDED)",
-        "            pass",
+        "                self.end_waiting(superseded, SUPERSEDED)",
+        "                pass",
     ),
     "the newest is superseded": (
         "_core/scheduler.py",
-        "            self.end_waiting(other, SUPERSEDED)",
-        "            self.end_waiting(job, SUPERSEDED)",
+        "                self.end_waiting(superseded, SUPERSEDED)",
+        "                self.end_waiting(job, SUPERSEDED)",
     ),
     "held heads are never lost": (
-        "_core/scheduler.py",
+        "_core/turns.py",
         "                lane.lose(position)\n"
-        "                self.effects.append(Lost(position, position.pending))",
+        "                scheduler.effects.append(Lost(position, position.pending))",
         "                return None",
     ),
     "held heads are lost at once": (
-        "_core/scheduler.py",
+        "_core/turns.py",
         "                if now < end:",
         "                if now < end - 1e9:",
     ),
     "held heads are lost although nothing waits": (
-        "_core/scheduler.py",
+        "_core/turns.py",
         "            elif not lane.queued:\n                return None\n",
         "",
     ),
     "nobody looks when hold_timeout is over": (
         "_run/dispatch.py",
-        "            lane.timer = None\n            scheduler.wants_turn(lane)",
+        "            lane.timer = None\n            scheduler.turns.wants_turn(lane)",
         "            lane.timer = None",
     ),
     "a position that is taken anew keeps its time": (
@@ -178,11 +178,11 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "a skipped task lets hold_timeout begin anew": (
         "_core/scheduler.py",
-        "        elif position.added and job._own_state in (SUCCEEDED, FAILED) and position.held:",
+        "        elif position.added and state in (SUCCEEDED, FAILED) and position.held:",
         "        elif position.added and position.held:",
     ),
     "a held head is run past": (
-        "_core/scheduler.py",
+        "_core/turns.py",
         "            elif not position.held:\n                lane.drop",
         "            elif True:\n                lane.drop",
     ),
@@ -212,8 +212,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "            wanted = self.wanted.pop()\n",
     ),
     "what has started is counted as waiting": (
-        "_core/scheduler.py",
-        "            self._left_waiting(job, lane)\n        return True",
+        "_core/turns.py",
+        "            scheduler.left_waiting(job, lane)\n        return True",
         "            pass\n        return True",
     ),
     "what is superseded is counted twice": (
@@ -257,9 +257,9 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "lane.queued is not counted down": (
-        "_core/scheduler.py",
-        "        lane.queued -= 1\n        self.queued -= 1\n        if lane.latest",
-        "        self.queued -= 1\n        if lane.latest",
+        "_core/turns.py",
+        "        lane.queued -= 1\n        scheduler.queued -= 1\n        if lane.latest",
+        "        scheduler.queued -= 1\n        if lane.latest",
     ),
     "the engine stores after the first byte": (
         "engines/postgres/_request.py",

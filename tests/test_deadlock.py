@@ -22,7 +22,7 @@ from fifo_background import (
     WouldDeadlock,
     executor_of,
 )
-from fifo_background._run.waits import _blockers
+from fifo_background._run.rings import blockers
 from tests.support.apps import Work, app_of, check_idle, make_app
 from tests.support.asgi import Client, get
 from tests.support.log import Log
@@ -780,7 +780,7 @@ async def test_long_wait_is_no_ring(log: Log) -> None:
         await anyio.sleep(50)
         assert executor.statistics().lanes[3].running_waits_for == ("sleep",)
         await executor.join()
-        assert executor._runner.waits.of_jobs == {}
+        assert executor._runner.waits.rings.of_jobs == {}
     assert log == []
 
 
@@ -893,7 +893,7 @@ async def test_ended_blocks_nobody() -> None:
     async with SerialExecutor() as executor:
         job = executor.submit_nowait(Work([]).quick, 1)
         await job
-        assert list(_blockers(job)) == []
+        assert list(blockers(job)) == []
 
 
 async def test_waiting_for_another_executor(events: list[Any]) -> None:

@@ -15,7 +15,7 @@ from anyio import wait_all_tasks_blocked
 from fifo_background import BackgroundTasks, Job, JobState, SerialExecutor
 from fifo_background._core.job import Job as RealJob
 from fifo_background._request import TrackedRequest
-from fifo_background._run import waits
+from fifo_background._run.awaited_jobs import AwaitedJobs
 from tests.support.apps import Work, app_of, check_idle
 from tests.support.asgi import Client, get
 from tests.support.log import Log
@@ -228,11 +228,11 @@ async def test_told_by_one_wait_of_two(log: Log) -> None:
 
 async def test_added_as_the_request_looks(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that a thread adds while the request looks whom it waits for is waited for, too."""
-    look = waits._last_unfinished
+    look = AwaitedJobs.last_unfinished
     running = anyio.Event()
 
     def look_and_add(jobs: Any) -> Any:
-        monkeypatch.setattr(waits, "_last_unfinished", look)
+        monkeypatch.setattr(AwaitedJobs, "last_unfinished", look)
         found = look(jobs)
         thread = threading.Thread(target=made[0].add_task, args=(fails,))
         thread.start()
@@ -250,7 +250,7 @@ async def test_added_as_the_request_looks(events: list[Any], monkeypatch: pytest
         await tasks()
 
     made: list[BackgroundTasks] = []
-    monkeypatch.setattr(waits, "_last_unfinished", look_and_add)
+    monkeypatch.setattr(AwaitedJobs, "last_unfinished", look_and_add)
     async with anyio.create_task_group() as group:
         exchange = await Client(app_of(handle), group).start()
         assert not exchange.ended.is_set()

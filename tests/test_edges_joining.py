@@ -14,7 +14,7 @@ from anyio import wait_all_tasks_blocked
 
 from fifo_background import BackgroundTasks, Job, JobState, _awaited
 from fifo_background._request import TrackedRequest
-from fifo_background._run.waits import AwaitedJobs
+from fifo_background._run.awaited_jobs import AwaitedJobs
 from tests.support.apps import Work, app_of, check_idle, until
 from tests.support.asgi import Client, Exchange, get
 from tests.support.log import Log

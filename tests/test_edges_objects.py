@@ -83,7 +83,7 @@ async def test_lane_without_a_task_at_the_end(events: list[Any], log: Log) -> No
     scheduler = executor._runner.scheduler
     job = executor.lane("a").submit_nowait(Work(events).quick, 1)
     scheduler.drain()
-    lane = scheduler.start_next()
+    lane = scheduler.turns.start_next()
     assert lane is not None
     assert (lane.job, lane.handle) == (job, None)
     await executor.aclose()

@@ -19,8 +19,8 @@ from fifo_background import (
     OrderedBackgroundMiddleware,
     SerialExecutor,
 )
-from fifo_background._core.job import Special
 from fifo_background._core.position import GONE, Position
+from fifo_background._core.special import Special
 from fifo_background._request import TrackedRequest
 from tests.support.apps import Work, app_of, check_idle, user
 from tests.support.asgi import Lifespan, get

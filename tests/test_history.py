@@ -364,7 +364,7 @@ async def test_times_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) ->
     async with SerialExecutor() as executor:
         before = executor.submit_nowait(print)
         await before
-        monkeypatch.setattr("fifo_background._core.scheduler.time", lambda: time.time() + 3600)
+        monkeypatch.setattr("fifo_background._core.history.time", lambda: time.time() + 3600)
         assert len(await executor.jobs()) == 1  # who looks finds it out, as does an end a second later
         after = executor.submit_nowait(print)
         await after

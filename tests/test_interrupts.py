@@ -373,7 +373,7 @@ async def check_answers(executor: SerialExecutor, jobs: list[Job[Any]], events: 
         check(scheduler)
         await executor.aclose()
     assert sorted(events) == [1, 2, 3, 3]
-    assert (scheduler.slots.free, scheduler.occupied, scheduler.turns) == (1, set(), deque())
+    assert (scheduler.slots.free, scheduler.turns.occupied, scheduler.turns.due) == (1, set(), deque())
     check_idle(executor)
 
 
@@ -394,7 +394,7 @@ async def test_ctrl_c_while_a_lane_gets_its_turn(place: str, kind: str, events: 
     if place not in ("append", "_count_ready"):
         scheduler.drain()
     if place in ("popleft", "append"):
-        scheduler.turns = Turns(scheduler.turns, place)
+        scheduler.turns.due = Turns(scheduler.turns.due, place)
     elif place == "_count_ready":
         scheduler._count_ready = Once(scheduler._count_ready)
     else:
@@ -494,11 +494,11 @@ async def test_ctrl_c_as_a_lane_is_left(kind: str, events: list[Any]) -> None:
     work = Work(events)
     executor.lane("a").submit_nowait(work.sync if kind == "sync" else work.quick, 1)
     scheduler.drain()
-    lane = scheduler.start_next()
+    lane = scheduler.turns.start_next()
     give_back = scheduler.slots.give_back
     scheduler.slots.give_back = Once(give_back)
     end = functools.partial(scheduler.end, lane, lane.job, JobState.SUCCEEDED, 1, False)
-    leave = functools.partial(scheduler.leave, lane)
+    leave = functools.partial(scheduler.turns.leave, lane)
     with pytest.raises(KeyboardInterrupt):
         (leave if kind == "sync" else end)()
     scheduler.slots.give_back = give_back

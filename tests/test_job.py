@@ -25,8 +25,9 @@ from fifo_background import (
     JobState,
     SerialExecutor,
 )
-from fifo_background._core.job import Failure, check_transition, name_of
-from fifo_background._core.state import TRANSITIONS
+from fifo_background._core.failure import Failure
+from fifo_background._core.naming import name_of
+from fifo_background._core.state import TRANSITIONS, check_transition
 from fifo_background._run.current import current
 from fifo_background._settings import NOT_GIVEN, Options
 from tests.support.apps import Work, app_of, user

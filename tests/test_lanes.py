@@ -318,7 +318,7 @@ async def test_idle_lanes_leave_nothing(sync: bool) -> None:
             executor.lane(f"key {n}").submit_nowait(sync_nothing if sync else nothing)
         await executor.join()
         with anyio.fail_after(5):
-            while executor._runner.scheduler.occupied:  # a lane is left after its thread has left
+            while executor._runner.scheduler.turns.occupied:  # a lane is left after its thread has left
                 await anyio.sleep(0)
         assert executor._runner.scheduler.lanes.by_key == {}
 

@@ -24,11 +24,11 @@ LAYERS = (
     ("_core",),
     ("_log", "_arguments", "_processes"),
     ("_run",),
-    ("_entries", "_adder"),
+    ("_entries", "_adder", "_object_state", "_parts"),
     ("_awaited", "_engine", "_request"),
-    ("_background", "_executor"),
+    ("_background", "_executor", "_replaced", "_submitter"),
     ("_fastapi",),
-    ("_middleware",),
+    ("_middleware", "_notices", "_refused", "_with_engine"),
     ("",),
     ("engines",),
     ("cli",),
@@ -45,7 +45,7 @@ EXCEPTIONS = {("_background", "_fastapi.spans")}
 # Modules that know each other's types.
 CYCLES = [
     # a job knows its position, which knows its lane; when it has ended, it knows its record
-    {"_core.history", "_core.job", "_core.job_record", "_core.lane", "_core.position"},
+    {"_core.history", "_core.job", "_core.job_record", "_core.lane", "_core.position", "_core.special"},
     {  # what one event loop has of an engine: its parts know their session
         "engines.postgres._engine",
         "engines.postgres._executor",
@@ -53,7 +53,8 @@ CYCLES = [
         "engines.postgres._request",
         "engines.postgres._shown",
     },
-    {"_core.capacity", "_core.names", "_core.scheduler", "_core.slots"},  # parts of a scheduler
+    # parts of a scheduler
+    {"_core.capacity", "_core.names", "_core.scheduler", "_core.slots", "_core.turns"},
     {"_run.backends.api", "_run.backends.asyncio", "_run.backends.trio"},  # one protocol, and who has it
     {  # parts of a runner
         "_run.changes",
@@ -61,8 +62,10 @@ CYCLES = [
         "_run.dispatch",
         "_run.in_threads",
         "_run.loop_calls",
+        "_run.on_loop",
         "_run.overview",
         "_run.parking",
+        "_run.rings",
         "_run.runner",
         "_run.waits",
     },

@@ -23,7 +23,7 @@ from fifo_background import (
     executor_of,
 )
 from fifo_background._core.invariants import check
-from fifo_background._middleware import _refusal
+from fifo_background._refused import refusal_in
 from tests.support.apps import Work, app_of, check_idle, make_app
 from tests.support.asgi import Client, get
 from tests.support.log import Log
@@ -188,7 +188,7 @@ async def test_answered_with_503(events: list[Any], log: Log) -> None:
         assert refused.messages[1]["body"] == b"Service Unavailable"
         assert (await get(app, "/handled")).messages[1]["body"] == b"come back later"
         late = await get(app, "/too_late")
-        assert _refusal(late.error or Exception()) is not None  # some versions of Starlette wrap it
+        assert refusal_in(late.error or Exception()) is not None  # some versions of Starlette wrap it
         assert late.status == 200
         work.gate(0).set()
     assert events == ["start 0", "end 0", 1, 4]

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fifo_background import BackgroundTasks, Job, SerialExecutor, _log, executor_of
-from fifo_background._core.job import name_of, safe_repr
+from fifo_background._core.naming import name_of, safe_repr
 from fifo_background._settings import PLAIN
 from tests.support.apps import Work, check_idle, make_app, until
 from tests.support.asgi import get

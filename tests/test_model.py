@@ -643,11 +643,15 @@ class Play:
         runner = self.executor._runner
         scheduler, capacity = runner.scheduler, runner.scheduler.capacity
         check(scheduler)
-        assert (scheduler.unfinished, scheduler.waiting, scheduler.occupied) == (0, set(), set())
+        assert (scheduler.unfinished, scheduler.waiting, scheduler.turns.occupied) == (0, set(), set())
         assert (scheduler.lanes.by_key, scheduler.lanes.default.head()) == ({}, None)
         assert scheduler.lanes.default.idle
-        assert (scheduler.slots.free, runner.waits.of_jobs, runner.tasks_alive) == (self.model.most, {}, 0)
-        for queue in (scheduler.turns, scheduler.inbox, scheduler.slots.returning, capacity.wanted):
+        assert (scheduler.slots.free, runner.waits.rings.of_jobs, runner.tasks_alive) == (
+            self.model.most,
+            {},
+            0,
+        )
+        for queue in (scheduler.turns.due, scheduler.inbox, scheduler.slots.returning, capacity.wanted):
             assert not queue
         for left in (scheduler.woken, scheduler.effects, scheduler.gone):
             assert left == []

@@ -342,7 +342,7 @@ def test_started_while_a_lane_begins_to_count() -> None:
 
     def start() -> None:
         (started,) = (job for job in jobs if job is lane.first.first)  # type: ignore[union-attr]
-        assert model.scheduler.start_next() is lane
+        assert model.scheduler.turns.start_next() is lane
         assert started.state is S.RUNNING
 
     lane.counted = Counting(start)
@@ -485,7 +485,7 @@ async def test_paused_before_a_thread_has_begun(events: list[Any], monkeypatch: 
         await held.until_it_stands()
         lane.pause()
         held.let_go()
-        while executor._runner.scheduler.occupied:
+        while executor._runner.scheduler.turns.occupied:
             await anyio.sleep(0)
         assert (job.state, events, lane.peek()) == (S.QUEUED, [], job)
         lane.resume()

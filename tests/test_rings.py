@@ -107,7 +107,7 @@ class Play:
         runner = self.app.executor._runner
         scheduler = runner.scheduler
         check(scheduler)
-        assert (scheduler.unfinished, scheduler.lanes.by_key, runner.waits.of_jobs) == (0, {}, {})
+        assert (scheduler.unfinished, scheduler.lanes.by_key, runner.waits.rings.of_jobs) == (0, {}, {})
         assert scheduler.slots.free == self.schedule.settings["max_lanes_running"]
         assert not scheduler.slots.returning
         assert not scheduler.capacity.wanted

@@ -6,16 +6,18 @@ from contextvars import copy_context
 from typing import Any
 
 import pytest
+from starlette.background import BackgroundTask
 
 from fifo_background import ExecutorClosed, Job, JobState, QueueFull
 from fifo_background._core import operations
 from fifo_background._core.effects import Failed, Held, Lost
 from fifo_background._core.invariants import check
-from fifo_background._core.job import RAISES, Callback, check_transition
-from fifo_background._core.lane import Lane, key_of
+from fifo_background._core.job import RAISES
+from fifo_background._core.lane import Lane, Wanted, key_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.scheduler import Scheduler
-from fifo_background._core.state import TRANSITIONS
+from fifo_background._core.special import Callback
+from fifo_background._core.state import TRANSITIONS, check_transition
 from fifo_background._settings import Settings
 from tests.support.apps import ClaimedMeanwhile
 from tests.support.scheduler import Model, Request
@@ -42,7 +44,7 @@ def test_two_keys() -> None:
     jobs = [model.job("a"), model.job("b")]
     lanes = [model.start(), model.start()]
     assert [lane.job for lane in lanes] == jobs
-    assert model.scheduler.occupied == set(lanes)
+    assert model.scheduler.turns.occupied == set(lanes)
     assert model.end(lanes[0]) is None
     assert model.start_next() is None
     assert list(model.scheduler.lanes.by_key) == ["b"]
@@ -260,7 +262,7 @@ def test_lane_that_was_retired_meanwhile() -> None:
     model = Model()
     old = model.scheduler.lanes.of("a")
     model.scheduler.lanes.list_lane(old)
-    model.scheduler.wants_turn(old)
+    model.scheduler.turns.wants_turn(old)
     assert model.start_next() is None
     assert model.scheduler.lanes.by_key == {}
     first = model.job("a")
@@ -338,7 +340,7 @@ def test_held_head() -> None:
     assert position is not None
     assert effects(model) == [("held", "a", 4)]
     model.now = 5
-    model.scheduler.wants_turn(lane)
+    model.scheduler.turns.wants_turn(lane)
     assert model.start().job is ready
     assert effects(model) == [("lost", position, [held])]
     assert position.state is OUTSIDE
@@ -367,7 +369,7 @@ def test_arriving() -> None:
     behind = model.job("a")
     assert model.start_next() is None
     position.arriving = False
-    model.scheduler.wants_turn(position.lane)
+    model.scheduler.turns.wants_turn(position.lane)
     assert model.start().job is behind
     assert position.state is GONE
 
@@ -386,7 +388,7 @@ def test_hold_begins_anew() -> None:
     assert model.start_next() is None
     assert effects(model) == [("held", "a", 5)]
     model.now = 105
-    model.scheduler.wants_turn(lane)
+    model.scheduler.turns.wants_turn(lane)
     assert model.start().job is behind
     assert effects(model) == [("lost", position, [jobs[1]])]
 
@@ -414,7 +416,7 @@ def test_timer_of_a_lane_that_starts() -> None:
     lane.timer = timer = Timer()
     model.scheduler.inbox.append(held)
     model.scheduler.drain()
-    model.scheduler.wants_turn(lane)
+    model.scheduler.turns.wants_turn(lane)
     assert model.start().job is held
     assert (timer.cancelled, lane.timer) == (1, None)
 
@@ -525,6 +527,37 @@ def test_superseded() -> None:
     assert model.start().job is jobs[2]
 
 
+def test_let_in_while_another_is_superseded() -> None:
+    """A submit that is let in while a task of its function replaces an older one is the latest of all."""
+    model = Model(max_waiting=1)
+    scheduler, options = model.scheduler, model.settings.options.replace(keep="latest")
+
+    def latest() -> Job[Any]:
+        job: Job[Any] = Job(BackgroundTask(print), None, options, scheduler.waiting)
+        job._make_special().function = "function"
+        return job
+
+    def add() -> Job[Any]:  # as a task that was made outside of any request: it is always accepted
+        job = latest()
+        job._position = model.position("a")
+        scheduler.accept(job, job._position.lane, model.now, refuse=False)
+        job._position.added.append(job)
+        scheduler.inbox.append(job)
+        scheduler.drain()
+        return job
+
+    model.job("a")
+    submitted = latest()
+    submitted._position = model.position("a", take=False)
+    scheduler.drain()
+    scheduler.capacity.want(Wanted(submitted, submitted._position, object()))
+    jobs = [add(), add(), submitted]
+    assert [job.state for job in jobs] == [S.SUPERSEDED, S.SUPERSEDED, S.QUEUED]
+    jobs.append(add())
+    assert [job.state for job in jobs] == [S.SUPERSEDED, S.SUPERSEDED, S.SUPERSEDED, S.QUEUED]
+    check(scheduler)
+
+
 # -- capacity ------------------------------------------------------------------------------------------------
 
 
@@ -616,7 +649,7 @@ def test_cancelled_while_it_stands_in_the_queue() -> None:
     model.scheduler.drain()
     assert jobs[0]._claim()
     assert jobs[2]._claim()
-    lane = model.scheduler.start_next()
+    lane = model.scheduler.turns.start_next()
     assert lane is not None
     assert lane.job is jobs[1]
     assert model.scheduler.end(lane, jobs[1], S.SUCCEEDED, None, lambda: True) is jobs[3]
@@ -635,7 +668,7 @@ def test_cancelled_as_it_starts() -> None:
     model.scheduler.inbox += jobs
     model.scheduler.drain()
     model.scheduler.waiting = ClaimedMeanwhile(jobs)
-    lane = model.scheduler.start_next()
+    lane = model.scheduler.turns.start_next()
     assert lane is None
     assert [job.state for job in jobs] == [S.CANCELLED] * 4
 
@@ -797,6 +830,6 @@ def test_undo_of_no_start() -> None:
     lane = model.start()
     handle: Any = object()
     lane.handle = handle
-    model.scheduler.undo_start(lane)
+    model.scheduler.turns.undo_start(lane)
     assert (lane.job, lane.occupied, job.state) == (job, True, S.RUNNING)
     check(model.scheduler)

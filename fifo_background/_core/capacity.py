@@ -154,7 +154,7 @@ class Capacity:
                 self.sought -= 1
         self.discard(wanted.job)
         self.admit(lane)
-        self._scheduler.wants_turn(lane)
+        self._scheduler.turns.wants_turn(lane)
 
     def refuse(self, lane: Lane | None) -> list[Any]:
         """The executor closes: refuse who waits, in a lane or (None) in the executor. Returns the waiters."""

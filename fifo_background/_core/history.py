@@ -1,19 +1,22 @@
 """The history of an executor: what has ended, in the order of its end. It keeps no `Job`.
 
-A move adds the records. What may run users' code follows after the move (`Ended` in `effects.py`): an error's
+A move adds the records. What may run users' code follows after the move (`effects.py`): an error's
 `__str__`, the copy of a result. Records that are forgotten are freed after the move, too.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable
 from itertools import islice
+from time import time
 from typing import Any, NamedTuple, cast
 
-from fifo_background._core.job import Job, Progress
+from fifo_background._core.job import Job
 from fifo_background._core.plain import LONGEST_TEXT, as_plain, text_of, type_name
 from fifo_background._core.position import Position
+from fifo_background._core.special import Progress
 from fifo_background._core.state import FAILED, SUCCEEDED, JobState
 from fifo_background._settings import Settings
 
@@ -77,11 +80,15 @@ class Record(NamedTuple):
 
 
 class History:
-    """The last records: at most `history` of them, none older than `history_seconds`."""
+    """How many jobs have ended, and the last records: at most `history` of them, which may be 0."""
 
     def __init__(self, settings: Settings, gone: list[object]) -> None:
+        self.outcomes: dict[JobState, int] = dict.fromkeys(JobState, 0)  # how many jobs have ended, and how
+        # the loop's clock is so many seconds behind Unix time, which may be set, or the machine may sleep
+        self.behind: float = 0.0
+        self._compare_at: float = -math.inf
         self.records: deque[Record] = deque()
-        self.ended: int = 0  # how many jobs have ended; the number of the last record, in the order of ends
+        self.ended: int = 0  # the number of the last record, in the order of ends
         self.keeps_results: bool = settings.results
         self._gone = gone  # what a move lets go
         self._most = settings.history
@@ -90,8 +97,21 @@ class History:
         self._with_results: deque[More] = deque()  # in the order of their ends
         self._bytes = 0  # of all results
 
-    def add(self, job: Job[Any], position: Position, state: JobState, ended: float, behind: float) -> None:
+    def compare_clocks(self, now: float) -> None:
+        """Look at Unix time. What is about right is kept, so that times are in order."""
+        self._compare_at = now + 1
+        behind = time() - now
+        if not -1 < behind - self.behind < 1:
+            self.behind = behind
+
+    def add(self, job: Job[Any], position: Position, state: JobState, ended: float) -> None:
         """In a move: a job has ended."""
+        self.outcomes[state] += 1
+        if not self._most:
+            job._key = position.lane.key
+            return
+        if ended > self._compare_at:
+            self.compare_clocks(ended)
         special, more = job._special, None
         if special is not None and (special.progress is not None or special.retry_of is not None):
             more = More()
@@ -101,8 +121,9 @@ class History:
             more.error = type_name(job._outcome.error), ""
         elif self.keeps_results and state is SUCCEEDED:
             more = more or More()
-        label = None
-        if position.owner is not None and (label := position.owner.label) is not None:
+        owner = position.owner
+        label = None if owner is None else owner.label
+        if label is not None:
             label = label[:LONGEST_TEXT]
         self.ended = place = self.ended + 1
         # not by Record's own `__new__`, which would take twice as long
@@ -117,7 +138,7 @@ class History:
                 job._added,
                 job._started,
                 ended,
-                behind,
+                self.behind,
                 label,
                 more,
             ),

@@ -7,25 +7,17 @@ thread. Who took it out starts, cancels or drops it, and is from then on the onl
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Generator, Hashable
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from datetime import datetime
-from types import FunctionType, MethodType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from starlette.background import BackgroundTask
 
-from fifo_background._core.state import (
-    CANCELLED,
-    FAILED,
-    PENDING,
-    QUEUED,
-    RUNNING,
-    SUCCEEDED,
-    TRANSITIONS,
-    JobState,
-)
+from fifo_background._core.naming import name_of
+from fifo_background._core.special import Callback, Progress, Special
+from fifo_background._core.state import CANCELLED, FAILED, PENDING, QUEUED, RUNNING, SUCCEEDED, JobState
 from fifo_background._settings import Options
 from fifo_background.exceptions import JobNoResult, JobNotEnded
 
@@ -35,7 +27,7 @@ if TYPE_CHECKING:
     from fifo_background._core.lane import Lane
     from fifo_background._core.position import Position
 
-__all__ = ("Callback", "Failure", "Job", "JobRunner", "Progress", "Special", "name_of", "safe_repr")
+__all__ = ("Job", "JobRunner")
 
 T = TypeVar("T")
 
@@ -75,88 +67,6 @@ class JobRunner(Protocol):
     def let_go(self, job: Job[Any]) -> None:
         """A claimed job does not hold its position anymore."""
         ...
-
-
-def name_of(func: object) -> str:
-    """How logs and errors name a task: its qualified name, else its class's."""
-    inner: Any = func
-    try:
-        while isinstance(inner, (functools.partial, BackgroundTask)) and hasattr(inner, "func"):
-            inner = getattr(inner, "_fifo_function", None) or inner.func
-        return str(getattr(inner, "__qualname__", type(inner).__qualname__))
-    except Exception:  # a user's attribute may raise
-        return type(func).__qualname__
-
-
-def safe_repr(value: object) -> str:
-    """`repr`, of an object that may not have one."""
-    try:
-        return repr(value)
-    except Exception:
-        return f"<{type(value).__name__}>"
-
-
-# Of a foreign exception no attribute is looked at: it may define, or refuse, any.
-_TRACEBACK: Callable[[BaseException], Any] = vars(BaseException)["__traceback__"].__get__
-
-
-class Failure:
-    """How a function failed, and whether anybody has been told."""
-
-    __slots__ = ("error", "number", "reported", "task", "traceback")
-
-    def __init__(self, error: BaseException, number: int) -> None:
-        self.error: BaseException = error
-        # where the function raised it: each time it is raised again, what earlier raises added is left out
-        self.traceback: TracebackType | None = _TRACEBACK(error)
-        self.number: int = number  # failures with lower numbers came first
-        self.reported: bool = False  # raised to somebody who waited, or logged
-        self.task: BackgroundTask | None = None  # for a retry, where the lane has stopped
-
-    def throw(self) -> None:
-        """Raise the error, which reports it."""
-        self.reported = True
-        try:
-            raise BaseException.with_traceback(self.error, self.traceback)
-        finally:
-            del self  # a traceback that holds this frame must not hold the error through it
-
-
-class Progress(NamedTuple):
-    """How far a task is, as it has reported it (`report`)."""
-
-    done: float
-    total: float | None = None
-    note: str | None = None
-
-
-class Special:
-    """What few jobs have."""
-
-    __slots__ = ("around", "ended_with_outer", "function", "outer", "parts", "progress", "retry_of")
-
-    def __init__(self) -> None:
-        self.around: Any = None  # what FastAPI opens a span with
-        self.function: object = None  # stands for the function, with keep="latest"
-        self.parts: list[Job[Any]] | None = None  # of the object that is this job's task
-        self.outer: Job[Any] | None = None  # the job that this one is a part of
-        self.ended_with_outer: bool = False  # without having run
-        self.progress: Progress | None = None  # as the task has reported it
-        self.retry_of: int | None = None  # the number of the failed job that it runs again
-
-
-class Callback:
-    """A function that is called when a job has ended."""
-
-    __slots__ = ("context", "function", "job")
-
-    def __init__(self, job: Job[Any], function: Callable[[Job[Any]], object], context: Context) -> None:
-        self.job: Job[Any] = job
-        self.function: Callable[[Job[Any]], object] = function
-        self.context: Context = context
-
-    def __call__(self) -> None:
-        self.context.run(self.function, self.job)
 
 
 class Job(Generic[T]):
@@ -458,9 +368,3 @@ class Job(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<Job {self.name} {self.state.value}>"
-
-
-def check_transition(before: JobState, after: JobState) -> None:
-    """Raise RuntimeError unless `TRANSITIONS` has it: for tests, which watch every move."""
-    if after not in TRANSITIONS[before]:
-        raise RuntimeError(f"a job cannot go from {before.value} to {after.value}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fifo_background._core.job import Progress
+from fifo_background._core.special import Progress
 from fifo_background._core.state import JobState
 
 __all__ = ("Blocker", "JobRecord", "LaneName", "rounded")

@@ -148,7 +148,7 @@ class Lane(Chain[Position]):
         self.handle: Cancellable | None = None  # the loop's task that runs it
         self.stopping: bool = False  # somebody asked us to cancel what runs
         self.lent: int = 0  # how many waits of the running job lend its slot
-        self.in_turn: bool = False  # it is in `Scheduler.turns`
+        self.in_turn: bool = False  # it is in `Turns.due`
         self.timer: Cancellable | None = None  # looks again when the head may be lost
         self.rings: float = 0.0  # when the timer does
         self.paused: bool = False
@@ -193,6 +193,46 @@ class Lane(Chain[Position]):
         self.stopped.context = None if position.context is None else position.context.copy()
         self.stopped.taken = position.taken
         self.stopped.added = [job]
+
+    def go_on(self) -> Position | None:
+        """It is not stopped anymore. Returns what a retry needs."""
+        stopped, self.stopped = self.stopped, None
+        return stopped
+
+    def pause(self, now: float) -> None:
+        """Its thread, if it has one, starts no more jobs, either."""
+        if not self.paused:
+            self.paused, self.paused_at = True, now
+        if self.trip is not None:
+            self.trip.stop = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def keep_latest(self, job: Job[Any], function: object) -> Job[Any] | None:
+        """Of the waiting jobs of a function the latest in the queue stays. Returns the one that does not.
+
+        A job replaces others only when it is ready, so that one whose request fails replaces nothing.
+        """
+        if self.latest is None:
+            self.latest = {}
+        other, position = self.latest.get(function), job._position
+        before = None if other is None else other._position
+        if before is not None and position is not None and before.number > position.number:
+            return job
+        self.latest[function] = job
+        return None if before is None else other
+
+    def forget_latest(self, job: Job[Any]) -> None:
+        """The job does not wait anymore."""
+        function = None if job._special is None else job._special.function
+        if self.latest is not None and self.latest.get(function) is job:
+            del self.latest[function]
+
+    def cancel_timer(self) -> None:
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.cancel()
 
     @property
     def is_open(self) -> bool:

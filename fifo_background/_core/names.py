@@ -78,9 +78,9 @@ class Names:
 
     def _forget_lanes(self) -> None:
         """Forget the lanes in which nothing is, and of which the history has nothing."""
-        history, lanes = self._scheduler.history, self._scheduler.lanes.by_key
+        records, lanes = self._scheduler.history.records, self._scheduler.lanes.by_key
         past: dict[Hashable, bool] = {None: True}  # the default lane stays
-        for record in () if history is None else history.records:
+        for record in records:
             past[look_up(past, record.key)[0]] = True
         for where, (id, _) in list(self._lanes.items()):
             key = self._keys[id]

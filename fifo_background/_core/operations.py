@@ -23,16 +23,12 @@ __all__ = (
 
 
 def pause(scheduler: Scheduler, lane: Lane) -> None:
-    if not lane.paused:
-        lane.paused_at = scheduler.clock()
-    lane.paused = True
-    if lane.trip is not None:
-        lane.trip.stop = True
+    lane.pause(scheduler.clock())
 
 
 def resume(scheduler: Scheduler, lane: Lane) -> None:
-    lane.paused = False
-    scheduler.wants_turn(lane)
+    lane.resume()
+    scheduler.turns.wants_turn(lane)
 
 
 def skip_head(scheduler: Scheduler, lane: Lane, named: Job[Any] | None = None) -> Job[Any] | None:
@@ -53,10 +49,10 @@ def skip_head(scheduler: Scheduler, lane: Lane, named: Job[Any] | None = None) -
 
 def go_on(scheduler: Scheduler, lane: Lane) -> Position | None:
     """A stopped lane goes on. Returns what a retry needs."""
-    stopped, lane.stopped = lane.stopped, None
+    stopped = lane.go_on()
     if stopped is not None:
         scheduler.gone.append(stopped)
-        scheduler.wants_turn(lane)
+        scheduler.turns.wants_turn(lane)
     return stopped
 
 
@@ -85,7 +81,7 @@ def clear_lane(scheduler: Scheduler, lane: Lane, state: JobState) -> list[Job[An
     """End all jobs that wait in a lane; it goes on if it had stopped."""
     forget_failed(scheduler, lane)
     jobs = [job for job in list(lane.waiting) if scheduler.end_waiting(job, state)]
-    scheduler.wants_turn(lane)
+    scheduler.turns.wants_turn(lane)
     return jobs
 
 
@@ -111,7 +107,7 @@ def close(scheduler: Scheduler) -> list[Job[Any]]:
             dropped += _drop_unawaited(scheduler, position.pending)
         dropped += drop_closed_head(scheduler, lane)
         scheduler.woken += scheduler.capacity.refuse(lane)
-        scheduler.wants_turn(lane)
+        scheduler.turns.wants_turn(lane)
     dropped += _drop_unawaited(scheduler, [job for job in list(scheduler.waiting) if not job._queued])
     scheduler.woken += scheduler.capacity.refuse(None)
     return dropped
@@ -125,7 +121,7 @@ def drop_closed_head(scheduler: Scheduler, lane: Lane) -> list[Job[Any]]:
     """While the executor closes, nobody resumes a paused or stopped lane: what waits in it is dropped."""
     if lane.is_open:
         return []
-    lane.paused = False
+    lane.resume()
     return clear_lane(scheduler, lane, DROPPED)
 
 
@@ -139,7 +135,7 @@ def drop_all(scheduler: Scheduler) -> list[Job[Any]]:
     left = [job for lane in scheduler.lanes.all() for job in list(lane.waiting)]
     left += [job for job in list(scheduler.waiting) if not job._queued]
     for lane in scheduler.lanes.all():
-        lane.paused = False
+        lane.resume()
         forget_failed(scheduler, lane)
         if lane.trip is not None:
             lane.trip.stop = True

@@ -8,11 +8,12 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._core.history import NOTHING_MORE, Record, error_of
-from fifo_background._core.job import Job, Progress
+from fifo_background._core.job import Job
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
 from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.plain import LONGEST_TEXT
 from fifo_background._core.position import IN_QUEUE, Owner, Position
+from fifo_background._core.special import Progress
 from fifo_background._core.state import FAILED, JobState
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
         name=job.name,
         key=getattr(job, "_key", None) if position is None else position.lane.key,
         state=job.state,
-        behind=scheduler.behind,
+        behind=scheduler.history.behind,
         times=(job._added, job._started, ended),
         progress=None if special is None else special.progress,
         request=None if owner is None else owner.label,

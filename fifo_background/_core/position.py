@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextvars import Context
+from contextvars import Context, copy_context
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -103,6 +103,17 @@ class Position(Chain[Job[Any]]):
         self.first = self.last = job
         job._queued = True
         self.taken = now
+
+    def keep_context(self) -> None:
+        """Its async jobs run in a copy of the caller's context, unless it has one."""
+        if self.context is None:
+            self.context = copy_context()
+
+    @property
+    def runs(self) -> bool:
+        """Whether a job of it runs."""
+        running = self.lane.running
+        return running is not None and running._position is self
 
     @property
     def held(self) -> bool:

@@ -1,4 +1,4 @@
-"""All lanes of one executor, and every move of a job: the one place where the event loop moves state.
+"""All lanes of one executor, and every move of a job; its start is in `turns.py`.
 
 Any thread, finalizer or signal handler may do these atomic acts, which wait for nothing:
 
@@ -16,21 +16,21 @@ while it is ready, until it is started or the loop has heard of its end; `lane.q
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable
-from time import time
 from typing import Any, TypeVar
 
 from fifo_background._core.capacity import Capacity
-from fifo_background._core.effects import Effect, Failed, Held, Lost, Returned, Unrun
+from fifo_background._core.effects import Effect, Failed, Returned, Unrun
+from fifo_background._core.failure import Failure
 from fifo_background._core.history import History
-from fifo_background._core.job import Callback, Failure, Job
+from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.lanes import Lanes
 from fifo_background._core.names import Names
 from fifo_background._core.position import IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.slots import Slots
+from fifo_background._core.special import Callback, Special
 from fifo_background._core.state import (
     CLOSED,
     DROPPED,
@@ -43,6 +43,7 @@ from fifo_background._core.state import (
     JobState,
     Status,
 )
+from fifo_background._core.turns import Turns
 from fifo_background._settings import Settings
 from fifo_background.exceptions import ExecutorClosed
 
@@ -56,9 +57,6 @@ class Scheduler:
 
     def __init__(self, settings: Settings) -> None:
         self.clock: Callable[[], float] = _no_clock  # the loop's, once there is one
-        # `clock` is so many seconds behind Unix time, which may be set, or the machine may sleep
-        self.behind: float = 0.0
-        self._compare_at: float = -math.inf
         self.names: Names = Names(self)
         self.status: Status = OPEN
         # for any thread: see above
@@ -69,19 +67,16 @@ class Scheduler:
         # the loop's alone
         self.queued: int = 0  # the sum over the lanes
         self.slots: Slots = Slots(self, settings.max_lanes_running)
-        self.occupied: set[Lane] = set()
-        self.turns: deque[Lane] = deque()  # lanes in which something may start, in turn
+        self.turns: Turns = Turns(self, settings.hold_timeout)
         self.joiners: dict[Any, None] = {}  # waiters for nothing being unfinished
-        self.outcomes: dict[JobState, int] = dict.fromkeys(JobState, 0)  # how many jobs have ended, and how
         self.moving: bool = False
         # for the runner to do, after the move
         self.woken: list[Any] = []  # waiters, and callbacks that are to be called
         self.effects: list[Effect] = []
         self.gone: list[object] = []
-        self.history: History | None = History(settings, self.gone) if settings.history else None
+        self.history: History = History(settings, self.gone)
         # within a hand-over: jobs that were added to positions which get others now, that come before them
         self.joined: deque[Job[Any]] = deque()
-        self._hold = settings.hold_timeout
         self._failures = itertools.count()
         self.next_number: Callable[[], int] = itertools.count(1).__next__
 
@@ -107,13 +102,6 @@ class Scheduler:
         job._number = self.next_number()
         job._added = now
         self.waiting.add(job)
-
-    def compare_clocks(self, now: float) -> None:
-        """Look at Unix time. What is about right is kept, so that times are in order."""
-        self._compare_at = now + 1
-        behind = time() - now
-        if not -1 < behind - self.behind < 1:
-            self.behind = behind
 
     def failure(self, error: BaseException) -> Failure:
         """What a job fails with; numbered in the order of time."""
@@ -143,7 +131,7 @@ class Scheduler:
             if kind is Position:
                 self.take(entry)
             elif kind is Lane:
-                self.wants_turn(entry)
+                self.turns.wants_turn(entry)
                 self.capacity.admit(entry)
             elif kind is Callback:
                 if entry.job.done():
@@ -155,13 +143,11 @@ class Scheduler:
                     self.ready(entry)
                 else:
                     joined.append(entry)
-            elif entry._position is not None:  # ended by others: cancelled, or in a thread
-                if entry._own_state is SUCCEEDED:
-                    self._over(entry)
-                elif entry._own_state is not RUNNING:  # else two have handed it over, and it has started
+            elif (position := entry._position) is not None:  # ended by others: cancelled, or in a thread
+                if entry._own_state is not RUNNING:  # else two have handed it over, and it has started
                     if entry._own_state is FAILED:
-                        self._failed(entry)
-                    self._over(entry)
+                        self._failed(entry, position)
+                    self._over(entry, position)
             elif entry._waiters is not None:  # a part of a job
                 self.tell_end(entry)
             inbox.popleft()  # last: a KeyboardInterrupt in between does no harm
@@ -193,7 +179,7 @@ class Scheduler:
         behind = position.state is IN_QUEUE and position is not lane.first
         if behind and position.first is None and not position.held:
             lane.drop(position, self.gone)
-        self.wants_turn(lane)
+        self.turns.wants_turn(lane)
 
     def ready(self, job: Job[Any]) -> None:
         """A job is ready to run, in its position; this takes the position if it is in no queue."""
@@ -214,138 +200,20 @@ class Scheduler:
         self._count_ready(position.lane, job)
 
     def _count_ready(self, lane: Lane, job: Job[Any]) -> None:
-        if not lane.occupied and not lane.in_turn:
+        if not lane.occupied and not lane.in_turn:  # as `wants_turn`, for every task
             lane.in_turn = True
-            self.turns.append(lane)
+            self.turns.due.append(lane)
         lane.queued += 1
         self.queued += 1
         if job._special is not None and job._options.keep == "latest":
-            self._keep_latest(lane, job, job._special.function)
+            superseded = lane.keep_latest(job, job._special.function)
+            if superseded is not None:
+                self.end_waiting(superseded, SUPERSEDED)
         if lane.stopped is not None:
             self._tell_stop(job)
 
-    def _keep_latest(self, lane: Lane, job: Job[Any], function: object) -> None:
-        """Of the waiting jobs of a function the latest in the queue stays.
-
-        A job replaces others only when it is ready, so that one whose request fails replaces nothing.
-        """
-        latest = lane.latest
-        if latest is None:
-            latest = lane.latest = {}
-        other = latest.get(function)
-        if other is not None and other._position is not None and job._position is not None:
-            if other._position.number > job._position.number:
-                self.end_waiting(job, SUPERSEDED)
-                return
-            latest[function] = job
-            self.end_waiting(other, SUPERSEDED)
-        latest[function] = job
-
-    # -- starting --------------------------------------------------------------------------------------------
-
-    def wants_turn(self, lane: Lane) -> None:
-        """Something in the lane may have become able to start."""
-        if not lane.occupied and not lane.in_turn:
-            lane.in_turn = True
-            self.turns.append(lane)
-
-    def start_next(self) -> Lane | None:
-        """A move: occupy the next lane that can run, and start its first job unless it is sync.
-
-        None if no lane can run.
-        """
-        self.moving = True
-        turns, lane = self.turns, self.lanes.default
-        try:
-            while turns and self.slots.free > 0:
-                lane = turns[0]
-                lane.in_turn = False
-                turns.popleft()
-                if lane.occupied:
-                    continue
-                while (job := self._first_ready(lane)) is not None:
-                    if not job._on_loop or self._start(lane, job):
-                        if lane.timer is not None:
-                            lane.timer.cancel()
-                            lane.timer = None
-                        lane.occupied = True
-                        self.occupied.add(lane)
-                        self.slots.free -= 1
-                        return lane
-        except BaseException:
-            self.undo_start(lane)
-            raise
-        finally:
-            self.moving = False
-        return None
-
-    def undo_start(self, lane: Lane) -> None:
-        """A KeyboardInterrupt came while a lane was being started, and nothing runs: its job waits again."""
-        job = lane.job
-        if lane.handle is not None:  # it has run before
-            return
-        lane.job = lane.trip = None
-        if job is not None and not job.done():
-            job._own_state = None
-            self.waiting.add(job)
-            if not job._queued:
-                self.inbox.appendleft(job)
-        lane.occupied = False
-        self.occupied.discard(lane)
-        self.slots.count()
-        self.wants_turn(lane)
-
-    def _first_ready(self, lane: Lane) -> Job[Any] | None:
-        """The first job of a lane that nothing runs in, if it may start now."""
-        while lane.stopped is None and not lane.paused and (position := lane.first) is not None:
-            job = position.first
-            if job is not None:
-                if job._own_state is None:
-                    return job
-                self._unchain(job, position)  # claimed by others
-            elif not position.held:
-                lane.drop(position, self.gone)
-            elif not lane.queued:
-                return None
-            else:
-                now, end = self.clock(), position.taken + self._hold
-                if now < end:
-                    if lane.timer is None or end < lane.rings:
-                        self.effects.append(Held(lane, end - now))
-                    return None
-                if lane.key is not None:
-                    self.capacity.begin_counting(lane)
-                lane.lose(position)
-                self.effects.append(Lost(position, position.pending))
-        if lane.idle:
-            self._retire(lane)
-        return None
-
-    def _start(self, lane: Lane, job: Job[Any]) -> bool:
-        """Start the first job of the lane on the loop. False if somebody has claimed it."""
-        lane.job = job  # before the claim: at no moment it is neither waiting nor running
-        try:
-            self.waiting.remove(job)
-        except KeyError:
-            lane.job = None
-            self._unchain(job, job._position)  # type: ignore[arg-type]
-            return False
-        job._own_state = RUNNING
-        job._started = self.clock()
-        position: Position = job._position  # type: ignore[assignment]
-        after = position.first = job._next  # it is the first
-        if after is None:
-            position.last = None
-        else:
-            after._previous = job._next = None
-        job._queued = False
-        lane.queued -= 1
-        self.queued -= 1
-        if lane.latest is not None or job._counted_in is not None:
-            self._left_waiting(job, lane)
-        return True
-
-    def _unchain(self, job: Job[Any], position: Position) -> None:
+    def unchain(self, job: Job[Any], position: Position) -> None:
+        """A job that was not started leaves the chain of its position."""
         job._queued = False
         position.remove(job)
         lane = position.lane
@@ -354,51 +222,11 @@ class Scheduler:
         if lane.trip is not None and lane.trip.last is job:
             lane.trip.last = None
 
-    def _left_waiting(self, job: Job[Any], lane: Lane) -> None:
-        function = None if job._special is None else job._special.function
-        if lane.latest is not None and lane.latest.get(function) is job:
-            del lane.latest[function]
+    def left_waiting(self, job: Job[Any], lane: Lane) -> None:
+        """A job does not count as waiting in the lane anymore."""
+        if lane.latest is not None:
+            lane.forget_latest(job)
         self.capacity.discount(job, lane)
-
-    def _leave(self, lane: Lane) -> None:
-        """What occupied the lane runs no more jobs of it."""
-        lane.job = lane.trip = lane.handle = None
-        lane.occupied = lane.stopping = False
-        self.occupied.discard(lane)
-        if lane.lent:
-            lane.lent = 0
-        else:
-            self.slots.give_back()
-        while (position := lane.first) is not None and position.first is None:
-            if (position.added or position.arriving) and position.held:
-                break
-            lane.drop(position, self.gone)
-        if position is not None:
-            self.wants_turn(lane)
-        elif lane.key is not None and lane.idle:
-            self._retire(lane)
-        if self.joiners:
-            self._wake_joiners()
-
-    def leave(self, lane: Lane) -> None:
-        """A move: see `_leave`."""
-        self.moving = True
-        try:
-            self._leave(lane)
-        except BaseException:  # a KeyboardInterrupt
-            self.slots.count()
-            raise
-        finally:
-            self.moving = False
-
-    def _retire(self, lane: Lane) -> None:
-        """Of a key whose lane is idle nothing is left behind."""
-        if lane.timer is not None:
-            lane.timer.cancel()
-            lane.timer = None
-        if lane.key is not None:
-            self.lanes.retire(lane)
-            self.gone.append(lane)
 
     # -- ending ----------------------------------------------------------------------------------------------
 
@@ -413,34 +241,30 @@ class Scheduler:
         """A move: the job that runs on the loop has ended.
 
         Returns the next job of the same position, started; None if the lane was left. `may_go_on`: whether
-        the same run may run a next job, asked if there is one; None if it may not.
+        the same run may run a next job, asked for each that could; None if it may not.
         """
+        position = job._position
+        assert position is not None
         self.moving = True
         try:
             lane.job = None
-            position: Position = job._position  # type: ignore[assignment]
             job._end(state, outcome)  # the caller has the arguments in hand
             if state is FAILED:
                 self._drain()  # what it has added is skipped, too
-                self._failed(job)
+                self._failed(job, position)
             if job._waiters is not None or job._special is not None or position.added:
-                self._over(job)
+                self._over(job, position)
             else:
-                self.outcomes[state] += 1
-                if self.history is None:
-                    job._key = position.lane.key
-                else:
-                    self._record(self.history, job, position, state)
-                job._made_by = position.made_by
-                job._position = job._counted_in = None
+                self._record(job, position, state)
             if self.inbox:
                 self._drain()
-            if position.first is not None and may_go_on is not None and may_go_on():
-                keeps = not (self.turns or lane.stopping or lane.lent or lane.paused or lane.stopped)
-                while keeps and (after := position.first) is not None and after._on_loop:
-                    if self._start(lane, after):
+            if position.first is not None and may_go_on is not None:
+                turns = self.turns
+                keeps = not (turns.due or lane.stopping or lane.lent or lane.paused or lane.stopped)
+                while keeps and (after := position.first) is not None and after._on_loop and may_go_on():
+                    if turns.start(lane, after):
                         return after
-            self._leave(lane)
+            self.turns.leave_lane(lane)
         except BaseException:  # a KeyboardInterrupt
             self.slots.count()
             raise
@@ -450,26 +274,26 @@ class Scheduler:
 
     def end_waiting(self, job: Job[Any], state: JobState) -> bool:
         """End a job that waits. False if somebody else has claimed it."""
-        if not job._claim():
+        position = job._position
+        if position is None or not job._claim():
             return False
         self.gone.append(job._end(state))
-        self._over(job)
+        self._over(job, position)
         return True
 
     def let_go(self, job: Job[Any], position: Position) -> None:
         """A move: a claimed job runs inside another one, and does not wait here anymore."""
         self.moving = True
         try:
-            self._left_waiting(job, position.lane)
-            self.wants_turn(position.lane)
+            self.left_waiting(job, position.lane)
+            self.turns.wants_turn(position.lane)
             if self.joiners:
-                self._wake_joiners()
+                self.wake_joiners()
         finally:
             self.moving = False
 
-    def _failed(self, job: Job[Any]) -> None:
+    def _failed(self, job: Job[Any], position: Position) -> None:
         """The first failure skips what stands behind it in its position, or stops the lane."""
-        position: Position = job._position  # type: ignore[assignment]
         lane, skipped, tasks = position.lane, [], {}
         if position.owner is not None and position.owner.skips_rest:
             rest = [*position, *(other for other in self.joined if other._position is position)]
@@ -482,44 +306,37 @@ class Scheduler:
                 self._tell_stop(waiting)
         self.effects.append(Failed(job, position, skipped, tasks, stops, job._handed_over))
 
-    def _over(self, job: Job[Any]) -> None:
+    def _over(self, job: Job[Any], position: Position) -> None:
         """A job has ended: it leaves its position, and who waits for it is woken."""
-        position: Position = job._position  # type: ignore[assignment]
-        lane = position.lane
+        lane, state = position.lane, job._own_state
+        assert state is not None
         if job._queued:
-            self._unchain(job, position)
+            self.unchain(job, position)
         if lane.latest is not None or job._counted_in is not None:
-            self._left_waiting(job, lane)
+            self.left_waiting(job, lane)
         if job._waiters is not None:
             self.tell_end(job)
         if job._special is not None and job._special.parts:
-            self._end_parts(job, position, job._special.parts)
-        state: Any = job._own_state
-        self.outcomes[state] += 1
-        if self.history is None:
-            job._key = lane.key
-        else:
-            self._record(self.history, job, position, state)
-        job._made_by = position.made_by
-        job._position = job._counted_in = None  # a job that is kept keeps no other alive
+            self._end_parts(job, position, job._special, state)
+        self._record(job, position, state)
         if position.first is None and position is not lane.first and not position.held:
             if position.state is IN_QUEUE:  # nothing of it is left, and it takes no memory
                 lane.drop(position, self.gone)
             else:
                 self.gone.append(position)
-        elif position.added and job._own_state in (SUCCEEDED, FAILED) and position.held:
+        elif position.added and state in (SUCCEEDED, FAILED) and position.held:
             position.taken = self.clock()  # it was not stalling: `hold_timeout` begins anew
-        self.wants_turn(lane)
+        self.turns.wants_turn(lane)
         if self.joiners:
-            self._wake_joiners()
+            self.wake_joiners()
 
-    def _record(self, history: History, job: Job[Any], position: Position, state: JobState) -> None:
-        now = job._ended or self.clock()
-        if now > self._compare_at:
-            self.compare_clocks(now)
-        history.add(job, position, state, now, self.behind)
-        if history.keeps_results and state is SUCCEEDED:
+    def _record(self, job: Job[Any], position: Position, state: JobState) -> None:
+        """The end is counted, and kept by the history. A job that is kept keeps no other alive."""
+        self.history.add(job, position, state, job._ended or self.clock())
+        if self.history.keeps_results and state is SUCCEEDED:
             self.effects.append(Returned(job, job._outcome))
+        job._made_by = position.made_by
+        job._position = job._counted_in = None
 
     def tell_end(self, job: Job[Any]) -> None:
         """Whoever waits for the job's end is told. Callbacks are not kept: waits go away by themselves."""
@@ -534,20 +351,17 @@ class Scheduler:
         if job._attached:
             self.woken += [waiter for waiter in job._waiters or () if type(waiter) is not Callback]
 
-    def _end_parts(self, job: Job[Any], position: Position, parts: list[Job[Any]]) -> None:
+    def _end_parts(self, job: Job[Any], position: Position, special: Special, state: JobState) -> None:
         """What has not run inside the job does not run anymore: it is skipped if the job has failed."""
-        has_run = job._own_state in (SUCCEEDED, FAILED)
-        state = {SUCCEEDED: DROPPED, FAILED: SKIPPED}.get(job._own_state, job._own_state)  # type: ignore[arg-type]
-        left = [part for part in parts if part._claim()]
-        job._special.parts = None  # type: ignore[union-attr]
+        left = special.take_parts()
         for part in left:
             part._make_special().ended_with_outer = True
-            self.gone.append(part._end(state))  # type: ignore[arg-type]
+            self.gone.append(part._end({SUCCEEDED: DROPPED, FAILED: SKIPPED}.get(state, state)))
             self.tell_end(part)
-        failed = self.effects[-1] if job._own_state is FAILED and self.effects else None
+        failed = self.effects[-1] if state is FAILED and self.effects else None
         if left and type(failed) is Failed and failed.job is job:
             failed.skipped.extend(left)  # it is said in one record
-        elif left and has_run:
+        elif left and state in (SUCCEEDED, FAILED):
             self.effects.append(Unrun(job, position, left))
         elif left:
             job._name = f"{job.name} ({', '.join(part.name for part in left)})"
@@ -557,9 +371,9 @@ class Scheduler:
     @property
     def unfinished(self) -> int:
         """How many jobs wait or run."""
-        return len(self.waiting) + sum(lane.running is not None for lane in self.occupied)
+        return len(self.waiting) + sum(lane.running is not None for lane in self.turns.occupied)
 
-    def _wake_joiners(self) -> None:
+    def wake_joiners(self) -> None:
         if not self.unfinished:
             self.woken += self.joiners
             self.joiners = {}

@@ -31,7 +31,7 @@ class Slots:
 
     def count(self) -> None:
         """Count anew: a KeyboardInterrupt may have come between a lane and its slot."""
-        occupied = sum(not lane.lent for lane in self._scheduler.occupied)
+        occupied = sum(not lane.lent for lane in self._scheduler.turns.occupied)
         self.free = self.most - occupied - self._on_their_way
         while self.returning and self.free > 0:  # it came before they were given one
             self.free -= 1

@@ -21,6 +21,7 @@ __all__ = (
     "JobState",
     "OPEN",
     "Status",
+    "check_transition",
 )
 
 
@@ -68,6 +69,12 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     SUPERSEDED: frozenset(),
     DROPPED: frozenset(),
 }
+
+
+def check_transition(before: JobState, after: JobState) -> None:
+    """Raise RuntimeError unless `TRANSITIONS` has it: for tests, which watch every move."""
+    if after not in TRANSITIONS[before]:
+        raise RuntimeError(f"a job cannot go from {before.value} to {after.value}")
 
 
 class Status(Enum):

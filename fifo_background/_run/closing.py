@@ -63,7 +63,7 @@ class Closing:
         runner.changes.wake()
         _log.not_run(why, left, facts)
         cancelled = []
-        for lane in list(scheduler.occupied):
+        for lane in list(scheduler.turns.occupied):
             job = lane.running
             if lane.trip is None:
                 lane.stopping = True
@@ -108,7 +108,7 @@ class Closing:
         runner.scheduler.drain()
         self.drop_closed_heads()
         runner.pump()
-        return not runner.scheduler.waiting and not runner.scheduler.occupied and not runner.tasks_alive
+        return not runner.scheduler.waiting and not runner.scheduler.turns.occupied and not runner.tasks_alive
 
     async def _until(self, holds: Callable[[], bool], limit: float) -> None:
         """Wait until `holds`, which is looked at whenever something has ended, for `limit` seconds."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 from weakref import ref
 
 from fifo_background._core.job import Job
-from fifo_background._core.lane import Lane
 from fifo_background._core.position import Owner, Position
 
-__all__ = ("Origin", "Party", "Waiting", "alive", "current", "current_party", "origin_of")
+__all__ = ("Origin", "Party", "Waiting", "alive", "current", "current_party", "makers_of", "origin_of")
 
 # A request, a `Job`, or None.
 Party = Any
@@ -48,20 +47,21 @@ def alive(origin: Origin | None) -> Origin | None:
     return origin
 
 
+def makers_of(origin: Origin) -> Iterator[Party]:
+    """The tasks and requests that made this one, in this process, and have not ended: the nearest first."""
+    maker = alive(origin.made_by)
+    while maker is not None:
+        yield maker()
+        maker = alive(maker.made_by)
+
+
 class Waiting(Owner, Protocol):
     """What the waits at an executor need of a request that waits there."""
 
     runner: Any
     awaits: Sequence[Job[Any]]
     """Its own jobs that it waits for."""
+    positions: dict[Hashable, Position]
+    """By the key of their lane; any thread may add one."""
     origin: Origin
     """Itself, and what made it in this process."""
-
-    @property
-    def has_unfinished(self) -> bool:
-        """Whether a task of it has not ended."""
-        ...
-
-    def held_position(self, lane: Lane) -> Position | None:
-        """The position that it holds in a lane."""
-        ...

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fifo_background import _log
 from fifo_background._core.effects import Failed, Held, Lost, Returned, Unrun
-from fifo_background._core.history import History, Record
-from fifo_background._core.job import Callback, Job
+from fifo_background._core.history import Record
+from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, plain_key
+from fifo_background._core.special import Callback
 from fifo_background._core.state import FAILED
 
 if TYPE_CHECKING:
@@ -82,11 +83,11 @@ class Dispatch:
                 self._say_unrun(effect)
 
     def _keep_message(self, job: Job[Any]) -> None:
-        if self._scheduler.history is not None:
-            self._scheduler.history.keep_message(cast(Record, job._record), job._outcome.error)
+        if job._record is not None:
+            self._scheduler.history.keep_message(job._record, job._outcome.error)
 
     def _keep_result(self, effect: Returned) -> None:
-        cast(History, self._scheduler.history).keep_result(cast(Record, effect.job._record), effect.result)
+        self._scheduler.history.keep_result(cast(Record, effect.job._record), effect.result)
 
     def _say_unrun(self, effect: Unrun) -> None:
         position = effect.position
@@ -119,7 +120,7 @@ class Dispatch:
 
         def ring() -> None:
             lane.timer = None
-            scheduler.wants_turn(lane)
+            scheduler.turns.wants_turn(lane)
             runner.pump()
 
         if not lane.occupied and lane.listed:

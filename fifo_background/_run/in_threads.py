@@ -51,7 +51,7 @@ class ThreadRuns:
         scheduler, jobs, last = self._runner.scheduler, trip.jobs, trip.last
         position = lane.first if last is None else last._position
         job = None if position is None else position.first if last is None else last._next
-        most = BATCH if not scheduler.turns or scheduler.slots.free > 0 else 1
+        most = BATCH if not scheduler.turns.due or scheduler.slots.free > 0 else 1
         while position is not None and len(jobs) < most:
             if job is None:
                 if position.held:
@@ -83,7 +83,7 @@ class ThreadRuns:
             if watch is not None:
                 watch.cancel()
             runner.scheduler.drain()
-            runner.scheduler.leave(lane)
+            runner.scheduler.turns.leave(lane)
             runner.pump()
 
     def fail(self, trip: Trip, error: BaseException) -> None:
@@ -114,7 +114,7 @@ class ThreadRuns:
                 and (
                     (position is not here and here.has_added)
                     or lane.lent
-                    or (scheduler.turns and scheduler.slots.free <= 0)
+                    or (scheduler.turns.due and scheduler.slots.free <= 0)
                 )
             ):
                 return

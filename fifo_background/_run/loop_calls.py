@@ -57,7 +57,7 @@ class LoopCalls:
             if scheduler.inbox:
                 scheduler.drain()
                 runner.pump_soon()
-            self._picture = snapshot(scheduler, runner.waits.of_jobs)
+            self._picture = snapshot(scheduler, runner.waits.rings.of_jobs)
             return self._picture
 
         return look() if runner.is_current() else in_loop_of_caller(look, "executor.statistics")

@@ -40,9 +40,8 @@ class Overview:
         self._runner.check_in_loop()
         self._runner.hear()
         now = scheduler.clock()
-        scheduler.compare_clocks(now)
-        if scheduler.history is not None:
-            scheduler.history.forget_old(now)
+        scheduler.history.compare_clocks(now)
+        scheduler.history.forget_old(now)
 
     def find(self, id: str) -> Job[Any] | JobRecord | None:
         """The job with that id, or its picture, if that is what is left of it."""
@@ -54,7 +53,7 @@ class Overview:
         job = scheduler.names.job(number)
         if job is not None:
             return job
-        record = None if scheduler.history is None else scheduler.history.find(number)
+        record = scheduler.history.find(number)
         return None if record is None else of_record(scheduler, record)
 
     def counts(self) -> dict[str, Any]:
@@ -64,14 +63,14 @@ class Overview:
         """
         self._runner.hear()
         scheduler = self._scheduler
-        running = sum(lane.running is not None for lane in list(scheduler.occupied))
+        running = sum(lane.running is not None for lane in list(scheduler.turns.occupied))
         return {
             "state": scheduler.status.value,
             "running": running,
             "max_running": scheduler.slots.most,
             "waiting": len(scheduler.waiting),
-            "added": len(scheduler.waiting) + running + sum(scheduler.outcomes.values()),
-            **{state.value: count for state, count in scheduler.outcomes.items() if state.ended},
+            "added": len(scheduler.waiting) + running + sum(scheduler.history.outcomes.values()),
+            **{state.value: count for state, count in scheduler.history.outcomes.items() if state.ended},
             "history": self._runner.settings.history,
         }
 
@@ -84,16 +83,14 @@ class Overview:
         return max((age for age in ages if age is not None), default=None)
 
     def timings(self, after: int) -> tuple[list[Timing], int]:
-        history = self._scheduler.history
-        return ([], after) if history is None else history.timings(after)
+        return self._scheduler.history.timings(after)
 
     def ended(self, after: int, limit: int) -> tuple[list[JobRecord], int] | None:
         """Pictures of what has ended behind the first `after` ends."""
         self._look()
-        history = self._scheduler.history
-        if history is None:
+        if not self._runner.settings.history:
             return [], 0
-        records = history.after(after, limit)
+        records = self._scheduler.history.after(after, limit)
         if records is None:
             return None
         return [of_record(self._scheduler, record) for record in records], after + len(records)
@@ -101,7 +98,7 @@ class Overview:
     @property
     def ended_count(self) -> int:
         self._look()
-        return 0 if self._scheduler.history is None else self._scheduler.history.ended
+        return self._scheduler.history.ended
 
     async def jobs(
         self,
@@ -115,8 +112,8 @@ class Overview:
         """The newest jobs that match."""
         self._look()
         scheduler = self._scheduler
-        records: list[Record] = [] if scheduler.history is None else list(scheduler.history.records)
-        running = [lane.running for lane in scheduler.occupied]
+        records = list(scheduler.history.records)
+        running = [lane.running for lane in scheduler.turns.occupied]
         stack: list[Any] = [*(job for job in running if job is not None), *scheduler.waiting, *records]
         try:
             key: Hashable = None if lane is None else scheduler.names.key(lane)
@@ -211,8 +208,7 @@ class Overview:
         """One lane, whether there is one now or not."""
         self._look()
         scheduler = self._scheduler
-        history = scheduler.history
-        records = [] if history is None else [one for one in history.records if _equal(one.key, key)]
+        records = [one for one in scheduler.history.records if _equal(one.key, key)]
         return of_lane(scheduler, key, scheduler.lanes.find(key), records)
 
     def _picture(self, key: Hashable, lane: Lane | None, past: _Past) -> LaneRecord:
@@ -228,8 +224,7 @@ class Overview:
 
     async def _records_by_lane(self) -> _Past:
         """The history's records by the key of their lane, the newest lanes first."""
-        history = self._scheduler.history
-        records = [] if history is None else list(history.records)
+        records = list(self._scheduler.history.records)
         lanes: _Past = {}
         for place, record in enumerate(reversed(records)):
             if place and not place % _STEP:

@@ -32,7 +32,7 @@ class Parking:
 
     def _look(self) -> None:
         runner, scheduler, backend = self._runner, self._runner.scheduler, self._runner.backend
-        is_idle = bool(scheduler.queued) and not scheduler.occupied
+        is_idle = bool(scheduler.queued) and not scheduler.turns.occupied
         if is_idle and self.waiter is None and not backend.ending:
             waiter = self.waiter = backend.waiter()
 

@@ -6,8 +6,9 @@ import math
 from numbers import Real
 from typing import cast
 
-from fifo_background._core.job import Job, JobRunner, Progress
+from fifo_background._core.job import Job, JobRunner
 from fifo_background._core.plain import LONGEST_TEXT
+from fifo_background._core.special import Progress
 from fifo_background._run.current import current_party
 
 __all__ = ("report",)

@@ -1,6 +1,6 @@
-"""Runs tasks in the event loop; `in_threads.py` runs sync ones. No other file runs a task.
+"""One executor in its event loop: lets lanes run. `on_loop.py` and `in_threads.py` run tasks, no other file.
 
-The way of one task: `hand_over` or `submit` makes it ready, `pump` lets the next lane run, `_run_async` or
+The way of one task: `hand_over` or `submit` makes it ready, `pump` lets the next lane run, `LoopRuns.run` or
 `ThreadRuns.run` runs its jobs, and `Dispatch` wakes who waits.
 
 Invariants:
@@ -18,25 +18,23 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
-import anyio
-
 from fifo_background import _log
-from fifo_background._core.job import Callback, Job
+from fifo_background._core.job import Job
 from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane, Trip
 from fifo_background._core.picture import of_job
 from fifo_background._core.position import Position
 from fifo_background._core.scheduler import Scheduler
-from fifo_background._core.state import CANCELLED, CLOSED, DROPPED, FAILED, RUNNING, SUCCEEDED
+from fifo_background._core.special import Callback
+from fifo_background._core.state import CANCELLED, CLOSED, DROPPED, FAILED, RUNNING
 from fifo_background._run.backends.api import Backend, Handle, NoBackend, backend_of, running_loop
-from fifo_background._run.call import call, identity_of, is_direct, overrides_call
+from fifo_background._run.call import identity_of, is_direct
 from fifo_background._run.changes import Changes
 from fifo_background._run.closing import Closing
-from fifo_background._run.current import current
 from fifo_background._run.dispatch import Dispatch
-from fifo_background._run.groups import is_group_of
 from fifo_background._run.in_threads import ThreadRuns, give
 from fifo_background._run.loop_calls import LoopCalls
+from fifo_background._run.on_loop import LoopRuns
 from fifo_background._run.overview import Overview
 from fifo_background._run.parking import Parking
 from fifo_background._run.waits import Waits
@@ -70,13 +68,14 @@ class Runner:
         self.face: Any = None  # the SerialExecutor that users see
         self.tasks_alive: int = 0  # how many of the loop's tasks that run jobs are not over
         self.dispatch: Dispatch = Dispatch(self)
+        self.loop_runs: LoopRuns = LoopRuns(self)
         self.thread_runs: ThreadRuns = ThreadRuns(self)
         self.parking: Parking = Parking(self)
         self.overview: Overview = Overview(self)
         self.changes: Changes = Changes(self)
         self.loop_calls: LoopCalls = LoopCalls(self)
         self._asked = False  # the loop is to pump in its next turn
-        self._pumping = False
+        self.pumping = False
         self._started = 0  # jobs since the loop had its turn
 
     # -- the loop it belongs to ------------------------------------------------------------------------------
@@ -167,17 +166,7 @@ class Runner:
         self.scheduler.capacity.discard(job)
 
     def cancel_running(self, job: Job[Any]) -> bool:
-        """Ask for a running async job to be cancelled. False if it runs in a thread, or inside a job."""
-        if job._position is None or not job._on_loop or not _is_stoppable(job):
-            return False
-        # in the loop's next turn: then the run is suspended in the job, or past it
-        return self.backend.soon(partial(self._cancel_running, job))
-
-    def _cancel_running(self, job: Job[Any]) -> None:
-        lane = None if job._position is None else job._position.lane
-        if lane is not None and lane.job is job and lane.handle is not None:
-            lane.stopping = True
-            lane.handle.cancel()
+        return self.loop_runs.cancel(job)
 
     def id_of(self, job: Job[Any]) -> str:
         return self.scheduler.names.of_job(job)
@@ -196,7 +185,7 @@ class Runner:
 
     def picture_of(self, job: Job[Any]) -> JobRecord:
         self.hear()
-        self.scheduler.compare_clocks(self.scheduler.clock())
+        self.scheduler.history.compare_clocks(self.scheduler.clock())
         return of_job(self.scheduler, job)
 
     async def wait_for(self, job: Job[Any], raises: bool) -> None:
@@ -212,33 +201,32 @@ class Runner:
     def pump(self) -> None:
         """Do what others asked for, let lanes run, wake who waits, log. On the loop, outside of moves."""
         scheduler = self.scheduler
-        if self._pumping or scheduler.moving:  # a run ends while it is being started: the pump there goes on
+        if self.pumping or scheduler.moving:  # a run ends while it is being started: the pump there goes on
             return
-        self._pumping = True
+        self.pumping = True
         try:
             while True:
                 if scheduler.inbox:
                     scheduler.drain()
                 if scheduler.woken:
                     self.dispatch.wake()
-                if not scheduler.turns or self.backend.ending:
+                if not scheduler.turns.due or self.backend.ending:
                     break
                 if self._started >= BURST:
                     self.pump_soon()
                     break
-                lane = scheduler.start_next()
-                if lane is not None:
-                    self._started += 1
-                    try:
-                        self._run_lane(lane)
-                    except BaseException:  # a KeyboardInterrupt
-                        if lane.occupied and lane.handle is None:
-                            scheduler.undo_start(lane)
-                        raise
-                elif not scheduler.inbox:
+                lane = scheduler.turns.start_next()
+                if lane is None:  # what a thread posts meanwhile asks for a pump itself
                     break
+                self._started += 1
+                try:
+                    self._run_lane(lane)
+                except BaseException:  # a KeyboardInterrupt
+                    if lane.occupied and lane.handle is None:
+                        scheduler.turns.undo_start(lane)
+                    raise
         finally:
-            self._pumping = False
+            self.pumping = False
         if scheduler.woken or scheduler.effects or self.dispatch.watchers:
             self.dispatch.carry_out()
         self.changes.noted = True
@@ -250,7 +238,7 @@ class Runner:
             for one in gone:
                 if type(one) is Position and one.owner is not None and one.owner.has_ended:
                     one.owner.forget(one)  # leaves the collector no cycle of it and its request
-        if self.parking.waiter is not None or (scheduler.queued and not scheduler.occupied):
+        if self.parking.waiter is not None or (scheduler.queued and not scheduler.turns.occupied):
             self.parking.look()
 
     # -- running ---------------------------------------------------------------------------------------------
@@ -259,14 +247,14 @@ class Runner:
         """Run the jobs of a lane that `start_next` has just occupied."""
         job = lane.job
         if job is not None:
-            position: Position = job._position  # type: ignore[assignment]
-            run, context = self._run_async(lane, position, job), position.context
+            position: Any = job._position  # a job that runs has one
+            run, context = self.loop_runs.run(lane, position, job), position.context
         else:
             lane.trip = Trip()
             self.thread_runs.fill(lane, lane.trip)
             run, context = self.thread_runs.run(lane, lane.trip), Context()
         try:
-            handle = self.backend.start(run, context)  # type: ignore[arg-type]
+            handle = self.backend.start(run, context)
         except BaseException as error:
             run.close()
             if lane.occupied:  # no task could be started: the job fails with that error
@@ -287,7 +275,7 @@ class Runner:
             failure = None if self.backend.ending else self.scheduler.failure(error)
             self.scheduler.end(lane, job, ends, failure, None)
             return
-        self.scheduler.leave(lane)
+        self.scheduler.turns.leave(lane)
 
     def _task_over(self, lane: Lane, handle: Handle) -> None:
         """The loop's task that ran jobs is over; somebody may have cancelled it before its first step."""
@@ -299,97 +287,20 @@ class Runner:
                 _log.was_cancelled(job, self.settings.log_arguments)
                 self.scheduler.end(lane, job, CANCELLED, None, None)
             else:
-                self.scheduler.leave(lane)
+                self.scheduler.turns.leave(lane)
             self.pump_soon()
         if self.dispatch.watchers:
             self.dispatch.wake_watchers()
 
-    async def _run_async(self, lane: Lane, position: Position, job: Job[Any]) -> None:
-        """Run the consecutive async jobs of one position, in its context."""
-        scheduler = self.scheduler
-        while True:
-            current.set(job)
-            task: Any = job._task
-            try:
-                if job._direct and job._special is None and job._options.timeout is None:
-                    outcome = await task.func(*task.args, **task.kwargs)
-                else:
-                    outcome = await self._call(job)
-            except BaseException as error:
-                after = self._ended_badly(lane, job, error)
-            else:
-                after = scheduler.end(lane, job, SUCCEEDED, outcome, self._may_go_on)
-            task = outcome = None
-            if scheduler.woken or scheduler.effects:
-                self.dispatch.carry_out()
-            if after is None:
-                break
-            job = after
-            self._started += 1
-        del lane, position, job  # a traceback that holds this frame holds no request
-        if not self._pumping:
-            self.pump()
-
-    def _may_go_on(self) -> bool:
-        """Whether the running task may run the next job of its position.
+    def may_go_on(self) -> bool:
+        """Whether the running task may run the next job of its position, which then counts as started.
 
         A job may have cancelled, as its last act, the task in which it runs: the next needs another.
         """
-        return self._started < BURST and not self.backend.is_cancelling()
-
-    def _ended_badly(self, lane: Lane, job: Job[Any], error: BaseException) -> Job[Any] | None:
-        """Record how a job ended. Returns the next one, unless this task must await nothing more."""
-        scheduler = self.scheduler
-        cancelled = self._is_cancellation(error)
-        if cancelled and (lane.stopping or self.backend.ends_by(error)):
-            _log.was_cancelled(job, self.settings.log_arguments)
-            return scheduler.end(lane, job, CANCELLED, None, None)
-        goes_on = None if cancelled else self._may_go_on
-        after = scheduler.end(lane, job, FAILED, scheduler.failure(error), goes_on)
-        if issubclass(type(error), (KeyboardInterrupt, SystemExit)):
-            self.dispatch.reraise(job, error)
-        return after
-
-    def _is_cancellation(self, error: BaseException) -> bool:
-        cancelled = self.backend.cancelled
-        return issubclass(type(error), (cancelled, GeneratorExit)) or is_group_of(error, cancelled)
-
-    async def _call(self, job: Job[Any]) -> Any:
-        """Call a task that something is around: a span, an instrumentation, its timeout."""
-        timeout, task = job._options.timeout, cast(Any, job._task)
-        around = None if job._special is None else job._special.around
-        if timeout is None:
-            return await call(task, self.thread_runs.call, around)
-        if not _is_stoppable(job):
-            watch = self.thread_runs.watch(job, timeout)
-            try:
-                return await call(task, self.thread_runs.call, around)
-            finally:
-                watch.cancel()
-        with anyio.fail_after(timeout):
-            return await call(task, self.thread_runs.call, around)
-
-    async def run_part(self, job: Job[Any]) -> None:
-        """Run a claimed job inside the running one; raises its error, which the outer task reports."""
-        self.let_go(job)
-        job._runner = self
-        job._started = self.scheduler.clock()
-        job._own_state = RUNNING
-        try:
-            outcome = await self._call(job)
-        except BaseException as error:
-            if self._is_cancellation(error):
-                job._end(CANCELLED)
-            else:
-                failure = self.scheduler.failure(error)
-                failure.reported = True  # by the outer task, if it does not handle it
-                job._end(FAILED, failure)
-            raise
-        else:
-            job._end(SUCCEEDED, outcome)
-        finally:
-            self.scheduler.tell_end(job)
-            self.pump_soon()
+        if self._started >= BURST or self.backend.is_cancelling():
+            return False
+        self._started += 1
+        return True
 
     def let_go(self, job: Job[Any]) -> None:
         """A claimed job does not hold a position of its request anymore, nor wait in its lane."""
@@ -418,7 +329,7 @@ class Runner:
             for job in (*held, *jobs):
                 self.look_at(job)
             for taken in [job._position for job in (*held, *jobs) if job._position is not None]:
-                taken.context = taken.context or copy_context()
+                taken.keep_context()
             scheduler.inbox.extend((*held, *jobs))
             return
         scheduler.moving = True
@@ -444,7 +355,7 @@ class Runner:
             if joined:
                 scheduler.inbox.extendleft(reversed(joined))
                 joined.clear()
-        if not self._pumping:
+        if not self.pumping:
             self._started = 0  # a turn of its own
         self.pump()
 
@@ -452,9 +363,3 @@ class Runner:
 def _runs(position: Position) -> bool:
     """Whether a run is in the context of the position."""
     return position.lane.occupied and position.lane.first is position
-
-
-def _is_stoppable(job: Job[Any]) -> bool:
-    """Whether a cancel can end the running job: not what runs in a thread."""
-    task: Any = job._task
-    return task is None or overrides_call(task) or getattr(task, "is_async", True)

@@ -69,7 +69,7 @@ class Model:
     def start_next(self) -> Lane | None:
         self.scheduler.drain()
         check(self.scheduler)
-        lane = self.scheduler.start_next()
+        lane = self.scheduler.turns.start_next()
         check(self.scheduler)
         return lane
 

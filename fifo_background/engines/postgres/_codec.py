@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from fifo_background._core.job import name_of
+from fifo_background._core.naming import name_of
 from fifo_background._core.plain import type_name
 from fifo_background.engines.postgres._functions import Functions
 

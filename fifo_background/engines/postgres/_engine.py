@@ -20,7 +20,7 @@ from starlette.background import BackgroundTask
 from starlette.types import Scope, Send
 
 from fifo_background import _log
-from fifo_background._core.job import name_of
+from fifo_background._core.naming import name_of
 from fifo_background._entries import Entry
 from fifo_background._run.backends.api import in_a_loop
 from fifo_background._settings import PLAIN, Retry, Settings, check_bool, check_count, check_seconds

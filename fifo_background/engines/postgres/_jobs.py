@@ -7,11 +7,11 @@ from collections.abc import Generator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from fifo_background._core.job import Progress
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
 from fifo_background._core.lane_picture import LaneRecord, Recent, Run
 from fifo_background._core.names import text_of_key
 from fifo_background._core.plain import as_plain
+from fifo_background._core.special import Progress
 from fifo_background._core.state import JobState
 from fifo_background.engines.postgres._errors import TaskFailed
 from fifo_background.engines.postgres._stored import Fate
