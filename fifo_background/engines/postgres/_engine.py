@@ -346,9 +346,8 @@ class Session:
 
     def _listen(self) -> None:
         if self._listener is None:
-            queue = self.engine.queue
-            channels = [f"fifo_background#{queue}", f"procrastinate_queue_v1#{queue}"]
-            listener = Listener(self.engine.dsn, channels, self._heard, self._missed)
+            channel = f"fifo_background#{self.engine.queue}"
+            listener = Listener(self.engine.dsn, channel, self._heard, self._missed)
             self._listener = self._spawn(listener.run())
 
     def _rest(self) -> None:
