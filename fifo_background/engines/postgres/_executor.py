@@ -20,7 +20,7 @@ from fifo_background.engines.postgres._shown import ShownStored
 from fifo_background.engines.postgres._stored import lock_of
 
 if TYPE_CHECKING:
-    from fifo_background.engines.postgres._engine import Session
+    from fifo_background.engines.postgres._session import Session
 
 P = ParamSpec("P")
 T = TypeVar("T")

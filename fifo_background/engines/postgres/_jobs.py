@@ -18,7 +18,7 @@ from fifo_background.engines.postgres._stored import Fate
 from fifo_background.exceptions import JobNoResult
 
 if TYPE_CHECKING:
-    from fifo_background.engines.postgres._engine import Session
+    from fifo_background.engines.postgres._session import Session
 
 T = TypeVar("T")
 

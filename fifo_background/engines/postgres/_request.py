@@ -24,8 +24,9 @@ from fifo_background.engines.postgres._stored import NewTask, lock_of, running
 from fifo_background.exceptions import OrderedBackgroundError, QueueFull, Refused, counted
 
 if TYPE_CHECKING:
-    from fifo_background.engines.postgres._engine import PostgresEngine, Session
+    from fifo_background.engines.postgres._engine import PostgresEngine
     from fifo_background.engines.postgres._executor import StoredExecutor
+    from fifo_background.engines.postgres._session import Session
 
 __all__ = ("StoredRequest", "groups_of")
 
