@@ -106,6 +106,13 @@ class Database:
         query = "SELECT fifo_background_give_back(%s, %s, %s, %s)"
         return bool(await self._value(query, self.queue, worker, job, attempts, seconds=_WORK))
 
+    async def could_not_run(
+        self, worker: int, job: int, attempts: int, most_crashes: int, error_type: str
+    ) -> None:
+        """Because of an error of the worker's own. After `most_crashes` the task has failed."""
+        query = "SELECT fifo_background_could_not_run(%s, %s, %s, %s, %s, %s)"
+        await self._value(query, self.queue, worker, job, attempts, most_crashes, error_type, seconds=_WORK)
+
     async def in_hand_of(self, worker: int) -> list[tuple[int, int]]:
         """The jobs that the database believes this worker to have, with their attempts."""
         query = """SELECT jsonb_agg(jsonb_build_array(id, attempts)) FROM procrastinate_jobs

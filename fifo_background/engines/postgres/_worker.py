@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -238,6 +239,7 @@ class Worker:
                 answer = await self._run_job(one, worker)
             except Exception as error:  # nothing that we know of: the lane must not stand still
                 _log.say(logging.ERROR, "a worker could not run %s", one.claim.lock, error=error)
+                await self._could_not_run(one.claim, worker, error)
             self._in_hand.leave(one)
             fetched = None if answer is None else answer["fetched"]
             if fetched is None or fetched.get("lock") != one.claim.lock:
@@ -289,6 +291,8 @@ class Worker:
             try:
                 with self._in_hand.asking():
                     answer = await self._database.end(worker, claim.job, claim.attempts, told)
+            except psycopg.DataError:
+                raise  # PostgreSQL does not take it: it would not the next time
             except psycopg.Error as error:
                 was_told = True
                 _log.say(logging.WARNING, "the end of a task is told again: %s", error)
@@ -300,11 +304,14 @@ class Worker:
                 return None
             await asyncio.sleep(_AGAIN)
 
+    async def _could_not_run(self, claim: Claim, worker: int, error: Exception) -> None:
+        most = self._settings.most_crashes
+        with suppress(psycopg.Error):  # it is given back where its job is looked for, and does not count
+            await self._database.could_not_run(worker, claim.job, claim.attempts, most, type(error).__name__)
+
     async def _give_back(self, claim: Claim, worker: int) -> None:
-        try:
+        with suppress(psycopg.Error):  # it is recovered as that of a lost worker
             await self._database.give_back(worker, claim.job, claim.attempts)
-        except psycopg.Error:
-            pass  # it is recovered as that of a lost worker
 
     # -- the end ---------------------------------------------------------------------------------------------
 

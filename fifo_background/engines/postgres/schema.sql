@@ -401,13 +401,42 @@ BEGIN
 END;
 $$;
 
+-- The task of a job was interrupted by what it, or its worker, does: it runs again, and fails after so many times.
+CREATE FUNCTION fifo_background_crashed(_queue text, _job bigint, _most_crashes int, _type text, _text text)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    _failed fifo_background_tasks;
+BEGIN
+    PERFORM fifo_background_interrupted(_job, 1);
+    UPDATE fifo_background_tasks SET
+        state = 'failed', ended_at = clock_timestamp(), error_type = _type,
+        error = _text || ', ' || crashes || ' times'
+        WHERE job_id = _job AND state = 'queued' AND crashes >= _most_crashes
+        RETURNING * INTO _failed;
+    IF FOUND AND _failed.options ->> 'rest' IS DISTINCT FROM 'run' THEN
+        PERFORM fifo_background_skip_rest(_job);
+    END IF;
+    PERFORM fifo_background_put_back(_queue, _job, coalesce(_failed.options ->> 'after_failure' = 'stop', false));
+END;
+$$;
+
+-- A worker could not run what it has in hand, because of an error of its own.
+CREATE FUNCTION fifo_background_could_not_run(
+    _queue text, _worker bigint, _job bigint, _attempts int, _most_crashes int, _type text
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF fifo_background_holds(_worker, _job, _attempts) THEN
+        PERFORM fifo_background_crashed(_queue, _job, _most_crashes, _type, 'a worker could not run it');
+    END IF;
+END;
+$$;
+
 -- Takes the jobs of lost workers from them, and ends tasks that have lost too many. Jobs are locked before the
 -- rows of their workers, as where a worker ends one and fetches the next. A heartbeat that comes at the same
 -- moment either keeps the row of its worker, or finds it gone.
 CREATE FUNCTION fifo_background_recover(_queue text, _most_crashes int) RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
     _job bigint;
-    _failed fifo_background_tasks;
     _recovered int := 0;
 BEGIN
     PERFORM FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
@@ -432,16 +461,9 @@ BEGIN
             WHERE status = 'doing' AND queue_name = _queue AND worker_id IS NULL
             ORDER BY id FOR UPDATE SKIP LOCKED
     LOOP
-        PERFORM fifo_background_interrupted(_job, 1);
-        UPDATE fifo_background_tasks SET
-            state = 'failed', ended_at = clock_timestamp(), error_type = 'WorkerLost',
-            error = 'the worker that ran it was lost, ' || crashes || ' times'
-            WHERE job_id = _job AND state = 'queued' AND crashes >= _most_crashes
-            RETURNING * INTO _failed;
-        IF FOUND AND _failed.options ->> 'rest' IS DISTINCT FROM 'run' THEN
-            PERFORM fifo_background_skip_rest(_job);
-        END IF;
-        PERFORM fifo_background_put_back(_queue, _job, coalesce(_failed.options ->> 'after_failure' = 'stop', false));
+        PERFORM fifo_background_crashed(
+            _queue, _job, _most_crashes, 'WorkerLost', 'the worker that ran it was lost'
+        );
         _recovered := _recovered + 1;
     END LOOP;
     PERFORM fifo_background_number_ends(_queue, false);
