@@ -154,7 +154,10 @@ class Database:
         return await self._ask(query, self.queue, id)  # type: ignore[no-any-return]
 
     async def watch(self, id: str) -> str | None:
-        """The state of a task whose end is told from here on; None if it is not there."""
+        """The state of a task whose end is told from here on; None if it is not there.
+
+        "stopped": it waits in a lane that has stopped, which is told, too.
+        """
         return await self._ask("SELECT fifo_background_watch(%s)", id)  # type: ignore[no-any-return]
 
     async def cancel(self, id: str) -> str | None:

@@ -15,7 +15,7 @@ from fifo_background._core.plain import as_plain
 from fifo_background._core.state import JobState
 from fifo_background.engines.postgres._errors import TaskFailed
 from fifo_background.engines.postgres._stored import Fate
-from fifo_background.exceptions import JobNoResult
+from fifo_background.exceptions import JobNoResult, LaneStopped
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._session import Session
@@ -66,6 +66,18 @@ class StoredJob(Generic[T]):
         if self._is_cancelled_unstored:
             return JobState.CANCELLED
         return await self._session.waits.for_end(self.id, self.name)
+
+    async def _wait_in_request(self) -> JobState:
+        """Wait for its end. Raises `LaneStopped` where that is for a person to decide, as in memory."""
+        while not self._is_cancelled_unstored:
+            state = await self._session.waits.for_end_or_stop(self.id, self.name)
+            if state is not None:
+                return state
+            record = await self.record()
+            blocker = record.blocked_by
+            if blocker is not None and blocker.kind == "failed":
+                raise LaneStopped(record.lane, blocker.name or "a task")
+        return JobState.CANCELLED
 
     async def record(self) -> JobRecord:
         """Where it is now. Raises LookupError where it was never stored, or was pruned."""

@@ -90,7 +90,7 @@ class Worker:
         what, _, id = text.partition(" ")
         if what == "cancel":
             self._in_hand.cancel([id])
-        elif what not in ("ended", "changed"):
+        elif what not in ("ended", "changed", "stopped"):
             self._wake.set()
 
     def missed(self) -> None:

@@ -308,6 +308,7 @@ BEGIN
             FROM fifo_background_tasks WHERE job_id = _job AND watched AND ended_at IS NOT NULL;
         IF (_end ->> 'stop')::boolean THEN -- at the head, where nobody serves
             PERFORM procrastinate_retry_job_v2(_job, NULL, NULL, fifo_background_stopped(_queue), NULL);
+            PERFORM fifo_background_notify(_queue, 'stopped');
         ELSE
             SELECT id FROM fifo_background_tasks WHERE job_id = _job AND state = 'queued'
                 ORDER BY place LIMIT 1 INTO _next;
@@ -381,6 +382,7 @@ BEGIN
         PERFORM procrastinate_retry_job_v2(
             _job, NULL, NULL, CASE WHEN _stops THEN fifo_background_stopped(_queue) END, NULL
         );
+        PERFORM fifo_background_notify(_queue, 'stopped') WHERE _stops;
     ELSE
         PERFORM fifo_background_finish(_job);
     END IF;
@@ -506,9 +508,21 @@ BEGIN
 END;
 $$;
 
--- Marks a task as watched, and returns its state.
-CREATE FUNCTION fifo_background_watch(_id text) RETURNS text LANGUAGE sql AS $$
-    UPDATE fifo_background_tasks SET watched = true WHERE id = _id RETURNING state;
+-- Marks a task as watched, and returns its state; "stopped" where it waits in a lane that has stopped.
+CREATE FUNCTION fifo_background_watch(_id text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    _task fifo_background_tasks;
+    _head procrastinate_jobs;
+BEGIN
+    UPDATE fifo_background_tasks SET watched = true WHERE id = _id RETURNING * INTO _task;
+    IF _task.state = 'queued' THEN
+        _head := fifo_background_head_job(_task.queue, _task.queue || '/' || _task.lane);
+        IF _head.queue_name = fifo_background_stopped(_task.queue) THEN
+            RETURN 'stopped';
+        END IF;
+    END IF;
+    RETURN _task.state;
+END;
 $$;
 
 -- A job of higher priority, in a queue that nobody serves, stands before the lane: it works on empty lanes, too.
@@ -647,7 +661,11 @@ DECLARE
     _is_large boolean := octet_length(_task.result) > _largest;
 BEGIN
     IF _blocker IS NULL AND _ahead = 0 THEN
-        _blocker := jsonb_build_object('kind', 'slot', 'since', _task.added_at);
+        _blocker := jsonb_build_object('since', _task.added_at, 'kind', CASE WHEN EXISTS (
+            SELECT FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
+            WHERE ours.queue = _task.queue
+                AND worker.last_heartbeat > _now - make_interval(secs => ours.lost_after)
+        ) THEN 'slot' ELSE 'worker' END);
     END IF;
     RETURN jsonb_build_object(
         'id', _task.id, 'number', _task.number, 'lane', _task.lane, 'function', _task.function,

@@ -430,7 +430,7 @@ function why({ state, head, running, waiting, ...lane }) {
   if (state === "paused") return `Paused.${running ? " What runs still ends." : ""} ${waiting ? wait(waiting) : "Nothing waits"}${first}.`;
   if (state === "idle") return `Idle.${lane.ended ? ` ${count(lane.ended)} ended${lane.failed ? `, ${count(lane.failed)} failed` : ""}.` : ""}`;
   if (running) return `${behind}${first}.`;
-  return `${wait(waiting)}${first}${head?.blocked_by?.kind === "slot" ? ": all slots are taken" : ""}.`;
+  return `${wait(waiting)}${first}${{ slot: ": all slots are taken", worker: ": no worker is alive" }[head?.blocked_by?.kind] ?? ""}.`;
 }
 
 function paintOperations(card, lane) {
@@ -666,7 +666,7 @@ function blocked(job) {
   const by = {
     job: short(name ?? "another job"), request: `${name ?? "a request"}, which has not responded`, paused: `${job.lane.name} is paused`,
     failed: `${job.lane.name} has stopped: ${short(name ?? "a job")} failed`, slot: "all slots are taken",
-    retry: `${short(name ?? "a job")} has failed, and waits to run again`,
+    retry: `${short(name ?? "a job")} has failed, and waits to run again`, worker: "no worker is alive",
   }[kind];
   const long = by && seconds != null ? `, for ${duration(seconds + since(detail.at))}` : "";
   const ahead = job.ahead == null ? null : `${job.ahead_more ? "more than " : ""}${count(job.ahead)} ahead`;
