@@ -255,9 +255,10 @@ async def test_lane_options(dsn: str) -> None:
 
 async def test_sync_operations(dsn: str) -> None:
     """`submit_nowait`, and what a handle tells without `await`: TypeError that names the awaited form."""
-    app = stored_app(engine_of(dsn, worker=False))
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine)
     async with started(app):
-        executor = executor_of(app)
+        executor: Any = executor_of(app)
         with pytest.raises(TypeError, match=r"await executor\.submit"):
             executor.submit_nowait(work.sync, 1)
         with pytest.raises(TypeError, match=r"await executor\.submit"):
@@ -272,6 +273,7 @@ async def test_sync_operations(dsn: str) -> None:
             await executor.submit(1)  # type: ignore[call-overload]
         assert repr(job) == f"<StoredJob sync {job.id}>"
         assert repr(executor).startswith("<StoredExecutor ")
+        assert executor is engine.executor  # which is typed
 
 
 async def waits_for(id: str) -> Any:

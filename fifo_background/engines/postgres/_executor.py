@@ -178,12 +178,12 @@ class StoredExecutor(_Submitter):
         if lane is not None and found is None:
             return []
         rows = await self._session.database.tasks(
-            states=None if states is None else [state.value for state in states],
-            lane=None if found is None else found[1],
-            function=function,
-            search=search,
-            limit=limit,
-            before=before,
+            None if states is None else [state.value for state in states],
+            None if found is None else found[1],
+            function,
+            search,
+            limit,
+            before,
         )
         return [record_of(self._session, row) for row in rows]
 

@@ -142,7 +142,7 @@ def record_of(session: Session, row: dict[str, Any]) -> JobRecord:
         lane=key,
         lane_name=lane_name,
         state=JobState(row["state"]),
-        added_at=_moment(row["added_at"]),  # type: ignore[arg-type]
+        added_at=datetime.fromisoformat(row["added_at"]),
         started_at=_moment(row["started_at"]),
         ended_at=_moment(row["ended_at"]),
         waited=row["waited"],
