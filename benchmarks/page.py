@@ -130,6 +130,27 @@ request does not cancel it.
 
 {latency}
 
+## Tasks in PostgreSQL
+
+[The engine for PostgreSQL](postgres.md) beside procrastinate's own worker, a bare INSERT, and the queue in memory, by
+`benchmarks/postgres.py`. Of one run on 2026-11-26, on a quiet machine with 2 cores, which the HTTP server, its worker,
+PostgreSQL and wrk share. Each commit is on the disk. Each figure is the median of the repetitions.
+
+| what | side | a second | p50 ms | p99 ms |
+| --- | --- | --- | --- | --- |
+| tasks that do nothing, 1 lane | fifo-background | 344 | | |
+| tasks that do nothing, 1 lane | procrastinate's worker | 0.3 | | |
+| tasks that do nothing, 50 lanes | fifo-background | 560 | | |
+| tasks that do nothing, 50 lanes | procrastinate's worker | 99 | | |
+| from the answer to the start of the task, idle | fifo-background | | 2.28 | |
+| from the answer to the start of the task, idle | procrastinate's worker | | 2.50 | |
+| a bare INSERT, committed | psycopg | | 0.68 | |
+| a task stored (made cheaper since; to be measured again) | fifo-background | | 1.13 | |
+| HTTP with one task, 1 connection | in memory | 2,668 | 0.35 | 1.45 |
+| HTTP with one task, 1 connection | PostgreSQL | 269 | 3.52 | 19.0 |
+| HTTP with one task, 16 connections | in memory | 2,783 | 5.50 | 11.2 |
+| HTTP with one task, 16 connections | PostgreSQL | 708 | 21.9 | 69.8 |
+
 ## Bytecodes
 
 Counted by `sys.monitoring`, 100 requests in flight, asyncio. `benchmarks/instructions.py` also counts the

@@ -81,7 +81,10 @@ class Engine(Protocol):
 
     @property
     def executor(self) -> Any:
-        """What `executor_of` returns: in the running event loop, or in a thread where there is only one."""
+        """What `executor_of` returns: in the running event loop, or in a thread where there is only one.
+
+        An engine gives it a type of its own; `executor_of` has that of the executor in memory.
+        """
         ...
 
     async def open(self) -> None:

@@ -322,6 +322,9 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
     As a FastAPI dependency: `executor: SerialExecutor = Depends(executor_of)`. It never waits. Raises
     LookupError if no `OrderedBackgroundMiddleware` is found, and RuntimeError in a thread where the app has
     executors in two event loops, or none yet.
+
+    With an engine it returns the engine's executor, whose operations are awaited. A type checker cannot know
+    that: `engine.executor` is the same object, with its type.
     """
     asked = app_or_connection
     if isinstance(app_or_connection, HTTPConnection):

@@ -51,6 +51,7 @@ CYCLES = [
         "engines.postgres._executor",
         "engines.postgres._jobs",
         "engines.postgres._request",
+        "engines.postgres._session",
         "engines.postgres._shown",
     },
     # parts of a scheduler

@@ -20,7 +20,7 @@ class Blocker:
     kind: str
     """"job" (the task before it runs), "request" (one that holds its position has not responded), "paused",
     "failed" (the lane has stopped), "slot" (`max_lanes_running` lanes run), or with an engine "retry" (the
-    head has failed, and waits to be run again)."""
+    head has failed, and waits to be run again) or "worker" (none is alive)."""
     id: str | None
     """The id of the job, of "job", "failed" and "retry"."""
     name: str | None

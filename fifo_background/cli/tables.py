@@ -6,8 +6,8 @@ from typing import Any
 
 from fifo_background.engines.postgres import PostgresEngine, SchemaError
 from fifo_background.engines.postgres._connections import connect
-from fifo_background.engines.postgres._engine import Session
 from fifo_background.engines.postgres._schema import is_current, migrate
+from fifo_background.engines.postgres._session import Session
 
 __all__ = ("migrated", "open_queues")
 

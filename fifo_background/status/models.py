@@ -23,7 +23,7 @@ class LaneName(BaseModel):
 class JobBlocker(BaseModel):
     """What keeps a job from starting, and for how many seconds it has."""
 
-    kind: Literal["job", "request", "paused", "failed", "slot", "retry"]
+    kind: Literal["job", "request", "paused", "failed", "slot", "retry", "worker"]
     id: str | None
     name: str | None
     seconds: float = Field(alias="for")

@@ -16,13 +16,14 @@ from fifo_background import (
     BackgroundTask,
     BackgroundTasks,
     JobState,
+    LaneStopped,
     OrderedBackgroundMiddleware,
     WouldDeadlock,
     executor_of,
 )
 from fifo_background.engines.postgres import TaskFailed
 from tests.engines import work
-from tests.engines.stored import engine_of, handler, states, stored_app
+from tests.engines.stored import engine_of, handler, rows, states, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
 from tests.support.apps import until
 from tests.support.asgi import Exchange, get, started
@@ -254,9 +255,10 @@ async def test_lane_options(dsn: str) -> None:
 
 async def test_sync_operations(dsn: str) -> None:
     """`submit_nowait`, and what a handle tells without `await`: TypeError that names the awaited form."""
-    app = stored_app(engine_of(dsn, worker=False))
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine)
     async with started(app):
-        executor = executor_of(app)
+        executor: Any = executor_of(app)
         with pytest.raises(TypeError, match=r"await executor\.submit"):
             executor.submit_nowait(work.sync, 1)
         with pytest.raises(TypeError, match=r"await executor\.submit"):
@@ -271,6 +273,7 @@ async def test_sync_operations(dsn: str) -> None:
             await executor.submit(1)  # type: ignore[call-overload]
         assert repr(job) == f"<StoredJob sync {job.id}>"
         assert repr(executor).startswith("<StoredExecutor ")
+        assert executor is engine.executor  # which is typed
 
 
 async def waits_for(id: str) -> Any:
@@ -382,3 +385,53 @@ def test_trio(dsn: str) -> None:
     app = stored_app(engine_of(dsn))
     with pytest.raises(RuntimeError, match="asyncio or uvloop"):
         anyio.run(started(app).__aenter__, backend="trio")
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_wait_in_a_stopped_lane(when: str, dsn: str) -> None:
+    """`wait=True` in a lane that has stopped, or stops: `LaneStopped`, as in memory; the task stays."""
+    settings: dict[str, Any] = {"wait": True, "lane_after_failure": "stop"}
+
+    async def stops(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.options(wait=False).add_task(work.fails_at_gate, 1)
+        return Response(background=tasks)
+
+    engine = engine_of(dsn)
+    app = stored_app(engine, stops, handler((work.quick, 2)), **settings)
+    async with started(app):
+        executor = executor_of(app)
+        await get(app, "/stops")
+        (failed,) = await executor.jobs()
+        seen: list[Any] = []
+
+        async def waits() -> None:
+            seen.append((await get(app, "/handle")).error)
+
+        async with anyio.create_task_group() as group:
+            if when == "meanwhile":
+                group.start_soon(waits)
+                query = "SELECT watched FROM fifo_background_tasks WHERE queue = %s AND state = 'queued'"
+                while await rows(dsn, query, engine.queue) != [(True,)]:
+                    await anyio.sleep(0.01)
+            work.gate(1).set()
+            await executor.handle(failed.id).wait()
+            if when == "before":
+                group.start_soon(waits)
+        (error,) = seen
+        assert isinstance(error, LaneStopped)
+        assert "fails_at_gate" in str(error)
+        (waiting,) = await executor.jobs(states=[JobState.QUEUED])
+        assert await executor.lane(None).skip_head() is not None
+        assert await executor.handle(waiting.id) == 2
+
+
+async def test_own_failure_in_a_stopped_lane(dsn: str) -> None:
+    """`wait=True`, and the request's own task stops the lane: its error is raised, as in memory."""
+    settings: dict[str, Any] = {"wait": True, "lane_after_failure": "stop", "rest_after_failure": "run"}
+    app = stored_app(engine_of(dsn), handler((work.fails, 1), (work.quick, 2)), **settings)
+    async with started(app):
+        error = (await get(app, "/handle")).error
+        assert isinstance(error, TaskFailed)
+        assert error.text == "no 1"
+    assert ran == [1]

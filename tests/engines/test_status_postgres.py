@@ -17,9 +17,10 @@ import anyio.to_thread
 import psycopg
 import pytest
 
-from fifo_background import report
+from fifo_background import JobState, executor_of, report
 from fifo_background.engines.postgres import PostgresEngine, Retry
 from tests.engines import work
+from tests.engines.stored import engine_of, rows, stored_app
 from tests.engines.work import fresh  # noqa: F401
 from tests.support.asgi import started
 from tests.support.postgres import migrated
@@ -208,6 +209,28 @@ async def test_lists(place: Place) -> None:
             query = answer.headers.get("link", "").removeprefix("<").removesuffix('>; rel="next"')
         assert seen == those("cwrfd")
         work.gate(1).set()
+
+
+async def test_no_worker_is_in_the_way(dsn: str) -> None:
+    """What is first in its lane waits for a slot of a worker or, where none is alive, for a worker."""
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine)
+    async with started(app):
+        executor = executor_of(app)
+        await executor.submit(work.quick, 1)
+
+        async def blocked_by() -> list[str]:
+            (job,) = await executor.jobs(states=[JobState.QUEUED])
+            (lane,) = (await executor.lanes()).items
+            return [one.blocked_by.kind for one in (job, lane.head)]
+
+        assert await blocked_by() == ["worker", "worker"]
+        database = engine.session().database
+        lost = await database.register(60.0, "host", 1, 1)
+        assert await blocked_by() == ["slot", "slot"]
+        query = "UPDATE procrastinate_workers SET last_heartbeat = now() - interval '61 s' WHERE id = %s"
+        await rows(dsn, query, lost)
+        assert await blocked_by() == ["worker", "worker"]
 
 
 @BOTH

@@ -267,3 +267,26 @@ async def test_retry_in_memory() -> None:
     tasks.options(retry=None).add_task(work.quick, 1)
     await tasks()
     assert ran == [1]
+
+
+async def test_what_storing_writes(dsn: str) -> None:
+    """A stored task has no event of procrastinate's, and is told of once; jobs of others keep theirs."""
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine)
+    query = """SELECT count(*) FROM procrastinate_events AS event JOIN procrastinate_jobs AS job
+        ON job.id = event.job_id WHERE job.lock = %s"""
+    told = []
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        for channel in (f"fifo_background#{engine.queue}", f"procrastinate_queue_v1#{engine.queue}"):
+            await connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+        async with started(app):
+            await executor_of(app).submit(work.quick, 1)
+        defer = "INSERT INTO procrastinate_jobs (queue_name, task_name, lock) VALUES (%s, 'other', %s)"
+        await rows(dsn, defer, engine.queue, engine.queue)
+        async for heard in connection.notifies(timeout=5):
+            told.append((heard.channel.partition("#")[0], heard.payload[:7]))
+            if len(told) == 2:
+                break
+    assert told == [("fifo_background", "wake"), ("procrastinate_queue_v1", '{"type"')]
+    assert await rows(dsn, query, f"{engine.queue}/null") == [(0,)]
+    assert await rows(dsn, query, engine.queue) == [(1,)]

@@ -19,11 +19,13 @@ from fifo_background.engines.postgres._errors import WorkerLost
 from fifo_background.engines.postgres._lease import Lease, Watchdog, now
 from fifo_background.engines.postgres._request import groups_of
 from fifo_background.engines.postgres._schema import migrate
+from fifo_background.engines.postgres._tasks import Tasks
 from tests.engines import work
 from tests.engines.stored import QUICK, engine_of, handler, rows, states, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
 from tests.support.apps import until
 from tests.support.asgi import get, started
+from tests.support.log import Log
 
 
 class Queue:
@@ -498,3 +500,37 @@ async def test_20_types_survive(dsn: str) -> None:
         assert type((await job)[1]) is tuple
         assert (await job.record()).lane == ("a", (1, None))
     assert ran == [value]
+
+
+@pytest.mark.parametrize("bug", ["raises", "tells what PostgreSQL does not take"])
+async def test_a_task_that_no_worker_can_run(
+    dsn: str, bug: str, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """An error of the worker's own, not of the task: the task fails after as many runs as if it had ended its
+    worker, each with a traceback in the log, and its lane goes on."""
+    runs: list[str] = []
+    plain = Tasks.run
+
+    async def broken(self: Tasks, one: Any, task: Any, running: Any) -> Any:
+        if task.name != "gated":
+            return await plain(self, one, task, running)
+        runs.append(task.id)
+        if bug == "raises":
+            raise KeyError("a bug")
+        return {"id": task.id, "state": "succeeded", "result": "\0"}
+
+    monkeypatch.setattr(Tasks, "run", broken)
+    app = stored_app(engine_of(dsn), handler((work.gated, 1), (work.quick, 2)))
+    async with started(app):
+        executor = executor_of(app)
+        await get(app, "/handle")
+        assert await (await executor.submit(work.quick, 3)) == 3
+        (gated,) = await executor.jobs(states=[JobState.FAILED])
+        (skipped,) = await executor.jobs(states=[JobState.SKIPPED])
+        assert runs == [gated.id] * 5
+        assert skipped.name == "quick"
+        kind = "KeyError" if bug == "raises" else "UntranslatableCharacter"
+        assert gated.error == (kind, "a worker could not run it, 5 times")
+    told = [record for record in log.records if record.getMessage().startswith("a worker could not run")]
+    assert len(told) == 5
+    assert all(record.exc_info is not None for record in told)

@@ -60,6 +60,11 @@ async def fails(n: Any) -> None:
     raise ValueError(f"no {n}")
 
 
+async def fails_at_gate(n: Any) -> None:
+    await gate(n).wait()
+    raise ValueError(f"no {n}")
+
+
 async def fails_until(n: Any, runs: int) -> int:
     """Fails until it has run so often."""
     ran.append(n)

@@ -1,13 +1,10 @@
-"""The engine: its settings, what each event loop has of it, and the seam to the middleware."""
+"""The engine: its settings, the seam to the middleware, and how a call becomes what is stored."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Hashable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -15,31 +12,21 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.types.json import Jsonb
 from starlette.background import BackgroundTask
 from starlette.types import Scope, Send
 
-from fifo_background import _log
 from fifo_background._core.naming import name_of
 from fifo_background._entries import Entry
 from fifo_background._run.backends.api import in_a_loop
 from fifo_background._settings import PLAIN, Retry, Settings, check_bool, check_count, check_seconds
-from fifo_background.engines.postgres._changes import Changes
 from fifo_background.engines.postgres._codec import Codec
-from fifo_background.engines.postgres._connections import Connections, connect
-from fifo_background.engines.postgres._database import STORE, Database
-from fifo_background.engines.postgres._errors import SchemaError
 from fifo_background.engines.postgres._executor import StoredExecutor
 from fifo_background.engines.postgres._functions import Functions
-from fifo_background.engines.postgres._listener import Listener
-from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._request import StoredRequest
-from fifo_background.engines.postgres._schema import is_current, migrate
+from fifo_background.engines.postgres._session import Session
 from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, new_id
-from fifo_background.engines.postgres._waits import Waits
-from fifo_background.engines.postgres._worker import Worker, WorkerSettings
 
-__all__ = ("PostgresEngine", "Session")
+__all__ = ("PostgresEngine",)
 
 T = TypeVar("T")
 
@@ -235,202 +222,6 @@ class PostgresEngine:
             self.codec.arguments(func, task.args, task.kwargs),
             stored,
         )
-
-
-class Session:
-    """One event loop's connections, worker, and who waits in it."""
-
-    def __init__(self, engine: PostgresEngine) -> None:
-        self.engine: PostgresEngine = engine
-        self.codec: Codec = engine.codec
-        self._connections = Connections(engine.dsn, 8, keep=False)
-        self.database: Database = Database(self._connections, engine.queue, engine.store_timeout)
-        self.waits: Waits = Waits(self.database, self._listen, self._rest)
-        self.measured: Measured = Measured()
-        self.changes: Changes = Changes(self._listen, self._tell_changes)
-        self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
-        self._lifespans: int = 0
-        self._worker: Worker | None = None
-        self.working: asyncio.Task[None] | None = None  # it ends by itself only where something is wrong
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: asyncio.Task[None] | None = None
-        self._is_ready: bool = False
-        self._said: bool = False
-
-    async def open(self) -> None:
-        self._lifespans += 1
-        if self._lifespans > 1:
-            return
-        self._connections.keep = True
-        self.waits.open()
-        self.changes.begin()
-        try:
-            await self._prepare()
-        except SchemaError:
-            self._lifespans -= 1
-            self._connections.keep = False
-            raise
-        except psycopg.Error as error:
-            _log.say(logging.WARNING, "PostgreSQL cannot be reached yet, and is asked again: %s", error)
-        if self.engine.worker:
-            self._worker = self._make_worker()
-            self._listen()
-            self.working = self._spawn(self._work(self._worker))
-        self._spawn(self._prune())
-
-    def _make_worker(self) -> Worker:
-        engine = self.engine
-        settings = WorkerSettings(
-            engine.concurrency, engine.heartbeat, engine.lost_after, engine.most_crashes, engine.results_bytes
-        )
-        parts = engine.functions, engine.codec, engine.carried
-        return Worker(engine.dsn, self.database, *parts, settings, self.changes.tell, self.measured)
-
-    async def _work(self, worker: Worker) -> None:
-        while True:
-            try:
-                await self._prepare()
-            except psycopg.Error:
-                await asyncio.sleep(0.2)
-            else:
-                break
-        await worker.run()
-
-    async def _prepare(self) -> None:
-        """Look at the tables, once; make them where that is wanted. Raises `SchemaError`."""
-        if self._is_ready:
-            return
-        connection = await connect(self.engine.dsn)
-        try:
-            if self.engine.migrates:
-                await migrate(connection)
-            elif not await is_current(connection):
-                raise SchemaError(
-                    "the database does not have the tables: run `fifo-background migrate --dsn ...`, or "
-                    "leave migrate=False out"
-                )
-        finally:
-            await connection.close()
-        self._is_ready = True
-
-    async def close(self) -> None:
-        self._lifespans -= 1
-        if self._lifespans:
-            return
-        self.changes.end()
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            await worker.stop(self.engine.settings.drain_timeout)
-        self.waits.close()
-        self.changes.stop()
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
-        self._listener = None
-        self._connections.keep = False
-        await self._connections.drop_idle()
-
-    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._has_ended)
-        return task
-
-    def _has_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.say(logging.ERROR, "a part of the engine has failed", error=error)
-
-    # -- hearing ---------------------------------------------------------------------------------------------
-
-    def _listen(self) -> None:
-        if self._listener is None:
-            queue = self.engine.queue
-            channels = [f"fifo_background#{queue}", f"procrastinate_queue_v1#{queue}"]
-            listener = Listener(self.engine.dsn, channels, self._heard, self._missed)
-            self._listener = self._spawn(listener.run())
-
-    def _rest(self) -> None:
-        """Nobody waits anymore: without a lifespan, only those who follow need the listener."""
-        if self._listener is not None and not self._lifespans and not self.changes.is_followed:
-            self._listener.cancel()
-            self._listener = None
-
-    def _heard(self, text: str) -> None:
-        self.changes.heard()
-        self.waits.heard(text)
-        if self._worker is not None:
-            self._worker.heard(text)
-
-    def _missed(self) -> None:
-        self.changes.heard()
-        self.waits.missed()
-        if self._worker is not None:
-            self._worker.missed()
-
-    def _tell_changes(self) -> None:
-        self._spawn(self._send_changes())
-
-    async def _send_changes(self) -> None:
-        with suppress(psycopg.Error):  # the next change is told, and who cannot be reached looks again
-            await self.database.notify("changed")
-
-    # -- asking ----------------------------------------------------------------------------------------------
-
-    async def store(self, groups: Sequence[dict[str, Any]], connection: Any = None) -> None:
-        """Raises `StoreError` or `QueueFull`."""
-        most = self.engine.settings.max_waiting
-        if connection is not None:
-            await _store_with(connection, self.engine.queue, groups, most)
-            return
-        if not self._lifespans and not self._said:
-            self._said = True
-            _log.say(
-                logging.INFO,
-                "PostgresEngine has seen no lifespan: this process stores tasks, and runs none. Run the "
-                "server with `--lifespan on`, or `fifo-background worker myapp:app` beside it",
-            )
-        await self.database.store(groups, most, self._prepare)
-
-    async def join(self) -> None:
-        self._listen()
-        await self.waits.for_idle()
-
-    async def _prune(self) -> None:
-        """Forget what has ended long ago, every now and then."""
-        while True:
-            await asyncio.sleep(min(self.engine.keep_ended / 2, 3600.0))
-            with suppress(psycopg.Error):  # else the next time
-                while await self.database.prune(self.engine.keep_ended):
-                    pass
-
-
-async def _store_with(
-    connection: Any, queue: str, groups: Sequence[dict[str, Any]], most: int | None
-) -> None:
-    """In the transaction of a psycopg connection, or of an async session or connection of SQLAlchemy."""
-    if isinstance(connection, psycopg.AsyncConnection):
-        await connection.execute(STORE, (queue, Jsonb(groups), most))
-        return
-    if isinstance(connection, psycopg.Connection):
-        raise TypeError("store(connection=...) needs an async connection, and this is a sync one")
-    try:
-        from sqlalchemy import text
-        from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-    except ImportError:
-        pass
-    else:
-        if isinstance(connection, (AsyncConnection, AsyncSession, async_scoped_session)):
-            await connection.execute(
-                text("SELECT fifo_background_store(:queue, CAST(:groups AS jsonb), CAST(:most AS int))"),
-                {"queue": queue, "groups": json.dumps(groups), "most": most},
-            )
-            return
-    raise TypeError(
-        f"store(connection={connection!r}): give a psycopg.AsyncConnection, or SQLAlchemy's AsyncSession "
-        "or AsyncConnection"
-    )
 
 
 def _plain(key: Any) -> Any:

@@ -20,7 +20,7 @@ from fifo_background.engines.postgres._shown import ShownStored
 from fifo_background.engines.postgres._stored import lock_of
 
 if TYPE_CHECKING:
-    from fifo_background.engines.postgres._engine import Session
+    from fifo_background.engines.postgres._session import Session
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -178,12 +178,12 @@ class StoredExecutor(_Submitter):
         if lane is not None and found is None:
             return []
         rows = await self._session.database.tasks(
-            states=None if states is None else [state.value for state in states],
-            lane=None if found is None else found[1],
-            function=function,
-            search=search,
-            limit=limit,
-            before=before,
+            None if states is None else [state.value for state in states],
+            None if found is None else found[1],
+            function,
+            search,
+            limit,
+            before,
         )
         return [record_of(self._session, row) for row in rows]
 

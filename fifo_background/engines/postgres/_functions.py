@@ -92,7 +92,8 @@ class Functions:
         found = self._find(path)
         if not callable(found) or isinstance(found, type):
             raise NotAllowedError(f"{path} is not a function")
-        return found  # type: ignore[no-any-return]
+        function: Callable[..., Any] = found
+        return function
 
     def enum(self, path: str) -> type[Enum]:
         """The Enum at a path. Raises `NotAllowedError` for what is none."""

@@ -15,10 +15,10 @@ from fifo_background._core.special import Progress
 from fifo_background._core.state import JobState
 from fifo_background.engines.postgres._errors import TaskFailed
 from fifo_background.engines.postgres._stored import Fate
-from fifo_background.exceptions import JobNoResult
+from fifo_background.exceptions import JobNoResult, LaneStopped
 
 if TYPE_CHECKING:
-    from fifo_background.engines.postgres._engine import Session
+    from fifo_background.engines.postgres._session import Session
 
 T = TypeVar("T")
 
@@ -66,6 +66,18 @@ class StoredJob(Generic[T]):
         if self._is_cancelled_unstored:
             return JobState.CANCELLED
         return await self._session.waits.for_end(self.id, self.name)
+
+    async def _wait_in_request(self) -> JobState:
+        """Wait for its end. Raises `LaneStopped` where that is for a person to decide, as in memory."""
+        while not self._is_cancelled_unstored:
+            state = await self._session.waits.for_end_or_stop(self.id, self.name)
+            if state is not None:
+                return state
+            record = await self.record()
+            blocker = record.blocked_by
+            if blocker is not None and blocker.kind == "failed":
+                raise LaneStopped(record.lane, blocker.name or "a task")
+        return JobState.CANCELLED
 
     async def record(self) -> JobRecord:
         """Where it is now. Raises LookupError where it was never stored, or was pruned."""
@@ -130,7 +142,7 @@ def record_of(session: Session, row: dict[str, Any]) -> JobRecord:
         lane=key,
         lane_name=lane_name,
         state=JobState(row["state"]),
-        added_at=_moment(row["added_at"]),  # type: ignore[arg-type]
+        added_at=datetime.fromisoformat(row["added_at"]),
         started_at=_moment(row["started_at"]),
         ended_at=_moment(row["ended_at"]),
         waited=row["waited"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
@@ -30,10 +30,10 @@ class Listener:
     """Calls `heard(text)` for each notification, and `missed()` whenever some may have been lost."""
 
     def __init__(
-        self, dsn: str, channels: Iterable[str], heard: Callable[[str], None], missed: Callable[[], None]
+        self, dsn: str, channel: str, heard: Callable[[str], None], missed: Callable[[], None]
     ) -> None:
         self._dsn = dsn
-        self._channels = tuple(channels)
+        self._channel = channel
         self._heard = heard
         self._missed = missed
         self.is_connected: asyncio.Event = asyncio.Event()
@@ -55,8 +55,7 @@ class Listener:
     async def _listen(self) -> None:
         connection = await connect(self._dsn)
         try:
-            for channel in self._channels:
-                await _execute(connection, sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            await _execute(connection, sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
             self.is_connected.set()
             self._missed()  # what has happened before
             while True:

@@ -21,11 +21,18 @@ from fifo_background._entries import Entry, options_of_entry, set_on
 from fifo_background._settings import check_key
 from fifo_background.engines.postgres._jobs import StoredJob
 from fifo_background.engines.postgres._stored import NewTask, lock_of, running
-from fifo_background.exceptions import OrderedBackgroundError, QueueFull, Refused, counted
+from fifo_background.exceptions import (
+    LaneStopped,
+    OrderedBackgroundError,
+    QueueFull,
+    Refused,
+    counted,
+)
 
 if TYPE_CHECKING:
-    from fifo_background.engines.postgres._engine import PostgresEngine, Session
+    from fifo_background.engines.postgres._engine import PostgresEngine
     from fifo_background.engines.postgres._executor import StoredExecutor
+    from fifo_background.engines.postgres._session import Session
 
 __all__ = ("StoredRequest", "groups_of")
 
@@ -211,9 +218,7 @@ class StoredRequest(EngineRequest):
         await self._store()
         if running(self._engine.queue) is not None:
             return  # a task of this process has made the request, and would wait for itself
-        failed = [job for job in awaited if await job.wait() is FAILED]
-        for job in failed[:1]:
-            await job  # raises
+        await _wait_for(awaited)
 
     async def end(self, error: BaseException | None) -> None:
         normal = error is None or (
@@ -263,6 +268,20 @@ def groups_of(engine: PostgresEngine, new: list[NewTask], label: str | None) -> 
         )
         lane["tasks"].append(task.row(len(lane["tasks"])))
     return list(groups.values())
+
+
+async def _wait_for(jobs: list[StoredJob[Any]]) -> None:
+    """For the ends of a request's tasks. Raises the error of the first that fails, or `LaneStopped`."""
+    failed: list[StoredJob[Any]] = []
+    try:
+        for job in jobs:
+            if await job._wait_in_request() is FAILED:
+                failed.append(job)
+    except LaneStopped:
+        if not failed:  # else the request's own task may have stopped it
+            raise
+    for job in failed[:1]:
+        await job  # raises
 
 
 def _entries(made: Any) -> Iterator[Any]:

@@ -12,6 +12,9 @@ from fifo_background.exceptions import ExecutorClosed, WouldDeadlock
 
 __all__ = ("Waits",)
 
+# What the database says in place of the state of a task that waits in a lane that has stopped.
+STOPPED = "stopped"
+
 
 class Waits:
     """Who waits for which task, in one event loop.
@@ -30,13 +33,22 @@ class Waits:
         """Raises `WouldDeadlock` where it could not come, `ExecutorClosed` once the app has shut down."""
         task = running(self._database.queue)
         if task is None:
-            return await self._for_end(id, name)
+            return JobState(await self._until(self._has_ended, id, name))
         await self._refuse_ring(task, id, name)
         task.begin_wait()
         try:
-            return await self._for_end(id, name)
+            return JobState(await self._until(self._has_ended, id, name))
         finally:
             task.end_wait()
+
+    async def for_end_or_stop(self, id: str, name: str) -> JobState | None:
+        """None where its lane has stopped, and it waits in there; not for use in a task."""
+        state = await self._until(lambda state: state == STOPPED or self._has_ended(state), id, name)
+        return None if state == STOPPED else JobState(state)
+
+    @staticmethod
+    def _has_ended(state: str) -> bool:
+        return state != STOPPED and JobState(state).ended
 
     async def _refuse_ring(self, task: Running, id: str, name: str) -> None:
         if id == task.id:
@@ -45,7 +57,8 @@ class Waits:
         if found is not None and found["lane"] == task.lane and not JobState(found["state"]).ended:
             raise WouldDeadlock(f"{task.name} {task.id}", f"{name} {id} stands behind it, in its own lane")
 
-    async def _for_end(self, id: str, name: str) -> JobState:
+    async def _until(self, wanted: Callable[[str], bool], id: str, name: str) -> str:
+        """Its state, once that is as it is wanted."""
         self._listen()
         wake = asyncio.Event()
         self._wakes.setdefault(id, set()).add(wake)
@@ -60,8 +73,8 @@ class Waits:
                         "the request",
                         f"{name} {id} is stored when its response begins, or the database has forgotten it",
                     )
-                if JobState(state).ended:
-                    return JobState(state)
+                if wanted(state):
+                    return state
                 await wake.wait()
         finally:
             waiting = self._wakes[id]
@@ -77,7 +90,7 @@ class Waits:
         if task is not None:
             raise WouldDeadlock(f"{task.name} {task.id}", "join() waits for all tasks, this one included")
         while (newest := await self._database.newest_open()) is not None:
-            await self._for_end(newest, "a task")
+            await self._until(self._has_ended, newest, "a task")
 
     def open(self) -> None:
         self._is_over = False
@@ -92,6 +105,8 @@ class Waits:
         if what == "ended":
             for wake in self._wakes.get(id, ()):
                 wake.set()
+        elif what == "stopped":  # a lane: some wait for that, too
+            self.missed()
 
     def missed(self) -> None:
         """Notifications may have been lost: all look again."""

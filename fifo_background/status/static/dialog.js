@@ -83,7 +83,7 @@ function blocked(job) {
   const by = {
     job: short(name ?? "another job"), request: `${name ?? "a request"}, which has not responded`, paused: `${job.lane.name} is paused`,
     failed: `${job.lane.name} has stopped: ${short(name ?? "a job")} failed`, slot: "all slots are taken",
-    retry: `${short(name ?? "a job")} has failed, and waits to run again`,
+    retry: `${short(name ?? "a job")} has failed, and waits to run again`, worker: "no worker is alive",
   }[kind];
   const long = by && seconds != null ? `, for ${duration(seconds + since(detail.at))}` : "";
   const ahead = job.ahead == null ? null : `${job.ahead_more ? "more than " : ""}${count(job.ahead)} ahead`;

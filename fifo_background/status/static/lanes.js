@@ -70,7 +70,7 @@ function why({ state, head, running, waiting, ...lane }) {
   if (state === "paused") return `Paused.${running ? " What runs still ends." : ""} ${waiting ? wait(waiting) : "Nothing waits"}${first}.`;
   if (state === "idle") return `Idle.${lane.ended ? ` ${count(lane.ended)} ended${lane.failed ? `, ${count(lane.failed)} failed` : ""}.` : ""}`;
   if (running) return `${behind}${first}.`;
-  return `${wait(waiting)}${first}${head?.blocked_by?.kind === "slot" ? ": all slots are taken" : ""}.`;
+  return `${wait(waiting)}${first}${{ slot: ": all slots are taken", worker: ": no worker is alive" }[head?.blocked_by?.kind] ?? ""}.`;
 }
 
 function paintOperations(card, lane) {
