@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fifo_background._core.job import Job, Progress
+from fifo_background._core.job import Job
+from fifo_background._core.special import Progress
 from fifo_background.engines.postgres._stored import Claim, Claimed, Running
 
 __all__ = ("Hand", "InHand")
