@@ -65,8 +65,8 @@ class HeldBack(AwaitedJobs):
         self[at:at] = jobs
         for job in jobs:
             job._attached = waits and job._options.wait
-            if job._position is not None:
-                job._position.keep_context()
+        for position in [job._position for job in jobs if job._position is not None]:
+            position.keep_context()
 
     def take(self, new: Sequence[Job[Any]] = ()) -> list[Job[Any]]:
         """They are ready now: what joins them from here on is handed over by itself.
