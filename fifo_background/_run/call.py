@@ -18,7 +18,7 @@ import starlette.background
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background._arguments import check_arguments
-from fifo_background._core.naming import safe_repr
+from fifo_background.exceptions import safe_repr
 
 __all__ = (
     "call",

@@ -14,14 +14,14 @@ from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
-from fifo_background._core.naming import name_of, safe_repr
+from fifo_background._core.naming import name_of
 from fifo_background._core.state import FAILED
 from fifo_background._engine import EngineRequest
 from fifo_background._entries import Entry, options_of_entry, set_on
 from fifo_background._settings import check_key
 from fifo_background.engines.postgres._jobs import StoredJob
 from fifo_background.engines.postgres._stored import NewTask, lock_of, running
-from fifo_background.exceptions import OrderedBackgroundError, QueueFull, Refused, counted
+from fifo_background.exceptions import OrderedBackgroundError, QueueFull, Refused, counted, safe_repr
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import PostgresEngine, Session
