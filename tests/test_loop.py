@@ -149,6 +149,22 @@ async def test_lost_loop() -> None:
     assert not runner._asked
 
 
+def test_submitted_between_loops() -> None:
+    """What is submitted while the loop stands still may run later. Once the loop is closed, it is refused."""
+    executor = SerialExecutor()
+
+    async def use() -> None:
+        await executor.submit_nowait(str)
+
+    with asyncio_runner() as run:
+        run(use())
+        job = executor.submit_nowait(str)
+    assert job.state is JobState.QUEUED
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="another event loop, which has ended"):
+            executor.submit_nowait(str)
+
+
 async def test_abandoned_before_it_began() -> None:
     """A function whose caller left before its thread came does not run."""
     ran: list[int] = []
