@@ -10,7 +10,8 @@ from inspect import CO_VARARGS, CO_VARKEYWORDS
 from types import FunctionType, MethodType
 from typing import Any
 
-from fifo_background._core.naming import name_of, safe_repr
+from fifo_background._core.naming import name_of
+from fifo_background.exceptions import safe_repr
 
 __all__ = ("check_arguments", "only_a_key")
 

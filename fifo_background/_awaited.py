@@ -9,7 +9,6 @@ from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background import _log
 from fifo_background._core.job import Job
-from fifo_background._core.naming import safe_repr
 from fifo_background._core.state import DROPPED, SUCCEEDED
 from fifo_background._entries import (
     Entry,
@@ -22,6 +21,7 @@ from fifo_background._parts import take_in
 from fifo_background._request import HANDLING, TrackedRequest
 from fifo_background._run.awaited_jobs import AwaitedJobs
 from fifo_background._run.call import Around, own_class
+from fifo_background.exceptions import safe_repr
 
 __all__ = ("Collected", "run")
 

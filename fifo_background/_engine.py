@@ -12,6 +12,7 @@ from starlette.background import BackgroundTask
 from starlette.types import Message, Scope, Send
 
 from fifo_background._entries import Entry
+from fifo_background._run.current import Origin, Party, origin_of
 from fifo_background._settings import Settings
 
 __all__ = ("Engine", "EngineRequest")
@@ -21,6 +22,17 @@ class EngineRequest:
     """A request whose tasks an engine keeps."""
 
     scope: Scope
+    # what others ask of any request: it has no runner, and holds no position
+    settings: Settings
+    origin: Origin
+    runner: None = None
+    holds_position = False
+
+    def passes(self, settings: Settings, made_by: Party) -> None:
+        """It passes the middleware with these settings; `made_by`: a task or request of this process."""
+        self.settings = settings
+        self.origin = Origin(self)
+        self.origin.made_by = origin_of(made_by)
 
     @property
     def has_ended(self) -> bool:

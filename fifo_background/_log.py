@@ -17,9 +17,9 @@ from starlette.background import BackgroundTask
 from fifo_background._core.failure import Failure
 from fifo_background._core.job import Job
 from fifo_background._core.lane import plain_key
-from fifo_background._core.naming import safe_repr
+from fifo_background._core.plain import type_name
 from fifo_background._core.position import Owner, Position
-from fifo_background.exceptions import counted, lane_name
+from fifo_background.exceptions import counted, lane_name, safe_repr
 
 __all__ = ("names", "say")
 
@@ -75,7 +75,7 @@ def _shown(value: object) -> str:
     try:
         text = _short.repr(value)
     except Exception:  # of a class that is named like one of Python's
-        text = f"<{type(value).__name__}>"
+        text = f"<{type_name(value)}>"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

@@ -22,7 +22,7 @@ from fifo_background._run.current import current, current_party
 from fifo_background._run.per_loop import Life, PerLoop
 from fifo_background._run.runner import Runner
 from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, Order, RestAfterFailure, Settings
-from fifo_background._with_engine import call_with_engine
+from fifo_background._with_engine import lifespan_with_engine, request_with_engine
 from fifo_background.exceptions import Refused
 
 if find_spec("fastapi") is not None:
@@ -177,9 +177,6 @@ class OrderedBackgroundMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if self._engine is not None:
-            await call_with_engine(self._engine, self.app, scope, receive, send)
-            return
         if kind != "http" and kind != "websocket":
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
@@ -188,6 +185,9 @@ class OrderedBackgroundMiddleware:
         if outer is not None and outer is made_by and outer.settings is not self.settings:
             self._notices.two_middlewares()
             await self.app(scope, receive, send)
+            return
+        if self._engine is not None:
+            await request_with_engine(self._engine, self.settings, self.app, scope, receive, send)
             return
         life = self._life()
         if not life.looked:
@@ -227,6 +227,9 @@ class OrderedBackgroundMiddleware:
     # -- the lifespan ----------------------------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._engine is not None:
+            await lifespan_with_engine(self._engine, self.app, scope, receive, send)
+            return
         life = self._life()
         if life.ends and not life.lifespans:  # it was closed by hand
             self._end_life(life)

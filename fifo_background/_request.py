@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 from fifo_background import _log
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, key_of
-from fifo_background._core.naming import name_of, safe_repr
+from fifo_background._core.naming import name_of
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
 from fifo_background._entries import Entry
@@ -29,7 +29,7 @@ from fifo_background._run.awaited_jobs import AwaitedJobs, HeldBack
 from fifo_background._run.current import Origin, Party, alive, current, makers_of, origin_of
 from fifo_background._run.runner import Runner
 from fifo_background._settings import Settings
-from fifo_background.exceptions import ExecutorClosed
+from fifo_background.exceptions import ExecutorClosed, safe_repr
 
 __all__ = ("ENDED", "HANDLING", "RESPONDED", "SCOPE_KEY", "TrackedRequest", "leave_queue")
 

@@ -7,22 +7,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fifo_background._engine import Engine, EngineRequest
 from fifo_background._refused import refusal_in, refuse
 from fifo_background._request import SCOPE_KEY
-from fifo_background._run.current import current
+from fifo_background._run.current import current, current_party
+from fifo_background._settings import Settings
 
-__all__ = ("call_with_engine",)
+__all__ = ("lifespan_with_engine", "request_with_engine")
 
 
-async def call_with_engine(engine: Engine, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """What `OrderedBackgroundMiddleware` does for an app that has an engine."""
-    kind = scope["type"]
-    if kind == "lifespan":
-        await _lifespan(engine, app, scope, receive, send)
-        return
-    # of two middlewares, the outer one keeps the tasks
-    if (kind != "http" and kind != "websocket") or isinstance(scope.get(SCOPE_KEY), EngineRequest):
+async def request_with_engine(
+    engine: Engine, settings: Settings, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """What `OrderedBackgroundMiddleware` does with a request of an app that has an engine."""
+    if isinstance(scope.get(SCOPE_KEY), EngineRequest):  # one that its handler passes on
         await app(scope, receive, send)
         return
     request = scope[SCOPE_KEY] = engine.request(scope, send)
+    request.passes(settings, current_party())
     token = current.set(request)
     try:
         await app(scope, receive, request.send)
@@ -39,7 +38,10 @@ async def call_with_engine(engine: Engine, app: ASGIApp, scope: Scope, receive: 
     await refuse(refusal, scope, receive, send)
 
 
-async def _lifespan(engine: Engine, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+async def lifespan_with_engine(
+    engine: Engine, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """What it does with a lifespan."""
     is_open = False
 
     async def close_then_receive() -> Message:

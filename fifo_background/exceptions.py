@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 __all__ = (
     "ExecutorClosed",
@@ -15,6 +16,7 @@ __all__ = (
     "WouldDeadlock",
     "counted",
     "lane_name",
+    "safe_repr",
 )
 
 # What a task or request writes to run something that it can wait for.
@@ -97,7 +99,18 @@ class WouldDeadlock(OrderedBackgroundError, RuntimeError):
 
 def lane_name(key: object) -> str:
     """How logs and errors name a lane."""
-    return "the default lane" if key is None else f"lane {key!r}"
+    return "the default lane" if key is None else f"lane {safe_repr(key)}"
+
+
+_NAME: Callable[[type], str] = vars(type)["__name__"].__get__  # whatever a metaclass does
+
+
+def safe_repr(value: object) -> str:
+    """`repr`, of an object that may not have one."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{_NAME(type(value))}>"
 
 
 def counted(number: int, one: str, many: str) -> str:

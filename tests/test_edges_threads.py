@@ -24,6 +24,7 @@ from fifo_background._core.special import Special
 from fifo_background._request import TrackedRequest
 from tests.support.apps import Work, app_of, check_idle, user
 from tests.support.asgi import Lifespan, get
+from tests.support.log import Log
 from tests.support.scheduler import Model
 from tests.test_interrupts import Once
 from tests.test_races import Held
@@ -215,6 +216,26 @@ async def test_submit_ends_with_the_lifespan(whose: str, how: str, events: list[
                 life.scope.cancel()
     assert [type(error) for error in errors] == [ExecutorClosed]
     assert events == []
+
+
+async def test_submitted_as_the_loop_ends(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a thread submits just before the loop's end is dropped, and named in the log."""
+    executor = SerialExecutor()
+    async with executor:
+        closing, jobs = executor._runner.closing, []
+
+        def facts(waiting: Any) -> Any:
+            jobs.append(executor.submit_nowait(print))  # as a thread: what was there has been looked at
+            return {}
+
+        executor._runner.bind()
+        monkeypatch.setattr(closing, "_facts", facts)
+        closing.stop("the event loop ended: dropped")
+        with pytest.raises(ExecutorClosed):
+            executor.submit_nowait(print)
+    assert [job.state for job in jobs] == [JobState.DROPPED]
+    assert log == ["WARNING the event loop ended: dropped 1 task: print 1-…"]
+    check_idle(executor)
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -11,82 +11,16 @@ import anyio.to_thread
 import pytest
 import starlette.background
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware
-from fifo_background._engine import EngineRequest
-from fifo_background._entries import Entry
-from fifo_background._run.backends.api import running_loop
-from fifo_background._settings import Settings
+from fifo_background import BackgroundTask, BackgroundTasks, OrderedBackgroundMiddleware, SerialExecutor
+from tests.support.apps import app_of, check_idle
 from tests.support.asgi import Lifespan, get
-
-
-class ListRequest(EngineRequest):
-    """A request whose tasks are kept in the list of its engine."""
-
-    def __init__(self, engine: ListEngine, scope: Scope, send: Send) -> None:
-        self.scope = scope
-        self._engine = engine
-        self._send = send
-        self._loop = running_loop()
-
-    has_ended = False
-    unanswered = False
-    executor = "executor"
-
-    @property
-    def is_here(self) -> bool:
-        try:
-            return running_loop() is self._loop
-        except RuntimeError:
-            return False
-
-    def add(self, task: BackgroundTask, entry: Entry | None) -> str:
-        self._engine.events.append(("add", task.args))
-        return "handle"
-
-    def note(self, made: Any) -> None:
-        self._engine.events.append("note")
-
-    def send(self, message: Message) -> Awaitable[None]:
-        return self._send(message)
-
-    async def run(self, tasks: Any) -> None:
-        self._engine.events.append("run")
-
-    async def store(self, tasks: Any, connection: Any) -> None:
-        self._engine.events.append(("store", connection))
-
-    async def end(self, error: BaseException | None) -> None:
-        self._engine.events.append(("end", error))
-
-
-class ListEngine:
-    """Keeps tasks in a list, and runs none."""
-
-    executor = "executor"
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.events: list[Any] = []
-        self._error = error
-
-    def bind(self, settings: Settings, given: frozenset[str]) -> Settings:
-        return settings
-
-    def request(self, scope: Scope, send: Send) -> ListRequest:
-        return ListRequest(self, scope, send)
-
-    async def open(self) -> None:
-        self.events.append("open")
-        if self._error is not None:
-            raise self._error
-
-    async def close(self) -> None:
-        self.events.append("close")
+from tests.support.engine import ListEngine
+from tests.support.log import Log
 
 
 def app_with(engine: ListEngine, handler: Any) -> Starlette:
@@ -110,13 +44,84 @@ async def test_a_request() -> None:
     assert engine.events == ["note", ("add", (1,)), ("store", "a connection"), "run", ("end", None)]
 
 
-async def test_two_middlewares() -> None:
-    """Of two middlewares with an engine the outer one keeps the tasks."""
-    outer, inner = ListEngine(), ListEngine()
-    app = OrderedBackgroundMiddleware(app_with(inner, adds), engine=outer)
-    assert (await get(app)).status == 200
-    assert ("add", (1,)) in outer.events
-    assert inner.events == []
+async def adds_here(request: Request) -> Response:
+    """A handler that adds one task, with or without an engine."""
+    return Response(background=BackgroundTask(request.scope["ran"].append, 1))
+
+
+@pytest.mark.parametrize("inner", ["engine", "memory"])
+@pytest.mark.parametrize("outer", ["engine", "memory"])
+async def test_two_middlewares(outer: str, inner: str, log: Log) -> None:
+    """Of two middlewares, with an engine or without, the outer one has the tasks; one warning says so."""
+    ran: list[int] = []
+    engines = {"outer": ListEngine(), "inner": ListEngine()}
+    app: Any = Starlette(routes=[Route("/", adds_here)])
+    for name, kind in (("inner", inner), ("outer", outer)):
+        app = OrderedBackgroundMiddleware(app, engine=engines[name] if kind == "engine" else None)
+    for _ in range(2):
+        assert (await get(app, ran=ran)).status == 200
+    assert engines["inner"].events == []
+    assert (ran, engines["outer"].events.count(("add", (1,)))) == (
+        ([], 2) if outer == "engine" else ([1, 1], 0)
+    )
+    assert sum("passes two OrderedBackgroundMiddleware" in text for text in log) == 1
+
+
+async def test_handler_passes_its_request_on() -> None:
+    """A handler calls its app again, with its own scope: the engine has one request."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/":
+            await middleware({**scope, "path": "/other"}, receive, send)
+        else:
+            await Response(background=BackgroundTask(print, 1))(scope, receive, send)
+
+    engine = ListEngine()
+    middleware = OrderedBackgroundMiddleware(app, engine=engine)
+    assert (await get(middleware)).status == 200
+    assert engine.events == [("add", (1,)), "note", "run", ("end", None)]
+
+
+async def test_executor_in_a_request() -> None:
+    """What is in memory works in a request whose tasks an engine keeps."""
+    seen: list[Any] = []
+
+    async def handler(request: Request) -> Response:
+        async with SerialExecutor() as executor:
+            job = executor.submit_nowait(seen.append, 1)
+            await job
+            await (await executor.submit(seen.append, 2)).wait()
+            await executor.join()
+        return Response()
+
+    exchange = await get(app_with(ListEngine(), handler))
+    assert (exchange.status, exchange.error, seen) == (200, None, [1, 2])
+
+
+@pytest.mark.virtual_clock
+async def test_request_by_an_app_with_an_engine(events: list[Any]) -> None:
+    """A request that holds a position is found through an app whose tasks an engine keeps."""
+
+    async def handle(path: str, respond: Callable[[], Awaitable[None]]) -> None:
+        tasks = BackgroundTasks()
+        tasks.add_task(events.append, path)
+        if path == "/outer":
+            with anyio.fail_after(4):  # less than `hold_timeout`
+                assert (await get(between)).status == 200
+        await respond()
+        await tasks()
+
+    async def asks(request: Request) -> Response:
+        assert (await get(memory, "/inner")).error is None
+        return Response()
+
+    memory, between = app_of(handle), app_with(ListEngine(), asks)
+    assert (await get(memory, "/outer")).error is None
+    await memory.executor.join()
+    assert events == ["/outer", "/inner"]
+    assert (await get(between)).status == 200
+    assert events == ["/outer", "/inner", "/inner"], "nothing holds it, so it waits for its task"
+    check_idle(memory.executor)
 
 
 async def test_replaced_add_task(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from fifo_background import (  # noqa: E402
 )
 from fifo_background._fastapi import dependants, hook  # noqa: E402
 from tests.support.asgi import Client, Exchange, get  # noqa: E402
+from tests.support.engine import ListEngine  # noqa: E402
 from tests.support.log import Log  # noqa: E402
 
 
@@ -227,6 +228,20 @@ async def test_plain_stays_plain(log: Log) -> None:
         "run unordered: write `from fifo_background import BackgroundTasks` where it is defined"
         for name in ("plain", "starlette_plain")
     ]
+
+
+async def test_plain_with_an_engine(log: Log) -> None:
+    """With an engine, too, an endpoint that injects FastAPI's own class is named once."""
+
+    async def plain(tasks: fastapi.BackgroundTasks) -> None: ...
+
+    app = FastAPI()
+    app.get("/")(plain)
+    app.add_middleware(OrderedBackgroundMiddleware, engine=ListEngine())
+    for _ in range(2):
+        assert (await get(app)).status == 200
+    assert len(log) == 1
+    assert "plain injects FastAPI's own BackgroundTasks" in log[0]
 
 
 async def test_overrides() -> None:

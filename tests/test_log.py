@@ -14,9 +14,10 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fifo_background import BackgroundTasks, Job, SerialExecutor, _log, executor_of
-from fifo_background._core.naming import name_of, safe_repr
+from fifo_background import BackgroundTasks, Job, JobState, LaneStopped, SerialExecutor, _log, executor_of
+from fifo_background._core.naming import name_of
 from fifo_background._settings import PLAIN
+from fifo_background.exceptions import safe_repr
 from tests.support.apps import Work, check_idle, make_app, until
 from tests.support.asgi import get
 from tests.support.log import Log
@@ -95,6 +96,36 @@ async def test_names_that_raise(log: Log) -> None:
         await called.wait()
         assert await job == 1
     assert log == ["ERROR a done callback of Work.quick failed: <Broken>"]
+
+
+class Detached:
+    """A key as of an ORM: its `repr` needs what is not there anymore."""
+
+    def __repr__(self) -> str:
+        raise LookupError("detached")
+
+
+async def test_lane_whose_key_has_no_repr(log: Log) -> None:
+    """A lane is named by the class of its key where the key's `repr` raises: no record is lost for that."""
+    key = Detached()
+    executor = SerialExecutor(lane_after_failure="stop", drain_timeout=0)
+    lane = executor.lane(key)
+    async with executor:
+
+        async def fail() -> None:
+            raise ValueError
+
+        assert await lane.submit_nowait(fail).wait() is JobState.FAILED
+        lane.submit_nowait(store)
+        lane.clear()
+        assert await lane.submit_nowait(store) is None
+        lane.pause()
+        lane.submit_nowait(store)
+    assert [(text.split()[0], text.count("lane <Detached>")) for text in log] == [
+        ("ERROR", 0),
+        *[("WARNING", 1)] * 3,
+    ]
+    assert str(LaneStopped(key, "store")).startswith("lane <Detached> has stopped")
 
 
 def store(*args: Any, **kwargs: Any) -> None: ...

@@ -27,6 +27,7 @@ from fifo_background import (
     BackgroundTasks,
     Job,
     JobState,
+    OrderedBackgroundMiddleware,
     SerialExecutor,
     executor_of,
 )
@@ -147,6 +148,55 @@ async def test_lost_loop() -> None:
     runner.backend = Gone()  # type: ignore[assignment]
     runner.pump_soon()
     assert not runner._asked
+
+
+def test_submitted_between_loops() -> None:
+    """What is submitted while the loop stands still may run later. Once the loop is closed, it is refused."""
+    executor = SerialExecutor()
+
+    async def use() -> None:
+        await executor.submit_nowait(str)
+
+    with asyncio_runner() as run:
+        run(use())
+        job = executor.submit_nowait(str)
+    assert job.state is JobState.QUEUED
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="another event loop, which has ended"):
+            executor.submit_nowait(str)
+
+
+def test_loops_that_begin_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops in two threads each keep their executor of one app, also where both get it in the same moment."""
+    app = OrderedBackgroundMiddleware(make_app())
+    has_its_own, other_has, found = threading.Event(), threading.Event(), []
+    is_dead = AsyncioBackend.is_dead
+
+    async def use() -> None:
+        found.append(app.executor)
+
+    async def other() -> None:
+        executor = app.executor
+        has_its_own.set()
+        assert other_has.wait(10)
+        app._latest = None  # as the other loop has it, too
+        found.append(app.executor is executor)
+
+    thread = threading.Thread(target=asyncio.run, args=(other(),))
+
+    def looked(backend: AsyncioBackend) -> Any:
+        if not thread.ident:
+            thread.start()
+            assert has_its_own.wait(10)
+        return is_dead.fget(backend)  # type: ignore[misc]
+
+    asyncio.run(use())
+    monkeypatch.setattr(AsyncioBackend, "is_dead", property(looked))
+    asyncio.run(use())
+    other_has.set()
+    thread.join()
+    assert found[1] is not found[0]
+    assert found[2:] == [True]
 
 
 async def test_abandoned_before_it_began() -> None:

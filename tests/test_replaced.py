@@ -13,7 +13,15 @@ import starlette.background
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fifo_background import BackgroundTask, BackgroundTasks, Job, JobState, OrderedBackgroundTasks, QueueFull
+from fifo_background import (
+    BackgroundTask,
+    BackgroundTasks,
+    Job,
+    JobState,
+    OrderedBackgroundTasks,
+    QueueFull,
+    executor_of,
+)
 from tests.support.apps import app_of, make_app
 from tests.support.asgi import get
 from tests.support.log import Log
@@ -123,6 +131,41 @@ async def test_wrapper_that_changes_the_list(
     assert events == [2, 0]
     assert [job.state for job in jobs] == [JobState.SUCCEEDED, JobState.DROPPED, JobState.SUCCEEDED]
     assert [record.split(":")[0] for record in log] == ["WARNING GET /handler ended without running 1 task"]
+
+
+async def test_replaced_constructor(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who replaces the constructor of Starlette's class sees the arguments, and may change what is called."""
+    original = starlette.background.BackgroundTask.__init__
+
+    def carry(state: str, func: Any, *args: Any, **kwargs: Any) -> None:
+        events.append(state)
+        func(*args, **kwargs)
+
+    def init(self: Any, func: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append((args, kwargs))
+        original(self, carry, "state", func, *args, **kwargs)
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks([BackgroundTask(work, 1, key=2)])
+        tasks.add_task(work, 3, key=4)
+        tasks.lane("a", keep="latest").add_task(work, 5)
+        tasks.lane("a", keep="latest").add_task(work, 6)
+        executor_of(request).submit_nowait(work, 7)
+        return Response(background=tasks)
+
+    def work(*args: Any, **kwargs: Any) -> None:
+        events.append((args, kwargs))
+
+    seen: list[Any] = []
+    monkeypatch.setattr(starlette.background.BackgroundTask, "__init__", init)
+    app = make_app(handler, max_lanes_running=1)
+    assert (await get(app, "/handler")).error is None
+    await executor_of(app).join()
+    given = [((1,), {"key": 2}), ((3,), {"key": 4}), ((5,), {}), ((6,), {}), ((7,), {})]
+    assert seen == given
+    assert events.count("state") == 4
+    ran = [event for event in events if event != "state"]
+    assert sorted(ran, key=str) == [one for one in given if one[0] != (5,)]
 
 
 def test_wrapper_that_appends(monkeypatch: pytest.MonkeyPatch) -> None:

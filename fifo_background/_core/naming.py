@@ -1,4 +1,4 @@
-"""How logs and errors name a task, or show a value: whatever the user's own code does there."""
+"""How logs and errors name a task: whatever the user's own code does there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from starlette.background import BackgroundTask
 
-__all__ = ("name_of", "safe_repr")
+from fifo_background._core.plain import type_name
+
+__all__ = ("name_of",)
 
 
 def name_of(func: object) -> str:
@@ -18,12 +20,4 @@ def name_of(func: object) -> str:
             inner = getattr(inner, "_fifo_function", None) or inner.func
         return str(getattr(inner, "__qualname__", type(inner).__qualname__))
     except Exception:  # a user's attribute may raise
-        return type(func).__qualname__
-
-
-def safe_repr(value: object) -> str:
-    """`repr`, of an object that may not have one."""
-    try:
-        return repr(value)
-    except Exception:
-        return f"<{type(value).__name__}>"
+        return type_name(func)

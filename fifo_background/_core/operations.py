@@ -131,7 +131,8 @@ def drop_closed_heads(scheduler: Scheduler) -> list[Job[Any]]:
 
 def drop_all(scheduler: Scheduler) -> list[Job[Any]]:
     """The end: drop everything that waits, in whatever lane or request; returns it."""
-    scheduler.status = CLOSED
+    scheduler.status = CLOSED  # before the look at what was submitted: a thread looks at it after that
+    scheduler._drain()
     left = [job for lane in scheduler.lanes.all() for job in list(lane.waiting)]
     left += [job for job in list(scheduler.waiting) if not job._queued]
     for lane in scheduler.lanes.all():

@@ -19,6 +19,7 @@ import fastapi.routing
 from fifo_background import _log
 from fifo_background._background import OrderedBackgroundTasks
 from fifo_background._core.job import Job
+from fifo_background._engine import EngineRequest
 from fifo_background._fastapi.dependants import class_wanted, wants_plain
 from fifo_background._request import TrackedRequest
 from fifo_background._run.current import current_party
@@ -68,7 +69,7 @@ def _nothing(job: object) -> None: ...
 
 
 def _warn_of_plain(dependant: Any) -> None:
-    if id(dependant) in _warned or not isinstance(current_party(), TrackedRequest):
+    if id(dependant) in _warned or not isinstance(current_party(), (TrackedRequest, EngineRequest)):
         return
     _warned[id(dependant)] = dependant
     endpoint = getattr(dependant.call, "__qualname__", dependant.call)

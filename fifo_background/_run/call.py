@@ -18,7 +18,7 @@ import starlette.background
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from fifo_background._arguments import check_arguments
-from fifo_background._core.naming import safe_repr
+from fifo_background.exceptions import safe_repr
 
 __all__ = (
     "call",
@@ -121,10 +121,14 @@ def make_task(
     function is not async. Of a function that has no attributes, and so no mark, the code alone tells.
     """
     task: Any = object.__new__(kind)
+    if BackgroundTask.__init__ is not STARLETTES_INIT:  # somebody's own, which may change all of it
+        BackgroundTask.__init__(task, func, *args, **kwargs)
+        task._fifo_function = func
+        return task  # type: ignore[no-any-return]
     plain: Any = func
     if type(plain) is MethodType:
         plain = plain.__func__
-    if type(plain) is FunctionType and not plain.__dict__ and BackgroundTask.__init__ is STARLETTES_INIT:
+    if type(plain) is FunctionType and not plain.__dict__:
         code = plain.__code__
         given = len(args) + (plain is not func)
         if given != code.co_argcount or kwargs or code.co_kwonlyargcount:

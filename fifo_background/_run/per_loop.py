@@ -35,29 +35,31 @@ class PerLoop:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lives: tuple[Life, ...] = ()  # replaced, never changed
+        self._lives: set[Life] = set()  # loops in several threads may add theirs: by atomic acts
 
     def has(self, runner: Runner) -> bool:
-        return any(life.runner is runner for life in self._lives)
+        return any(life.runner is runner for life in tuple(self._lives))
 
     def here(self) -> Life:
         """That of the running loop; a fresh one where there is none, or it is over.
 
         Raises RuntimeError where no loop runs.
         """
-        for life in self._lives:
+        for life in tuple(self._lives):
             if life.runner.is_current() and not life.is_over:
                 return life
         runner = Runner(self._settings)
         runner.bind()
+        for old in tuple(self._lives):
+            if old.is_over or old.runner.backend.is_dead:
+                self._lives.discard(old)
         life = Life(runner)
-        alive = (old for old in self._lives if not (old.is_over or old.runner.backend.is_dead))
-        self._lives = (*alive, life)
+        self._lives.add(life)
         return life
 
     def in_thread(self) -> Life:
         """The only one that there is, for a thread without a loop. Waits for nothing."""
-        alive = [life for life in self._lives if not (life.is_over or life.runner.backend.is_dead)]
+        alive = [life for life in tuple(self._lives) if not (life.is_over or life.runner.backend.is_dead)]
         if len(alive) == 1:
             return alive[0]
         if not alive:

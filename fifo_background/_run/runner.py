@@ -143,7 +143,7 @@ class Runner:
             job._end(DROPPED)
             self.post(job)
             raise ExecutorClosed(job.name)
-        if not self._asked and self.backend.is_dead and job._claim():
+        if not self.is_current() and self.backend.is_dead and job._claim():
             raise RuntimeError(f"{_OTHER_LOOP}, which has ended. {_IN_EACH_LOOP}")
 
     def post(self, entry: Job[Any] | Callback | Position) -> None:

@@ -13,7 +13,8 @@ from enum import Enum
 from importlib import import_module
 from typing import Any
 
-from fifo_background._core.naming import name_of, safe_repr
+from fifo_background._core.naming import name_of
+from fifo_background.exceptions import safe_repr
 
 __all__ = ("Functions", "NotAllowedError")
 

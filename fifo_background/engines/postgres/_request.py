@@ -14,7 +14,7 @@ from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
-from fifo_background._core.naming import name_of, safe_repr
+from fifo_background._core.naming import name_of
 from fifo_background._core.state import FAILED
 from fifo_background._engine import EngineRequest
 from fifo_background._entries import Entry, options_of_entry, set_on
@@ -27,6 +27,7 @@ from fifo_background.exceptions import (
     QueueFull,
     Refused,
     counted,
+    safe_repr,
 )
 
 if TYPE_CHECKING:
