@@ -149,16 +149,18 @@ async def test_context(dsn: str) -> None:
     jobs: list[Any] = []
 
     async def handle(request: Request) -> Response:
-        work.tenant.set("somebody")
         another.set("somebody")
         tasks = BackgroundTasks()
-        jobs.append(tasks.add_task(others))
+        for tenant in ("first", "second"):  # each task has what was set as it was added
+            work.tenant.set(tenant)
+            jobs.append(tasks.add_task(others))
+        work.tenant.set("third")
         return Response(background=tasks)
 
     app = stored_app(engine_of(dsn, carry={"tenant": work.tenant}), handle)
     async with started(app):
         await get(app, "/handle")
-        assert await jobs[0] == ("somebody", "nobody")
+        assert [await job for job in jobs] == [("first", "nobody"), ("second", "nobody")]
 
 
 async def test_trace(dsn: str) -> None:
@@ -168,9 +170,8 @@ async def test_trace(dsn: str) -> None:
 
     async def handle(request: Request) -> Response:
         tasks = BackgroundTasks()
-        jobs.append(tasks.add_task(trace_id))
         with trace.use_span(trace.NonRecordingSpan(context)):
-            await tasks.store()
+            jobs.append(tasks.add_task(trace_id))
         return Response(background=tasks)
 
     app = stored_app(engine_of(dsn), handle)

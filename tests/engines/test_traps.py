@@ -10,8 +10,10 @@ from uuid import uuid4
 import anyio
 import psycopg
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
-from fifo_background import JobState, executor_of
+from fifo_background import BackgroundTasks, JobState, executor_of
 from fifo_background.engines.postgres import PostgresEngine, Retry, StoreError
 from fifo_background.engines.postgres._connections import Connections, connect
 from fifo_background.engines.postgres._database import Database
@@ -436,6 +438,36 @@ async def test_17_a_store_whose_answer_is_lost(queue: Queue) -> None:
     for _ in range(2):
         await queue.database.store(groups, None, queue._nothing)
     assert await queue.states() == ["queued"]
+
+
+async def test_17_more_behind_a_lost_answer(dsn: str) -> None:
+    """What a handler adds after a store whose answer was lost is stored, too, also where the queue is full."""
+    engine = engine_of(dsn, worker=False)
+
+    async def handle(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(work.quick, 1)
+        session = engine.session()
+        store = session.database.store
+
+        async def lose(*given: Any) -> None:
+            await store(*given)
+            raise StoreError("the answer was lost")
+
+        session.database.store = lose  # type: ignore[method-assign]
+        with pytest.raises(StoreError):
+            await tasks.store()
+        session.database.store = store  # type: ignore[method-assign]
+        tasks.add_task(work.sync, 2)
+        tasks.lane("other").add_task(work.quick, 3)
+        return Response(background=tasks)
+
+    app = stored_app(engine, handle, max_waiting=1)
+    async with started(app):
+        assert (await get(app, "/handle")).status == 200
+    assert await states(dsn, engine) == [("quick", "queued"), ("sync", "queued"), ("quick", "queued")]
+    query = "SELECT count(*) FROM procrastinate_jobs WHERE queue_name = %s"
+    assert await rows(dsn, query, engine.queue) == [(3,)]
 
 
 async def test_17_an_end_whose_answer_is_lost(queue: Queue) -> None:

@@ -19,9 +19,6 @@ __all__ = ("Database", "STORE")
 # For values that psycopg passes on, and for SQLAlchemy's.
 STORE = "SELECT fifo_background_store(%s, %s, %s)"
 
-# The constraint that a second try to store the same tasks breaks.
-_STORED_ALREADY = "fifo_background_tasks_pkey"
-
 # How many seconds questions of people may take; a worker has more time than a client.
 _ASK, _WORK, _LONG = 5.0, 10.0, 60.0
 
@@ -53,10 +50,6 @@ class Database:
             except psycopg.errors.UndefinedFunction:
                 await prepare()
                 await self._store(groups, max_waiting)
-        except psycopg.errors.UniqueViolation as error:
-            if error.diag.constraint_name != _STORED_ALREADY:
-                raise
-            # the try before this one was done, and its answer was lost
         except psycopg.Error as error:
             raise self.refusal(error, max_waiting) from error
 

@@ -221,6 +221,7 @@ class PostgresEngine:
             self.functions.path_of(func),
             self.codec.arguments(func, task.args, task.kwargs),
             stored,
+            self.carried.take(),  # now: the next task may be added for somebody else
         )
 
 

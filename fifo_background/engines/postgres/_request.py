@@ -253,7 +253,6 @@ class StoredRequest(EngineRequest):
 
 def groups_of(engine: PostgresEngine, new: list[NewTask], label: str | None) -> list[dict[str, Any]]:
     """What the database takes: what one request has added to one lane is one job."""
-    carried = engine.carried.take()
     groups: dict[str, dict[str, Any]] = {}
     for task in new:
         lane = groups.setdefault(
@@ -262,7 +261,6 @@ def groups_of(engine: PostgresEngine, new: list[NewTask], label: str | None) -> 
                 "lock": lock_of(engine.queue, task.lane),
                 "lane": task.lane,
                 "request": label,
-                "carried": carried or None,
                 "tasks": [],
             },
         )

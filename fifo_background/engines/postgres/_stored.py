@@ -65,6 +65,7 @@ class NewTask:
     function: str
     arguments: str
     options: dict[str, Any]
+    carried: dict[str, Any] | None
 
     def row(self, place: int) -> dict[str, Any]:
         return {
@@ -73,6 +74,7 @@ class NewTask:
             "function": self.function,
             "arguments": self.arguments,
             "options": self.options,
+            "carried": self.carried,
         }
 
 
@@ -83,7 +85,7 @@ class Carried:
         self._codec = codec
         self._variables = dict(variables)
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> dict[str, Any] | None:
         """Of the current context, in terms of JSON. Raises TypeError for a value that cannot be stored."""
         taken: dict[str, Any] = {}
         for name, variable in self._variables.items():
@@ -101,7 +103,7 @@ class Carried:
             propagate.inject(trace)
             if trace:
                 carried["trace"] = trace
-        return carried
+        return carried or None
 
     def context(self, carried: Mapping[str, Any] | None, task: Running) -> Context:
         """A context in which a task finds itself, and what was taken."""

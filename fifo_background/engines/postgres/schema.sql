@@ -148,7 +148,8 @@ BEGIN
 END;
 $$;
 
--- Stores what a request has added: a list of {lock, lane, request, carried, tasks}. All of it or nothing.
+-- Stores what a request has added: a list of {lock, lane, request, tasks}. All of it or nothing. A try before this
+-- one may have stored some of it: its answer was lost.
 CREATE FUNCTION fifo_background_store(_queue text, _groups jsonb, _max_waiting int) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -163,10 +164,9 @@ BEGIN
         ) AS first INTO _waiting;
         IF _waiting >= _max_waiting THEN
             PERFORM FROM fifo_background_tasks WHERE id = _groups -> 0 -> 'tasks' -> 0 ->> 'id';
-            IF FOUND THEN -- the try before this one has stored them, and its answer was lost
-                RETURN;
+            IF NOT FOUND THEN -- else the try before this one has stored it, and its answer was lost
+                RAISE EXCEPTION 'queue full: % tasks wait', _waiting USING ERRCODE = 'FB001';
             END IF;
-            RAISE EXCEPTION 'queue full: % tasks wait', _waiting USING ERRCODE = 'FB001';
         END IF;
     END IF;
     FOR _place IN 0 .. jsonb_array_length(_groups) - 1 LOOP
@@ -177,8 +177,12 @@ BEGIN
         INSERT INTO fifo_background_tasks
             (id, job_id, place, queue, lane, function, arguments, options, request, carried)
         SELECT task ->> 'id', _job, (task -> 'place')::int, _queue, _group ->> 'lane', task ->> 'function',
-            task ->> 'arguments', task -> 'options', _group ->> 'request', _group -> 'carried'
-        FROM jsonb_array_elements(_group -> 'tasks') AS task;
+            task ->> 'arguments', task -> 'options', _group ->> 'request', task -> 'carried'
+        FROM jsonb_array_elements(_group -> 'tasks') AS task
+        ON CONFLICT (id) DO NOTHING;
+        IF NOT FOUND THEN
+            DELETE FROM procrastinate_jobs WHERE id = _job;
+        END IF;
     END LOOP;
     PERFORM fifo_background_notify(_queue, 'wake');
 END;
