@@ -132,6 +132,22 @@ async def test_2_retries_hold_the_lane(dsn: str) -> None:
     assert set(found) == {(0, f"{engine.queue}/null")}
 
 
+@pytest.mark.parametrize("leaves_out", ["cancel", "skip_head"])
+async def test_2_a_retry_that_is_left_out(leaves_out: str, queue: Queue) -> None:
+    """Where a task that waits to be run again is cancelled or skipped, the rest of its request does not wait
+    for that moment; where the rest is, the task still waits."""
+    first, second, third = await queue.add(work.quick, work.sync, work.quick)
+    worker = await queue.worker()
+    await queue.end(worker, await queue.fetch(worker), first, state="failed", retry_in=3600)
+    assert await queue.database.cancel(third) == "queued"
+    assert 3500 < (await queue.fetch(worker))["next_at"] <= 3600
+    if leaves_out == "cancel":
+        assert await queue.database.cancel(first) == "queued"
+    else:
+        assert await queue.database.on_lane("skip_head", f"{queue.engine.queue}/null", first) == first
+    assert [task["id"] for task in (await queue.fetch(worker))["tasks"]] == [second]
+
+
 async def test_3_crash_recovery(queue: Queue) -> None:
     """No crash recovery of its own: a sweep puts the jobs of lost workers at the heads of their lanes, under
     the same id; sweeps at once do it once; a task that has lost its worker too often has failed."""
@@ -258,6 +274,36 @@ async def test_7_a_lock_spans_queues(queue: Queue) -> None:
     assert "job" in await queue.fetch(worker)
 
 
+async def test_7_a_stopped_lane_stands(queue: Queue) -> None:
+    """A failed head stops its lane, also where the rest of its request is cancelled."""
+    lock = f"{queue.engine.queue}/null"
+    first, second = await queue.add(work.quick, work.sync)
+    (behind,) = await queue.add(work.quick)
+    worker = await queue.worker()
+    failed = {"state": "failed", "error_type": "E", "error": "e", "skip": False, "stop": True}
+    await queue.end(worker, await queue.fetch(worker), first, **failed)
+    assert await queue.database.cancel(second) == "queued"
+    assert await queue.fetch(worker) == {"next_at": None}
+    assert await queue.database.on_lane("skip_head", lock, None) == first
+    assert (await queue.fetch(worker))["tasks"][0]["id"] == behind
+    assert await queue.states() == ["failed", "cancelled", "running"]
+
+
+async def test_7_a_head_that_was_to_be_cancelled(queue: Queue) -> None:
+    """A failed head that is run again is a new run: who wanted to cancel the one before it has not meant it."""
+    (first,) = await queue.add(work.quick)
+    worker = await queue.worker()
+    job = await queue.fetch(worker)
+    await queue.database.progress(first, {"done": 1})
+    assert await queue.database.cancel(first) == "running"
+    failed = {"state": "failed", "error_type": "E", "error": "e", "skip": True, "stop": True}
+    await queue.end(worker, job, first, **failed)
+    assert await queue.database.on_lane("retry_head", f"{queue.engine.queue}/null", first) == first
+    assert (await queue.fetch(worker))["tasks"][0]["id"] == first
+    assert await queue.database.cancelled([first]) == []
+    assert (await queue.database.task(first) or {})["progress"] is None
+
+
 async def test_8_what_was_answered_before(queue: Queue) -> None:
     """A lower id in an open transaction does not block a committed higher one: only what was answered before
     a request was sent runs before it."""
@@ -331,6 +377,20 @@ async def test_12_pruning(dsn: str) -> None:
         while await executor.job(ended.id) is not None:
             await anyio.sleep(0.01)
         assert (await waiting.record()).state is JobState.QUEUED
+
+
+async def test_12_pruning_a_part(queue: Queue) -> None:
+    """A job is forgotten where all of its tasks have ended long ago, and not where the first one has."""
+    first, second = await queue.add(work.quick, work.sync)
+    worker = await queue.worker()
+    job = await queue.fetch(worker)
+    await queue.end(worker, job, first)
+    await queue.end(worker, job, second)
+    long_ago = "UPDATE fifo_background_tasks SET ended_at = ended_at - interval '1 day' WHERE id = %s"
+    await rows(queue.dsn, long_ago, first)
+    assert [await queue.database.count_old(3600.0), await queue.database.prune(3600.0)] == [0, 0]
+    await rows(queue.dsn, long_ago, second)
+    assert [await queue.database.count_old(3600.0), await queue.database.prune(3600.0)] == [1, 1]
 
 
 async def test_13_a_pruned_worker(queue: Queue) -> None:

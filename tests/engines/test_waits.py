@@ -17,6 +17,7 @@ from fifo_background import (
     ExecutorClosed,
     JobNoResult,
     JobState,
+    WouldDeadlock,
     executor_of,
 )
 from fifo_background.engines.postgres import StoreError, _stored
@@ -59,6 +60,15 @@ async def test_two_waits(dsn: str) -> None:
         work.gate(1).set()
         assert await job.wait() is JobState.SUCCEEDED
     assert ran == ["start 1", "end 1"]
+
+
+async def test_task_of_another_queue(dsn: str) -> None:
+    """Nobody tells a queue of the ends of another one's tasks: it does not have them."""
+    job = await engine_of(dsn).executor.submit(work.sync, 1)
+    app = stored_app(engine_of(dsn, worker=False))
+    async with started(app):
+        with pytest.raises(WouldDeadlock, match="the database has forgotten it"):
+            await executor_of(app).handle(job.id).wait()
 
 
 async def test_two_lifespans(dsn: str) -> None:

@@ -154,7 +154,7 @@ class Database:
 
         "stopped": it waits in a lane that has stopped, which is told, too.
         """
-        return await self._ask(self._find(str, "SELECT fifo_background_watch(%s)", id))
+        return await self._ask(self._find(str, "SELECT fifo_background_watch(%s, %s)", self.queue, id))
 
     async def cancel(self, id: str) -> str | None:
         """The state that it had; "thread" if it runs in one, which nothing can end."""
@@ -210,9 +210,12 @@ class Database:
 
     async def count_old(self, seconds: float) -> int:
         """How many jobs `prune` would forget."""
-        query = """SELECT count(DISTINCT task.job_id) FROM fifo_background_tasks AS task
-            JOIN procrastinate_jobs AS job ON job.id = task.job_id AND job.status NOT IN ('todo', 'doing')
-            WHERE task.queue = %s AND task.ended_at < clock_timestamp() - make_interval(secs => %s)"""
+        query = """SELECT count(*) FROM (
+                SELECT FROM fifo_background_tasks AS task
+                JOIN procrastinate_jobs AS job ON job.id = task.job_id AND job.status NOT IN ('todo', 'doing')
+                WHERE task.queue = %s
+                GROUP BY job.id HAVING max(task.ended_at) < clock_timestamp() - make_interval(secs => %s)
+            ) AS old"""
         return await self._value(int, query, self.queue, seconds, seconds=_LONG)
 
     async def prune(self, seconds: float, most: int = 1000) -> int:

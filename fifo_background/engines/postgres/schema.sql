@@ -495,33 +495,39 @@ BEGIN
         UPDATE fifo_background_tasks SET state = 'cancelled', ended_at = clock_timestamp() WHERE id = _id;
         PERFORM fifo_background_notify(_queue, 'ended ' || id) FROM fifo_background_tasks WHERE id = _id AND watched;
         PERFORM fifo_background_notify(_queue, 'changed');
-        PERFORM fifo_background_end_empty(_queue, _job);
+        PERFORM fifo_background_shrunk(_queue, _job);
     END IF;
     PERFORM fifo_background_notify(_queue, 'wake'); -- a fetch may have passed over the job while it was locked
     RETURN _state;
 END;
 $$;
 
--- Ends a waiting job that has nothing to run anymore.
-CREATE FUNCTION fifo_background_end_empty(_queue text, _job bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Tasks of a waiting job were cancelled or skipped: it ends where it has nothing to run anymore, and what is left
+-- does not wait for the retry of one that is gone. A stopped lane stands until its failed task is dealt with.
+CREATE FUNCTION fifo_background_shrunk(_queue text, _job bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM fifo_background_tasks WHERE job_id = _job AND state IN ('queued', 'running');
     IF NOT FOUND THEN
-        PERFORM procrastinate_cancel_job_v1(_job, false, false);
+        PERFORM procrastinate_cancel_job_v1(id, false, false)
+            FROM procrastinate_jobs WHERE id = _job AND queue_name = _queue;
+    ELSE
+        UPDATE procrastinate_jobs SET scheduled_at = NULL WHERE id = _job AND scheduled_at IS NOT NULL
+            AND 0 = (SELECT attempts FROM fifo_background_tasks WHERE job_id = _job AND state = 'queued'
+                ORDER BY place LIMIT 1);
     END IF;
 END;
 $$;
 
 -- Marks a task as watched, and returns its state; "stopped" where it waits in a lane that has stopped.
-CREATE FUNCTION fifo_background_watch(_id text) RETURNS text LANGUAGE plpgsql AS $$
+CREATE FUNCTION fifo_background_watch(_queue text, _id text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     _task fifo_background_tasks;
     _head procrastinate_jobs;
 BEGIN
-    UPDATE fifo_background_tasks SET watched = true WHERE id = _id RETURNING * INTO _task;
+    UPDATE fifo_background_tasks SET watched = true WHERE id = _id AND queue = _queue RETURNING * INTO _task;
     IF _task.state = 'queued' THEN
-        _head := fifo_background_head_job(_task.queue, _task.queue || '/' || _task.lane);
-        IF _head.queue_name = fifo_background_stopped(_task.queue) THEN
+        _head := fifo_background_head_job(_queue, _queue || '/' || _task.lane);
+        IF _head.queue_name = fifo_background_stopped(_queue) THEN
             RETURN 'stopped';
         END IF;
     END IF;
@@ -574,7 +580,7 @@ BEGIN
     END IF;
     UPDATE fifo_background_tasks SET
         state = 'queued', started_at = NULL, ended_at = NULL, ended_number = NULL, error = NULL,
-        error_type = NULL, crashes = 0
+        error_type = NULL, crashes = 0, cancel_requested = false, progress = NULL
         WHERE id = _id;
     UPDATE procrastinate_jobs SET queue_name = _queue WHERE id = _job;
     PERFORM fifo_background_notify(_queue, 'wake');
@@ -614,7 +620,7 @@ BEGIN
     ELSE
         UPDATE fifo_background_tasks SET state = 'skipped', ended_at = clock_timestamp() WHERE id = _id;
         PERFORM fifo_background_notify(_queue, 'ended ' || id) FROM fifo_background_tasks WHERE id = _id AND watched;
-        PERFORM fifo_background_end_empty(_queue, _job.id);
+        PERFORM fifo_background_shrunk(_queue, _job.id);
     END IF;
     RETURN _id;
 END;
@@ -643,7 +649,7 @@ BEGIN
             UPDATE procrastinate_jobs SET queue_name = _queue WHERE id = _job.id;
             PERFORM procrastinate_finish_job_v1(_job.id, 'failed', false);
         ELSIF _job.status = 'todo' THEN
-            PERFORM fifo_background_end_empty(_queue, _job.id);
+            PERFORM fifo_background_shrunk(_queue, _job.id);
         END IF;
     END LOOP;
     PERFORM fifo_background_notify(_queue, 'wake');
@@ -1043,6 +1049,8 @@ BEGIN
         SELECT DISTINCT task.job_id FROM fifo_background_tasks AS task
             JOIN procrastinate_jobs AS job ON job.id = task.job_id AND job.status NOT IN ('todo', 'doing')
             WHERE task.queue = _queue AND task.ended_at < clock_timestamp() - make_interval(secs => _seconds)
+                AND NOT EXISTS (SELECT FROM fifo_background_tasks AS other WHERE other.job_id = task.job_id
+                    AND other.ended_at >= clock_timestamp() - make_interval(secs => _seconds))
             LIMIT _most
     ) AS old INTO _jobs;
     SELECT max(ended_number) FROM fifo_background_tasks WHERE job_id = ANY(_jobs) INTO _last;
