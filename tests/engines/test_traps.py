@@ -18,6 +18,7 @@ from fifo_background.engines.postgres import PostgresEngine, Retry, StoreError
 from fifo_background.engines.postgres._connections import Connections, connect
 from fifo_background.engines.postgres._database import Database
 from fifo_background.engines.postgres._errors import WorkerLost
+from fifo_background.engines.postgres._heartbeat import Heard
 from fifo_background.engines.postgres._lease import Lease, Watchdog, now
 from fifo_background.engines.postgres._request import groups_of
 from fifo_background.engines.postgres._schema import migrate
@@ -61,12 +62,19 @@ class Queue:
         query = "UPDATE procrastinate_workers SET last_heartbeat = now() - interval '1 hour' WHERE id = %s"
         await rows(self.dsn, query, worker)
 
+    async def recover(self, most_crashes: int) -> int:
+        """As one who has heard nothing of any worker for a while."""
+        heard = Heard()
+        await self.database.recover(most_crashes, heard)
+        heard._last = {id: (heartbeat, 0.0, 0.0) for id, (heartbeat, *_) in heard._last.items()}
+        return await self.database.recover(most_crashes, heard)
+
     async def sweep_at_once(self) -> list[int]:
         """What four workers that look for lost ones at the same time have recovered."""
         recovered: list[int] = []
 
         async def sweep() -> None:
-            recovered.append(await self.database.recover(3))
+            recovered.append(await self.recover(3))
 
         async with anyio.create_task_group() as group:
             for _ in range(4):
@@ -156,7 +164,7 @@ async def test_3_crash_recovery(queue: Queue) -> None:
         worker = await queue.worker()
         job = await queue.fetch(worker)
         assert (job["tasks"][0]["id"], job["attempts"]) == (first, crashes - 1)
-        assert await queue.database.recover(3) == 0  # its heartbeat is fresh
+        assert await queue.recover(3) == 0  # its heartbeat is fresh
         await queue.silent(worker)
         assert sorted(await queue.sweep_at_once()) == [0, 0, 0, 1]
     row = await queue.database.task(first)
@@ -178,8 +186,21 @@ async def test_3_crash_of_a_part(queue: Queue) -> None:
     job = await queue.fetch(worker)
     assert await queue.end(worker, job, first) == {"next": second}
     await queue.silent(worker)
-    assert await queue.database.recover(5) == 1
+    assert await queue.recover(5) == 1
     assert [task["id"] for task in (await queue.fetch(await queue.worker()))["tasks"]] == [second]
+
+
+async def test_3_a_clock_that_is_set(queue: Queue) -> None:
+    """Where the server's clock is set, all heartbeats look old: who still hears them takes nothing over."""
+    await queue.add(work.quick)
+    worker = await queue.worker()
+    await queue.fetch(worker)
+    heard = Heard()
+    for _ in range(3):
+        await queue.silent(worker)  # each time another heartbeat, an hour ago
+        assert await queue.database.recover(5, heard) == 0
+        heard._last = {id: (beat, since - 60.0, lost) for id, (beat, since, lost) in heard._last.items()}
+    assert await queue.database.recover(5, heard) == 1  # the last one stays the last one
 
 
 async def test_3_a_cancelled_one_does_not_run_again(queue: Queue) -> None:
@@ -200,7 +221,7 @@ async def test_4_zombies(queue: Queue) -> None:
     zombie, other = await queue.worker(), await queue.worker()
     before = await queue.fetch(zombie)
     await queue.silent(zombie)
-    await queue.database.recover(5)
+    await queue.recover(5)
     assert await queue.end(zombie, before, first) is None
     job = await queue.fetch(other)
     assert job["job"] == before["job"]
@@ -397,7 +418,7 @@ async def test_13_a_pruned_worker(queue: Queue) -> None:
     """A pruned worker's heartbeat succeeds on 0 rows, and its next fetch fails: both are seen."""
     worker = await queue.worker()
     await queue.silent(worker)
-    await queue.database.recover(5)
+    await queue.recover(5)
     query = "UPDATE procrastinate_workers SET last_heartbeat = clock_timestamp() WHERE id = %s RETURNING id"
     assert await rows(queue.dsn, query, worker) == []
     await queue.add(work.quick)

@@ -10,6 +10,7 @@ from psycopg.types.json import Jsonb
 
 from fifo_background.engines.postgres._connections import Connections
 from fifo_background.engines.postgres._errors import StoreError, UnreachableError, WorkerLost
+from fifo_background.engines.postgres._heartbeat import Heard
 from fifo_background.exceptions import QueueFull
 
 T = TypeVar("T")
@@ -115,10 +116,14 @@ class Database:
             WHERE worker_id = %s AND status = 'doing'"""
         return [(job, attempts) for job, attempts in await self._find(list, query, worker) or []]
 
-    async def recover(self, most_crashes: int) -> int:
+    async def recover(self, most_crashes: int, heard: Heard) -> int:
         """Put the jobs of lost workers at the heads of their lanes; how many."""
-        query = "SELECT fifo_background_recover(%s, %s)"
-        return await self._value(int, query, self.queue, most_crashes, seconds=_WORK)
+        query = "SELECT fifo_background_recover(%s, %s, %s)"
+        silent = Jsonb(heard.silent())
+        found = await self._value(dict, query, self.queue, most_crashes, silent, seconds=_WORK)
+        heard.note(found["heartbeats"])
+        recovered: int = found["recovered"]
+        return recovered
 
     async def backlog(self) -> tuple[int, float | None]:
         """How many tasks wait, and for how many seconds the first of them."""

@@ -439,27 +439,25 @@ $$;
 
 -- Takes the jobs of lost workers from them, and ends tasks that have lost too many. Jobs are locked before the
 -- rows of their workers, as where a worker ends one and fetches the next. A heartbeat that comes at the same
--- moment either keeps the row of its worker, or finds it gone.
-CREATE FUNCTION fifo_background_recover(_queue text, _most_crashes int) RETURNS int LANGUAGE plpgsql AS $$
+-- moment either keeps the row of its worker, or finds it gone. `_unchanged`: {id: heartbeat} of the workers that
+-- were silent for a while by the clock of who asks. Where the server's clock is set, all of them look silent here.
+-- Returns {recovered, heartbeats}; the latter is {id: [heartbeat, lost_after]} of all workers.
+CREATE FUNCTION fifo_background_recover(_queue text, _most_crashes int, _unchanged jsonb) RETURNS jsonb
+LANGUAGE plpgsql AS $$
 DECLARE
+    _lost bigint[];
     _job bigint;
     _recovered int := 0;
 BEGIN
-    PERFORM FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
-        WHERE ours.queue = _queue
-        AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after);
-    IF FOUND THEN
-        PERFORM FROM procrastinate_jobs AS job
-            WHERE job.status = 'doing' AND job.worker_id IN (
-                SELECT ours.id FROM fifo_background_workers AS ours
-                    JOIN procrastinate_workers AS worker ON worker.id = ours.id
-                    WHERE ours.queue = _queue
-                    AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after)
-            )
-            ORDER BY job.id FOR UPDATE;
-        DELETE FROM procrastinate_workers AS worker USING fifo_background_workers AS ours
-            WHERE ours.id = worker.id AND ours.queue = _queue
-            AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after);
+    SELECT array_agg(worker.id)
+        FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
+        WHERE ours.queue = _queue AND _unchanged ->> worker.id::text = worker.last_heartbeat::text
+        AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after) INTO _lost;
+    IF _lost IS NOT NULL THEN
+        PERFORM FROM procrastinate_jobs
+            WHERE status = 'doing' AND worker_id = ANY(_lost) ORDER BY id FOR UPDATE;
+        DELETE FROM procrastinate_workers
+            WHERE id = ANY(_lost) AND _unchanged ->> id::text = last_heartbeat::text;
         PERFORM fifo_background_notify(_queue, 'wake'); -- it may have been the one that knew of a free lane
     END IF;
     FOR _job IN
@@ -473,7 +471,11 @@ BEGIN
         _recovered := _recovered + 1;
     END LOOP;
     PERFORM fifo_background_number_ends(_queue, false);
-    RETURN _recovered;
+    RETURN jsonb_build_object('recovered', _recovered, 'heartbeats', coalesce((
+        SELECT jsonb_object_agg(worker.id, jsonb_build_array(worker.last_heartbeat::text, ours.lost_after))
+        FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
+        WHERE ours.queue = _queue
+    ), '{}'));
 END;
 $$;
 
