@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import anyio
@@ -22,7 +23,7 @@ from fifo_background import (
 )
 from fifo_background.engines.postgres import StoreError, _stored
 from tests.engines import work
-from tests.engines.stored import engine_of, handler, stored_app
+from tests.engines.stored import engine_of, handler, rows, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
 from tests.support.apps import until
 from tests.support.asgi import Exchange, get, started
@@ -69,6 +70,20 @@ async def test_task_of_another_queue(dsn: str) -> None:
     async with started(app):
         with pytest.raises(WouldDeadlock, match="the database has forgotten it"):
             await executor_of(app).handle(job.id).wait()
+
+
+async def test_moments(dsn: str) -> None:
+    """Moments are told in UTC, to the microsecond; PostgreSQL writes `.12` for 120,000 of them, which the
+    Python of some years ago does not read."""
+    engine = engine_of(f"{dsn}&options=-ctimezone%3DAsia/Tokyo")
+    job = await engine.executor.submit(work.sync, 1)
+    set_to = "UPDATE fifo_background_tasks SET added_at = %s WHERE id = %s"
+    for microseconds in (0, 120_000, 999_999):
+        at = datetime(2026, 3, 1, 23, 59, 59, microseconds, timezone.utc)
+        await rows(dsn, set_to, at, job.id)
+        added_at = (await job.record()).added_at
+        assert added_at is not None
+        assert (added_at, added_at.utcoffset()) == (at, timedelta())
 
 
 async def test_two_lifespans(dsn: str) -> None:

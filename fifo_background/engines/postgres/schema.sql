@@ -682,7 +682,8 @@ BEGIN
     RETURN jsonb_build_object(
         'id', _task.id, 'number', _task.number, 'lane', _task.lane, 'function', _task.function,
         'request', _task.request, 'state', _task.state, 'attempts', _task.attempts,
-        'added_at', _task.added_at, 'started_at', _started, 'ended_at', _task.ended_at,
+        'added_at', extract(epoch FROM _task.added_at), 'started_at', extract(epoch FROM _started),
+        'ended_at', extract(epoch FROM _task.ended_at),
         'waited', extract(epoch FROM coalesce(_started, _task.ended_at, _now) - _task.added_at),
         'ran', extract(epoch FROM coalesce(_task.ended_at, _now) - _started),
         'ahead', CASE WHEN _ahead > 1000 THEN 1000 ELSE _ahead END, 'ahead_more', coalesce(_ahead > 1000, false),
