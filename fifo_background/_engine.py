@@ -21,6 +21,8 @@ class EngineRequest:
     """A request whose tasks an engine keeps."""
 
     scope: Scope
+    settings: Settings
+    """Of the middleware."""
 
     @property
     def has_ended(self) -> bool:

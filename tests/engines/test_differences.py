@@ -25,8 +25,9 @@ from fifo_background.engines.postgres import TaskFailed
 from tests.engines import work
 from tests.engines.stored import engine_of, handler, rows, states, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
-from tests.support.apps import until
+from tests.support.apps import make_app, until
 from tests.support.asgi import Exchange, get, started
+from tests.support.log import Log
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,18 @@ async def test_forms(dsn: str) -> None:
         assert await states(dsn, engine) == [("quick", "queued"), ("sync", "queued")]
         await get(app, "/outside")
         assert len(await states(dsn, engine)) == 3
+
+
+async def test_app_in_an_app(dsn: str, log: Log) -> None:
+    """An inner app with a middleware of its own, in memory: the outer one is used, and that is said once."""
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine)
+    app.mount("/inner", make_app(handler((work.quick, 1))))
+    async with started(app):
+        for _ in range(2):
+            assert (await get(app, "/inner/handle")).status == 200
+    assert await states(dsn, engine) == [("quick", "queued")] * 2
+    assert len([record for record in log if "passes two OrderedBackgroundMiddleware" in record]) == 1
 
 
 another: ContextVar[str] = ContextVar("another", default="nobody")

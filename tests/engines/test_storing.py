@@ -198,6 +198,43 @@ async def test_carried_value(dsn: str) -> None:
         assert (await get(app, "/handle")).status == 200
 
 
+async def test_path_with_nul(dsn: str) -> None:
+    """A path with `%00` is no reason to refuse its tasks."""
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine)
+
+    async def add(scope: Any, receive: Any, send: Any) -> None:
+        BackgroundTasks().add_task(work.quick, 1)
+        await Response()(scope, receive, send)
+
+    app.mount("/", add)
+    async with started(app):
+        assert (await get(app, "/a\0b")).status == 200
+    query = "SELECT request FROM fifo_background_tasks WHERE queue = %s"
+    assert await rows(dsn, query, engine.queue) == [("GET /a\N{REPLACEMENT CHARACTER}b",)]
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "sqlalchemy"])
+async def test_queue_full_in_a_transaction(kind: str, dsn: str) -> None:
+    """`store(connection=)` where too many wait: the client gets 503, as by a store of its own."""
+    sqlalchemy = pytest.importorskip("sqlalchemy.ext.asyncio")
+    theirs = sqlalchemy.create_async_engine(dsn.replace("postgresql://", "postgresql+psycopg://"))
+
+    async def handle(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(work.quick, 1)
+        own = await psycopg.AsyncConnection.connect(dsn) if kind == "psycopg" else theirs.connect()
+        async with own as connection:
+            await tasks.store(connection)
+            await connection.commit()
+        return Response()
+
+    app = stored_app(engine_of(dsn, worker=False), handle, max_waiting=1)
+    async with started(app):
+        assert [(await get(app, "/handle")).status for _ in range(2)] == [200, 503]
+    await theirs.dispose()
+
+
 async def test_no_lifespan(dsn: str, log: Log) -> None:
     """Without a lifespan tasks are stored, which is said once, and nothing is left behind."""
     engine = engine_of(dsn)

@@ -311,7 +311,7 @@ async def test_7_a_stopped_lane_stands(queue: Queue) -> None:
 
 
 async def test_7_a_head_that_was_to_be_cancelled(queue: Queue) -> None:
-    """A failed head that is run again is a new run: who wanted to cancel the one before it has not meant it."""
+    """A failed head that is run again is a new run: who has cancelled the last one has not meant it."""
     (first,) = await queue.add(work.quick)
     worker = await queue.worker()
     job = await queue.fetch(worker)
@@ -522,7 +522,7 @@ async def test_17_a_store_whose_answer_is_lost(queue: Queue) -> None:
 
 
 async def test_17_more_behind_a_lost_answer(dsn: str) -> None:
-    """What a handler adds after a store whose answer was lost is stored, too, also where the queue is full."""
+    """What a handler adds after a store whose answer was lost is stored, also where the queue is full."""
     engine = engine_of(dsn, worker=False)
 
     async def handle(request: Request) -> Response:
@@ -560,6 +560,24 @@ async def test_17_an_end_whose_answer_is_lost(queue: Queue) -> None:
         assert await queue.end(worker, job, first) == {"next": second}
     assert await queue.states() == ["succeeded", "running", "queued"]
     assert third
+
+
+async def test_17_an_end_whose_fetch_fails(dsn: str) -> None:
+    """The end of a task is told, also where the fetch that goes with it fails each time."""
+    app = stored_app(engine := engine_of(dsn))
+    async with started(app):
+        database = engine.session().database
+        end, fetches = database.end, []
+
+        async def too_slow(worker: int, job: int, attempts: int, told: dict[str, Any]) -> Any:
+            fetches.append(told["fetch"])
+            if told["fetch"]:
+                raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
+            return await end(worker, job, attempts, told)
+
+        database.end = too_slow  # type: ignore[method-assign]
+        assert [await (await executor_of(app).submit(work.quick, n)) for n in (1, 2)] == [1, 2]
+    assert fetches == [True, False] * 2
 
 
 async def test_17_a_fetch_whose_answer_is_lost(dsn: str) -> None:

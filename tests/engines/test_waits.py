@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import anyio
@@ -132,10 +134,37 @@ async def test_websocket_that_cannot_be_stored(dsn: str, log: list[str]) -> None
 
 
 async def test_equal_keys(dsn: str) -> None:
-    """Keys that are equal are one lane: 1, 1.0 and True."""
+    """Keys that are equal are one lane, and others are not."""
     engine = engine_of(dsn, worker=False)
-    texts = {engine.lane_text((key, "a")) for key in (1, 1.0, True)}
-    assert len(texts) == 1
+    noon = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+    equal: list[tuple[Any, ...]] = [
+        (1, 1.0, True, Decimal(1), Decimal("1.00"), work.Level.LOW),
+        (0.5, Decimal("0.50")),
+        (Decimal("0.1"), Decimal("0.10")),
+        (10**20, Decimal(10**20), Decimal("1e20"), 1e20),
+        (Decimal("1e5000"), Decimal("10e4999")),
+        (0, -0.0, Decimal("-0.00")),
+        ("yes", work.Word.YES),
+        (noon, noon.astimezone(timezone(timedelta(hours=9)))),
+        (noon.replace(tzinfo=None),),
+        (None,),
+        (0.1,),
+    ]
+    lanes: list[str] = []
+    for keys in equal:
+        assert len({keys[0], *keys}) == 1
+        texts = {engine.lane_text((key, "a")) for key in keys}
+        assert len(texts) == 1
+        lanes += texts
+    assert len(set(lanes)) == len(equal)
+
+
+async def test_long_key(dsn: str) -> None:
+    """The key of a lane is in an index: one that is too long for it is refused where it is given."""
+    engine = engine_of(dsn)
+    assert await (await engine.executor.lane(secrets.token_hex(999)).submit(work.sync, 1)).cancel()
+    with pytest.raises(TypeError, match=r"takes 2002 bytes, and at most 2000 are stored: use an id"):
+        engine.executor.lane(secrets.token_hex(1000))
 
 
 @pytest.mark.parametrize("traces", [True, False])

@@ -58,9 +58,9 @@ class Database:
         values = self.queue, Jsonb(groups), max_waiting
         await self._connections.row(STORE, *values, seconds=self._store_seconds, tries=20)
 
-    def refusal(self, error: psycopg.Error, max_waiting: int | None) -> Exception:
-        """What to raise where tasks could not be stored."""
-        if error.sqlstate == "FB001":
+    def refusal(self, error: Any, max_waiting: int | None) -> Exception:
+        """What to raise where tasks could not be stored. `error`: that of any driver."""
+        if getattr(error, "sqlstate", None) == "FB001":
             return QueueFull("a request's tasks", max_waiting or 0)
         return StoreError(f"the tasks could not be stored: {error}")
 

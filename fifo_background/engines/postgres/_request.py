@@ -18,9 +18,9 @@ from fifo_background._core.job import name_of, safe_repr
 from fifo_background._core.state import FAILED
 from fifo_background._engine import EngineRequest
 from fifo_background._entries import Entry, options_of_entry, set_on
-from fifo_background._settings import check_key
+from fifo_background._settings import Settings, check_key
 from fifo_background.engines.postgres._jobs import StoredJob
-from fifo_background.engines.postgres._stored import NewTask, lock_of, running
+from fifo_background.engines.postgres._stored import NewTask, clean, lock_of, running
 from fifo_background.exceptions import (
     LaneStopped,
     OrderedBackgroundError,
@@ -45,6 +45,7 @@ class StoredRequest(EngineRequest):
 
     def __init__(self, engine: PostgresEngine, session: Session, scope: Scope, send: Send) -> None:
         self.scope: Scope = scope
+        self.settings: Settings = engine.settings
         self._engine = engine
         self._session = session
         self._send = send
@@ -101,7 +102,7 @@ class StoredRequest(EngineRequest):
         if entry is not None and entry.key is not ...:
             return self._engine.lane_text(entry.key)
         if self._key is ...:
-            choose = self._engine.settings.lane_key
+            choose = self.settings.lane_key
             key = None if choose is None else choose(self.scope)
             check_key(key)
             self._key = key
@@ -170,7 +171,7 @@ class StoredRequest(EngineRequest):
         """Give some of what is new to the database."""
         if not new:
             return
-        groups = groups_of(self._engine, new, str(self))
+        groups = groups_of(self._engine, new, clean(str(self)))  # a path may have %00
         ids = {one.id for one in new}
         self._new = [one for one in self._new if one.id not in ids]
         for one in new:
@@ -205,11 +206,7 @@ class StoredRequest(EngineRequest):
         for job, task in zip(jobs, _entries(tasks), strict=True):
             set_on(task, "_fifo_stored", None)  # awaited again, it runs again
             entry = options_of_entry(task)
-            waits = (
-                self._engine.settings.wait
-                if entry is None
-                else entry.changes.get("wait", self._engine.settings.wait)
-            )
+            waits = self.settings.wait if entry is None else entry.changes.get("wait", self.settings.wait)
             if waits:
                 awaited.append(job)
         self._made = [made for made in self._made if made is not tasks]

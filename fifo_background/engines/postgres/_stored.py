@@ -21,6 +21,7 @@ __all__ = (
     "Fate",
     "NewTask",
     "Running",
+    "clean",
     "lock_of",
     "new_id",
     "running",
@@ -32,6 +33,11 @@ _HAS_TRACING = find_spec("opentelemetry") is not None
 def new_id() -> str:
     """An id that nobody can guess."""
     return secrets.token_hex(16)
+
+
+def clean(text: str) -> str:
+    """Text that PostgreSQL takes."""
+    return text.replace("\0", "�").encode("utf-8", "replace").decode()
 
 
 def lock_of(queue: str, lane: str) -> str:

@@ -12,7 +12,7 @@ from fifo_background._executor import SerialExecutor
 from fifo_background.engines.postgres._codec import Codec
 from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._in_hand import InHand
-from fifo_background.engines.postgres._stored import Carried, Claimed, Running
+from fifo_background.engines.postgres._stored import Carried, Claimed, Running, clean
 
 __all__ = ("Tasks",)
 
@@ -55,7 +55,7 @@ class Tasks:
         try:
             text = self._codec.write(value)
         except (TypeError, RecursionError) as error:
-            return {"result_omitted": str(error)}
+            return {"result_omitted": clean(str(error))}
         if len(text) > self._results_bytes:
             return {
                 "result_omitted": f"it takes {len(text)} bytes, and results_bytes is {self._results_bytes}"
@@ -67,13 +67,8 @@ def _failure(task: Claimed, error: BaseException) -> dict[str, Any]:
     return {
         "id": task.id,
         "state": FAILED.value,
-        "error_type": _clean(type_name(error)),
-        "error": _clean(text_of(error)),
+        "error_type": clean(type_name(error)),
+        "error": clean(text_of(error)),
         "skip": task.options.get("rest") != "run",
         "stop": task.options.get("after_failure") == "stop",
     }
-
-
-def _clean(text: str) -> str:
-    """Text that PostgreSQL takes."""
-    return text.replace("\0", "�").encode("utf-8", "replace").decode()
