@@ -15,6 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
 from fifo_background._core.job import name_of, safe_repr
+from fifo_background._core.plain import LONGEST_TEXT
 from fifo_background._core.state import FAILED
 from fifo_background._engine import EngineRequest
 from fifo_background._entries import Entry, options_of_entry, set_on
@@ -171,7 +172,8 @@ class StoredRequest(EngineRequest):
         """Give some of what is new to the database."""
         if not new:
             return
-        groups = groups_of(self._engine, new, clean(str(self)))  # a path may have %00
+        label = clean(str(self))[:LONGEST_TEXT]  # a path may be long, and have %00
+        groups = groups_of(self._engine, new, label)
         ids = {one.id for one in new}
         self._new = [one for one in self._new if one.id not in ids]
         for one in new:
