@@ -287,9 +287,9 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "self._watchdog.set(self.ends)",
     ),
     "what is stored twice is an error": (
-        "engines/postgres/_database.py",
-        "            if error.diag.constraint_name != _STORED_ALREADY:",
-        "            if True:",
+        "engines/postgres/schema.sql",
+        "        ON CONFLICT (id) DO NOTHING;",
+        "        ;",
     ),
 }
 

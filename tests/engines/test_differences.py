@@ -25,8 +25,9 @@ from fifo_background.engines.postgres import TaskFailed
 from tests.engines import work
 from tests.engines.stored import engine_of, handler, rows, states, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
-from tests.support.apps import until
+from tests.support.apps import make_app, until
 from tests.support.asgi import Exchange, get, started
+from tests.support.log import Log
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,18 @@ async def test_forms(dsn: str) -> None:
         assert len(await states(dsn, engine)) == 3
 
 
+async def test_app_in_an_app(dsn: str, log: Log) -> None:
+    """An inner app with a middleware of its own, in memory: the outer one is used, and that is said once."""
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine)
+    app.mount("/inner", make_app(handler((work.quick, 1))))
+    async with started(app):
+        for _ in range(2):
+            assert (await get(app, "/inner/handle")).status == 200
+    assert await states(dsn, engine) == [("quick", "queued")] * 2
+    assert len([record for record in log if "passes two OrderedBackgroundMiddleware" in record]) == 1
+
+
 another: ContextVar[str] = ContextVar("another", default="nobody")
 
 
@@ -149,16 +162,18 @@ async def test_context(dsn: str) -> None:
     jobs: list[Any] = []
 
     async def handle(request: Request) -> Response:
-        work.tenant.set("somebody")
         another.set("somebody")
         tasks = BackgroundTasks()
-        jobs.append(tasks.add_task(others))
+        for tenant in ("first", "second"):  # each task has what was set as it was added
+            work.tenant.set(tenant)
+            jobs.append(tasks.add_task(others))
+        work.tenant.set("third")
         return Response(background=tasks)
 
     app = stored_app(engine_of(dsn, carry={"tenant": work.tenant}), handle)
     async with started(app):
         await get(app, "/handle")
-        assert await jobs[0] == ("somebody", "nobody")
+        assert [await job for job in jobs] == [("first", "nobody"), ("second", "nobody")]
 
 
 async def test_trace(dsn: str) -> None:
@@ -168,9 +183,8 @@ async def test_trace(dsn: str) -> None:
 
     async def handle(request: Request) -> Response:
         tasks = BackgroundTasks()
-        jobs.append(tasks.add_task(trace_id))
         with trace.use_span(trace.NonRecordingSpan(context)):
-            await tasks.store()
+            jobs.append(tasks.add_task(trace_id))
         return Response(background=tasks)
 
     app = stored_app(engine_of(dsn), handle)

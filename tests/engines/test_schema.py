@@ -36,6 +36,15 @@ async def test_an_app_that_does_not_migrate(postgres: Any) -> None:
         assert await executor_of(app).jobs() == []
 
 
+async def test_another_encoding(postgres: Any) -> None:
+    """A database that cannot take any text is refused: an error that it cannot store could never be told."""
+    await rows(postgres.dsn, "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    latin = urlunsplit(urlsplit(postgres.dsn)._replace(path="/latin"))
+    with pytest.raises(SchemaError, match="the encoding LATIN1"):
+        await migrated(latin)
+    await rows(postgres.dsn, "DROP DATABASE latin")
+
+
 async def test_newer_tables(postgres: Any) -> None:
     """Tables of a newer version than this process knows: it says so."""
     dsn = await migrated(postgres.database())

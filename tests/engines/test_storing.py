@@ -184,19 +184,55 @@ async def test_too_late_to_refuse(dsn: str, log: Log) -> None:
     assert any("dropped 1 task: quick" in record for record in log)
 
 
-async def test_carried_value(dsn: str, log: Log) -> None:
-    """A context variable to carry whose value cannot be stored: 503, and the log has the error."""
+async def test_carried_value(dsn: str) -> None:
+    """A context variable to carry whose value cannot be stored: TypeError at `add_task`, which names it."""
 
     async def handle(request: Request) -> Response:
         work.tenant.set(object())  # type: ignore[arg-type]
-        tasks = BackgroundTasks()
-        tasks.add_task(work.quick, 1)
-        return Response(background=tasks)
+        with pytest.raises(TypeError, match="the context variable 'tenant' cannot be stored"):
+            BackgroundTasks().add_task(work.quick, 1)
+        return Response()
 
     app = stored_app(engine_of(dsn, worker=False, carry={"tenant": work.tenant}), handle)
     async with started(app):
-        assert (await get(app, "/handle")).status == 503
-    assert any("the context variable 'tenant' cannot be stored" in record for record in log)
+        assert (await get(app, "/handle")).status == 200
+
+
+async def test_odd_path(dsn: str) -> None:
+    """A path with `%00` is no reason to refuse its tasks; of a long one, the beginning is kept."""
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine)
+
+    async def add(scope: Any, receive: Any, send: Any) -> None:
+        BackgroundTasks().add_task(work.quick, 1)
+        await Response()(scope, receive, send)
+
+    app.mount("/", add)
+    async with started(app):
+        assert (await get(app, "/a\0b" + 1000 * "c")).status == 200
+    query = "SELECT request FROM fifo_background_tasks WHERE queue = %s"
+    assert await rows(dsn, query, engine.queue) == [("GET /a\N{REPLACEMENT CHARACTER}b" + 492 * "c",)]
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "sqlalchemy"])
+async def test_queue_full_in_a_transaction(kind: str, dsn: str) -> None:
+    """`store(connection=)` where too many wait: the client gets 503, as by a store of its own."""
+    sqlalchemy = pytest.importorskip("sqlalchemy.ext.asyncio")
+    theirs = sqlalchemy.create_async_engine(dsn.replace("postgresql://", "postgresql+psycopg://"))
+
+    async def handle(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(work.quick, 1)
+        own = await psycopg.AsyncConnection.connect(dsn) if kind == "psycopg" else theirs.connect()
+        async with own as connection:
+            await tasks.store(connection)
+            await connection.commit()
+        return Response()
+
+    app = stored_app(engine_of(dsn, worker=False), handle, max_waiting=1)
+    async with started(app):
+        assert [(await get(app, "/handle")).status for _ in range(2)] == [200, 503]
+    await theirs.dispose()
 
 
 async def test_no_lifespan(dsn: str, log: Log) -> None:

@@ -10,12 +10,15 @@ from uuid import uuid4
 import anyio
 import psycopg
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
-from fifo_background import JobState, executor_of
+from fifo_background import BackgroundTasks, JobState, executor_of
 from fifo_background.engines.postgres import PostgresEngine, Retry, StoreError
 from fifo_background.engines.postgres._connections import Connections, connect
 from fifo_background.engines.postgres._database import Database
 from fifo_background.engines.postgres._errors import WorkerLost
+from fifo_background.engines.postgres._heartbeat import Heard
 from fifo_background.engines.postgres._lease import Lease, Watchdog, now
 from fifo_background.engines.postgres._request import groups_of
 from fifo_background.engines.postgres._schema import migrate
@@ -59,12 +62,19 @@ class Queue:
         query = "UPDATE procrastinate_workers SET last_heartbeat = now() - interval '1 hour' WHERE id = %s"
         await rows(self.dsn, query, worker)
 
+    async def recover(self, most_crashes: int) -> int:
+        """As one who has heard nothing of any worker for a while."""
+        heard = Heard()
+        await self.database.recover(most_crashes, heard)
+        heard._last = {id: (heartbeat, 0.0, 0.0) for id, (heartbeat, *_) in heard._last.items()}
+        return await self.database.recover(most_crashes, heard)
+
     async def sweep_at_once(self) -> list[int]:
         """What four workers that look for lost ones at the same time have recovered."""
         recovered: list[int] = []
 
         async def sweep() -> None:
-            recovered.append(await self.database.recover(3))
+            recovered.append(await self.recover(3))
 
         async with anyio.create_task_group() as group:
             for _ in range(4):
@@ -130,6 +140,22 @@ async def test_2_retries_hold_the_lane(dsn: str) -> None:
     assert set(found) == {(0, f"{engine.queue}/null")}
 
 
+@pytest.mark.parametrize("leaves_out", ["cancel", "skip_head"])
+async def test_2_a_retry_that_is_left_out(leaves_out: str, queue: Queue) -> None:
+    """Where a task that waits to be run again is cancelled or skipped, the rest of its request does not wait
+    for that moment; where the rest is, the task still waits."""
+    first, second, third = await queue.add(work.quick, work.sync, work.quick)
+    worker = await queue.worker()
+    await queue.end(worker, await queue.fetch(worker), first, state="failed", retry_in=3600)
+    assert await queue.database.cancel(third) == "queued"
+    assert 3500 < (await queue.fetch(worker))["next_at"] <= 3600
+    if leaves_out == "cancel":
+        assert await queue.database.cancel(first) == "queued"
+    else:
+        assert await queue.database.on_lane("skip_head", f"{queue.engine.queue}/null", first) == first
+    assert [task["id"] for task in (await queue.fetch(worker))["tasks"]] == [second]
+
+
 async def test_3_crash_recovery(queue: Queue) -> None:
     """No crash recovery of its own: a sweep puts the jobs of lost workers at the heads of their lanes, under
     the same id; sweeps at once do it once; a task that has lost its worker too often has failed."""
@@ -138,7 +164,7 @@ async def test_3_crash_recovery(queue: Queue) -> None:
         worker = await queue.worker()
         job = await queue.fetch(worker)
         assert (job["tasks"][0]["id"], job["attempts"]) == (first, crashes - 1)
-        assert await queue.database.recover(3) == 0  # its heartbeat is fresh
+        assert await queue.recover(3) == 0  # its heartbeat is fresh
         await queue.silent(worker)
         assert sorted(await queue.sweep_at_once()) == [0, 0, 0, 1]
     row = await queue.database.task(first)
@@ -160,8 +186,21 @@ async def test_3_crash_of_a_part(queue: Queue) -> None:
     job = await queue.fetch(worker)
     assert await queue.end(worker, job, first) == {"next": second}
     await queue.silent(worker)
-    assert await queue.database.recover(5) == 1
+    assert await queue.recover(5) == 1
     assert [task["id"] for task in (await queue.fetch(await queue.worker()))["tasks"]] == [second]
+
+
+async def test_3_a_clock_that_is_set(queue: Queue) -> None:
+    """Where the server's clock is set, all heartbeats look old: who still hears them takes nothing over."""
+    await queue.add(work.quick)
+    worker = await queue.worker()
+    await queue.fetch(worker)
+    heard = Heard()
+    for _ in range(3):
+        await queue.silent(worker)  # each time another heartbeat, an hour ago
+        assert await queue.database.recover(5, heard) == 0
+        heard._last = {id: (beat, since - 60.0, lost) for id, (beat, since, lost) in heard._last.items()}
+    assert await queue.database.recover(5, heard) == 1  # the last one stays the last one
 
 
 async def test_3_a_cancelled_one_does_not_run_again(queue: Queue) -> None:
@@ -182,7 +221,7 @@ async def test_4_zombies(queue: Queue) -> None:
     zombie, other = await queue.worker(), await queue.worker()
     before = await queue.fetch(zombie)
     await queue.silent(zombie)
-    await queue.database.recover(5)
+    await queue.recover(5)
     assert await queue.end(zombie, before, first) is None
     job = await queue.fetch(other)
     assert job["job"] == before["job"]
@@ -254,6 +293,36 @@ async def test_7_a_lock_spans_queues(queue: Queue) -> None:
     await other.connections.drop_idle()
     assert await queue.database.on_lane("resume", lock) is True
     assert "job" in await queue.fetch(worker)
+
+
+async def test_7_a_stopped_lane_stands(queue: Queue) -> None:
+    """A failed head stops its lane, also where the rest of its request is cancelled."""
+    lock = f"{queue.engine.queue}/null"
+    first, second = await queue.add(work.quick, work.sync)
+    (behind,) = await queue.add(work.quick)
+    worker = await queue.worker()
+    failed = {"state": "failed", "error_type": "E", "error": "e", "skip": False, "stop": True}
+    await queue.end(worker, await queue.fetch(worker), first, **failed)
+    assert await queue.database.cancel(second) == "queued"
+    assert await queue.fetch(worker) == {"next_at": None}
+    assert await queue.database.on_lane("skip_head", lock, None) == first
+    assert (await queue.fetch(worker))["tasks"][0]["id"] == behind
+    assert await queue.states() == ["failed", "cancelled", "running"]
+
+
+async def test_7_a_head_that_was_to_be_cancelled(queue: Queue) -> None:
+    """A failed head that is run again is a new run: who has cancelled the last one has not meant it."""
+    (first,) = await queue.add(work.quick)
+    worker = await queue.worker()
+    job = await queue.fetch(worker)
+    await queue.database.progress(first, {"done": 1})
+    assert await queue.database.cancel(first) == "running"
+    failed = {"state": "failed", "error_type": "E", "error": "e", "skip": True, "stop": True}
+    await queue.end(worker, job, first, **failed)
+    assert await queue.database.on_lane("retry_head", f"{queue.engine.queue}/null", first) == first
+    assert (await queue.fetch(worker))["tasks"][0]["id"] == first
+    assert await queue.database.cancelled([first]) == []
+    assert (await queue.database.task(first) or {})["progress"] is None
 
 
 async def test_8_what_was_answered_before(queue: Queue) -> None:
@@ -331,11 +400,25 @@ async def test_12_pruning(dsn: str) -> None:
         assert (await waiting.record()).state is JobState.QUEUED
 
 
+async def test_12_pruning_a_part(queue: Queue) -> None:
+    """A job is forgotten where all of its tasks have ended long ago, and not where the first one has."""
+    first, second = await queue.add(work.quick, work.sync)
+    worker = await queue.worker()
+    job = await queue.fetch(worker)
+    await queue.end(worker, job, first)
+    await queue.end(worker, job, second)
+    long_ago = "UPDATE fifo_background_tasks SET ended_at = ended_at - interval '1 day' WHERE id = %s"
+    await rows(queue.dsn, long_ago, first)
+    assert [await queue.database.count_old(3600.0), await queue.database.prune(3600.0)] == [0, 0]
+    await rows(queue.dsn, long_ago, second)
+    assert [await queue.database.count_old(3600.0), await queue.database.prune(3600.0)] == [1, 1]
+
+
 async def test_13_a_pruned_worker(queue: Queue) -> None:
     """A pruned worker's heartbeat succeeds on 0 rows, and its next fetch fails: both are seen."""
     worker = await queue.worker()
     await queue.silent(worker)
-    await queue.database.recover(5)
+    await queue.recover(5)
     query = "UPDATE procrastinate_workers SET last_heartbeat = clock_timestamp() WHERE id = %s RETURNING id"
     assert await rows(queue.dsn, query, worker) == []
     await queue.add(work.quick)
@@ -438,6 +521,36 @@ async def test_17_a_store_whose_answer_is_lost(queue: Queue) -> None:
     assert await queue.states() == ["queued"]
 
 
+async def test_17_more_behind_a_lost_answer(dsn: str) -> None:
+    """What a handler adds after a store whose answer was lost is stored, also where the queue is full."""
+    engine = engine_of(dsn, worker=False)
+
+    async def handle(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(work.quick, 1)
+        session = engine.session()
+        store = session.database.store
+
+        async def lose(*given: Any) -> None:
+            await store(*given)
+            raise StoreError("the answer was lost")
+
+        session.database.store = lose  # type: ignore[method-assign]
+        with pytest.raises(StoreError):
+            await tasks.store()
+        session.database.store = store  # type: ignore[method-assign]
+        tasks.add_task(work.sync, 2)
+        tasks.lane("other").add_task(work.quick, 3)
+        return Response(background=tasks)
+
+    app = stored_app(engine, handle, max_waiting=1)
+    async with started(app):
+        assert (await get(app, "/handle")).status == 200
+    assert await states(dsn, engine) == [("quick", "queued"), ("sync", "queued"), ("quick", "queued")]
+    query = "SELECT count(*) FROM procrastinate_jobs WHERE queue_name = %s"
+    assert await rows(dsn, query, engine.queue) == [(3,)]
+
+
 async def test_17_an_end_whose_answer_is_lost(queue: Queue) -> None:
     """An end that is told again, as its answer was lost, ends nothing else: the next task is the same."""
     first, second, third = await queue.add(work.quick, work.sync, work.quick)
@@ -447,6 +560,24 @@ async def test_17_an_end_whose_answer_is_lost(queue: Queue) -> None:
         assert await queue.end(worker, job, first) == {"next": second}
     assert await queue.states() == ["succeeded", "running", "queued"]
     assert third
+
+
+async def test_17_an_end_whose_fetch_fails(dsn: str) -> None:
+    """The end of a task is told, also where the fetch that goes with it fails each time."""
+    app = stored_app(engine := engine_of(dsn))
+    async with started(app):
+        database = engine.session().database
+        end, fetches = database.end, []
+
+        async def too_slow(worker: int, job: int, attempts: int, told: dict[str, Any]) -> Any:
+            fetches.append(told["fetch"])
+            if told["fetch"]:
+                raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
+            return await end(worker, job, attempts, told)
+
+        database.end = too_slow  # type: ignore[method-assign]
+        assert [await (await executor_of(app).submit(work.quick, n)) for n in (1, 2)] == [1, 2]
+    assert fetches == [True, False] * 2
 
 
 async def test_17_a_fetch_whose_answer_is_lost(dsn: str) -> None:

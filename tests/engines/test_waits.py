@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import anyio
@@ -17,11 +20,12 @@ from fifo_background import (
     ExecutorClosed,
     JobNoResult,
     JobState,
+    WouldDeadlock,
     executor_of,
 )
 from fifo_background.engines.postgres import StoreError, _stored
 from tests.engines import work
-from tests.engines.stored import engine_of, handler, stored_app
+from tests.engines.stored import engine_of, handler, rows, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
 from tests.support.apps import until
 from tests.support.asgi import Exchange, get, started
@@ -59,6 +63,29 @@ async def test_two_waits(dsn: str) -> None:
         work.gate(1).set()
         assert await job.wait() is JobState.SUCCEEDED
     assert ran == ["start 1", "end 1"]
+
+
+async def test_task_of_another_queue(dsn: str) -> None:
+    """Nobody tells a queue of the ends of another one's tasks: it does not have them."""
+    job = await engine_of(dsn).executor.submit(work.sync, 1)
+    app = stored_app(engine_of(dsn, worker=False))
+    async with started(app):
+        with pytest.raises(WouldDeadlock, match="the database has forgotten it"):
+            await executor_of(app).handle(job.id).wait()
+
+
+async def test_moments(dsn: str) -> None:
+    """Moments are told in UTC, to the microsecond; PostgreSQL writes `.12` for 120,000 of them, which the
+    Python of some years ago does not read."""
+    engine = engine_of(f"{dsn}&options=-ctimezone%3DAsia/Tokyo")
+    job = await engine.executor.submit(work.sync, 1)
+    set_to = "UPDATE fifo_background_tasks SET added_at = %s WHERE id = %s"
+    for microseconds in (0, 120_000, 999_999):
+        at = datetime(2026, 3, 1, 23, 59, 59, microseconds, timezone.utc)
+        await rows(dsn, set_to, at, job.id)
+        added_at = (await job.record()).added_at
+        assert added_at is not None
+        assert (added_at, added_at.utcoffset()) == (at, timedelta())
 
 
 async def test_two_lifespans(dsn: str) -> None:
@@ -107,10 +134,37 @@ async def test_websocket_that_cannot_be_stored(dsn: str, log: list[str]) -> None
 
 
 async def test_equal_keys(dsn: str) -> None:
-    """Keys that are equal are one lane: 1, 1.0 and True."""
+    """Keys that are equal are one lane, and others are not."""
     engine = engine_of(dsn, worker=False)
-    texts = {engine.lane_text((key, "a")) for key in (1, 1.0, True)}
-    assert len(texts) == 1
+    noon = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+    equal: list[tuple[Any, ...]] = [
+        (1, 1.0, True, Decimal(1), Decimal("1.00"), work.Level.LOW),
+        (0.5, Decimal("0.50")),
+        (Decimal("0.1"), Decimal("0.10")),
+        (10**20, Decimal(10**20), Decimal("1e20"), 1e20),
+        (Decimal("1e5000"), Decimal("10e4999")),
+        (0, -0.0, Decimal("-0.00")),
+        ("yes", work.Word.YES),
+        (noon, noon.astimezone(timezone(timedelta(hours=9)))),
+        (noon.replace(tzinfo=None),),
+        (None,),
+        (0.1,),
+    ]
+    lanes: list[str] = []
+    for keys in equal:
+        assert len({keys[0], *keys}) == 1
+        texts = {engine.lane_text((key, "a")) for key in keys}
+        assert len(texts) == 1
+        lanes += texts
+    assert len(set(lanes)) == len(equal)
+
+
+async def test_long_key(dsn: str) -> None:
+    """The key of a lane is in an index: one that is too long for it is refused where it is given."""
+    engine = engine_of(dsn)
+    assert await (await engine.executor.lane(secrets.token_hex(999)).submit(work.sync, 1)).cancel()
+    with pytest.raises(TypeError, match=r"takes 2002 bytes, and at most 2000 are stored: use an id"):
+        engine.executor.lane(secrets.token_hex(1000))
 
 
 @pytest.mark.parametrize("traces", [True, False])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
-from enum import Enum, Flag
+from enum import Enum, Flag, IntEnum
 from typing import Any
 
 import anyio
@@ -81,6 +81,10 @@ class Color(Enum):
 
 class Word(str, Enum):
     YES = "yes"
+
+
+class Level(IntEnum):
+    LOW = 1
 
 
 class Right(Flag):

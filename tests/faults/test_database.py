@@ -134,7 +134,7 @@ def test_what_workers_ask_all_the_time_looks_at_few_rows_of_many(db: Any) -> Non
     ask(db, "number_ends", "q", True)
     costs = {
         "fetch": _cost(db, "SELECT fifo_background_fetch('q', %s)", worker),
-        "recover": _cost(db, "SELECT fifo_background_recover('q', 5)"),
+        "recover": _cost(db, "SELECT fifo_background_recover('q', 5, '{}')"),
         "holds": _cost(db, "SELECT fifo_background_holds(%s, 1, 0)", worker),
         "task": _cost(db, "SELECT fifo_background_task('q', 'id-30000')"),
         "lane": _cost(db, "SELECT fifo_background_lane('q', '7')"),

@@ -9,6 +9,7 @@ import psycopg
 
 from fifo_background._executor import SerialExecutor
 from fifo_background.engines.postgres._database import Database
+from fifo_background.engines.postgres._heartbeat import Heard
 from fifo_background.engines.postgres._in_hand import Hand
 from fifo_background.engines.postgres._measured import Measured
 
@@ -33,12 +34,13 @@ class Care:
         self._most_crashes = most_crashes
         self._seconds = seconds  # between two looks
         self._changed = changed
+        self._heard: Heard = Heard()
 
     async def look_after(self, worker: int) -> None:
         """Lost workers, jobs that this one has without knowing it, and cancels."""
         while True:
             try:
-                await self._database.recover(self._most_crashes)
+                await self._database.recover(self._most_crashes, self._heard)
                 await self._give_back_unknown(worker)
                 if self._measured.is_read:
                     self._measured.waiting, self._measured.oldest = await self._database.backlog()

@@ -10,6 +10,7 @@ from psycopg.types.json import Jsonb
 
 from fifo_background.engines.postgres._connections import Connections
 from fifo_background.engines.postgres._errors import StoreError, UnreachableError, WorkerLost
+from fifo_background.engines.postgres._heartbeat import Heard
 from fifo_background.exceptions import QueueFull
 
 T = TypeVar("T")
@@ -18,9 +19,6 @@ __all__ = ("Database", "STORE")
 
 # For values that psycopg passes on, and for SQLAlchemy's.
 STORE = "SELECT fifo_background_store(%s, %s, %s)"
-
-# The constraint that a second try to store the same tasks breaks.
-_STORED_ALREADY = "fifo_background_tasks_pkey"
 
 # How many seconds questions of people may take; a worker has more time than a client.
 _ASK, _WORK, _LONG = 5.0, 10.0, 60.0
@@ -53,10 +51,6 @@ class Database:
             except psycopg.errors.UndefinedFunction:
                 await prepare()
                 await self._store(groups, max_waiting)
-        except psycopg.errors.UniqueViolation as error:
-            if error.diag.constraint_name != _STORED_ALREADY:
-                raise
-            # the try before this one was done, and its answer was lost
         except psycopg.Error as error:
             raise self.refusal(error, max_waiting) from error
 
@@ -64,9 +58,9 @@ class Database:
         values = self.queue, Jsonb(groups), max_waiting
         await self._connections.row(STORE, *values, seconds=self._store_seconds, tries=20)
 
-    def refusal(self, error: psycopg.Error, max_waiting: int | None) -> Exception:
-        """What to raise where tasks could not be stored."""
-        if error.sqlstate == "FB001":
+    def refusal(self, error: Any, max_waiting: int | None) -> Exception:
+        """What to raise where tasks could not be stored. `error`: that of any driver."""
+        if getattr(error, "sqlstate", None) == "FB001":
             return QueueFull("a request's tasks", max_waiting or 0)
         return StoreError(f"the tasks could not be stored: {error}")
 
@@ -122,10 +116,14 @@ class Database:
             WHERE worker_id = %s AND status = 'doing'"""
         return [(job, attempts) for job, attempts in await self._find(list, query, worker) or []]
 
-    async def recover(self, most_crashes: int) -> int:
+    async def recover(self, most_crashes: int, heard: Heard) -> int:
         """Put the jobs of lost workers at the heads of their lanes; how many."""
-        query = "SELECT fifo_background_recover(%s, %s)"
-        return await self._value(int, query, self.queue, most_crashes, seconds=_WORK)
+        query = "SELECT fifo_background_recover(%s, %s, %s)"
+        silent = Jsonb(heard.silent())
+        found = await self._value(dict, query, self.queue, most_crashes, silent, seconds=_WORK)
+        heard.note(found["heartbeats"])
+        recovered: int = found["recovered"]
+        return recovered
 
     async def backlog(self) -> tuple[int, float | None]:
         """How many tasks wait, and for how many seconds the first of them."""
@@ -161,7 +159,7 @@ class Database:
 
         "stopped": it waits in a lane that has stopped, which is told, too.
         """
-        return await self._ask(self._find(str, "SELECT fifo_background_watch(%s)", id))
+        return await self._ask(self._find(str, "SELECT fifo_background_watch(%s, %s)", self.queue, id))
 
     async def cancel(self, id: str) -> str | None:
         """The state that it had; "thread" if it runs in one, which nothing can end."""
@@ -217,9 +215,12 @@ class Database:
 
     async def count_old(self, seconds: float) -> int:
         """How many jobs `prune` would forget."""
-        query = """SELECT count(DISTINCT task.job_id) FROM fifo_background_tasks AS task
-            JOIN procrastinate_jobs AS job ON job.id = task.job_id AND job.status NOT IN ('todo', 'doing')
-            WHERE task.queue = %s AND task.ended_at < clock_timestamp() - make_interval(secs => %s)"""
+        query = """SELECT count(*) FROM (
+                SELECT FROM fifo_background_tasks AS task
+                JOIN procrastinate_jobs AS job ON job.id = task.job_id AND job.status NOT IN ('todo', 'doing')
+                WHERE task.queue = %s
+                GROUP BY job.id HAVING max(task.ended_at) < clock_timestamp() - make_interval(secs => %s)
+            ) AS old"""
         return await self._value(int, query, self.queue, seconds, seconds=_LONG)
 
     async def prune(self, seconds: float, most: int = 1000) -> int:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Hashable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict
+from datetime import datetime, timezone
+from decimal import Decimal
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -24,11 +26,14 @@ from fifo_background.engines.postgres._executor import StoredExecutor
 from fifo_background.engines.postgres._functions import Functions
 from fifo_background.engines.postgres._request import StoredRequest
 from fifo_background.engines.postgres._session import Session
-from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, new_id
+from fifo_background.engines.postgres._stored import Carried, Fate, NewTask, clean, new_id
 
 __all__ = ("PostgresEngine",)
 
 T = TypeVar("T")
+
+# Bytes of a lane's key: PostgreSQL has it in indexes, whose rows take 2,700 bytes at most.
+_LONGEST_KEY = 2000
 
 # Settings that say when a position in memory is taken, or lost.
 _OF_MEMORY = ("order", "hold_timeout", "may_add_tasks")
@@ -96,8 +101,8 @@ class PostgresEngine:
             raise ValueError(f"dsn: {error}") from None  # it may have a password
         if isinstance(packages, str):
             raise TypeError(f"packages={packages!r}: give a list of names, [{packages!r}]")
-        if not isinstance(queue, str) or not 0 < len(queue) <= 40 or "\0" in queue:
-            raise ValueError(f"queue={queue!r}: give a name of at most 40 characters")
+        if not isinstance(queue, str) or clean(queue) != queue or not 0 < len(queue.encode()) <= 40:
+            raise ValueError(f"queue={queue!r}: give a name of at most 40 bytes")  # it names a channel
         check_bool("worker", worker)
         check_bool("migrate", migrate)
         check_count("concurrency", concurrency)
@@ -110,6 +115,8 @@ class PostgresEngine:
         for name, variable in (carry or {}).items():
             if not isinstance(name, str) or not isinstance(variable, ContextVar):
                 raise TypeError(f"carry={carry!r}: give a dict such as {{'tenant': tenant_var}}")
+        if not keep_ended:
+            raise ValueError("keep_ended=0: give more than 0 seconds: who waits for a task asks for its end")
         if not 0 < heartbeat <= lost_after / 3:
             raise ValueError(f"heartbeat={heartbeat!r}: give at most a third of lost_after ({lost_after!r})")
         if packages is None:
@@ -194,9 +201,15 @@ class PostgresEngine:
     def lane_text(self, key: Hashable) -> str:
         """The key of a lane as it is stored; equal keys give the same text. Raises TypeError."""
         try:
-            return self.codec.write(_plain(key))
+            text = self.codec.write(_plain(key))
         except TypeError as error:
             raise TypeError(f"the key of a lane, {key!r}, cannot be stored: {error}") from None
+        if len(text) > _LONGEST_KEY:
+            raise TypeError(
+                f"the key of a lane, {text[:50]}..., takes {len(text)} bytes, and at most {_LONGEST_KEY} are "
+                "stored: use an id, or a hash"
+            )
+        return text
 
     def new_task(self, task: BackgroundTask, lane: str, entry: Entry | None) -> NewTask:
         """A call that is to be stored. Raises TypeError for what another process could not call."""
@@ -221,13 +234,34 @@ class PostgresEngine:
             self.functions.path_of(func),
             self.codec.arguments(func, task.args, task.kwargs),
             stored,
+            self.carried.take(),  # now: the next task may be added for somebody else
         )
 
 
 def _plain(key: Any) -> Any:
-    """Of keys that are equal the same one: 1, 1.0 and True are one lane in memory, too."""
+    """Of keys that are equal the same one, as they are one lane in memory, too.
+
+    So are 1, 1.0 and True; a member of a `StrEnum` and its value; a moment in two time zones.
+    """
     if isinstance(key, tuple):
         return tuple(_plain(part) for part in key)
-    if isinstance(key, bool) or (isinstance(key, float) and key.is_integer()):
+    if isinstance(key, str):
+        return str.__str__(key)
+    if isinstance(key, int) or (isinstance(key, float) and key.is_integer()):
         return int(key)
+    if type(key) is Decimal and key.is_finite():
+        return _plain_decimal(key)
+    if type(key) is datetime and key.utcoffset() is not None:
+        return key.astimezone(timezone.utc)
     return key
+
+
+def _plain_decimal(key: Decimal) -> Any:
+    """The int or the float that is equal, or itself without zeros at its end."""
+    sign, digits, exponent = key.as_tuple()
+    assert isinstance(exponent, int)
+    while len(digits) > 1 and not digits[-1]:
+        digits, exponent = digits[:-1], exponent + 1
+    if 0 <= exponent < 1000:  # `int` of a larger one takes long
+        return int(key)
+    return _plain(float(key)) if float(key) == key else Decimal((sign, digits, exponent))

@@ -16,11 +16,15 @@ from typing import Any
 from fifo_background._core.naming import name_of
 from fifo_background.exceptions import safe_repr
 
-__all__ = ("Functions", "NotAllowedError")
+__all__ = ("Functions", "NotAllowedError", "NotThereError")
 
 
 class NotAllowedError(LookupError):
     """A row names a function or an Enum that this app does not allow, or does not have."""
+
+
+class NotThereError(NotAllowedError):
+    """It would be allowed, and this process does not have it: another version of the app may."""
 
 
 class Functions:
@@ -112,7 +116,7 @@ class Functions:
         try:
             found = _at(path)
         except (ImportError, AttributeError) as error:
-            raise NotAllowedError(f"{path} is not there: {error}") from error
+            raise NotThereError(f"{path} is not there: {error}") from error
         own = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
         if own != (module, name):  # what a module has imported is not its own
             raise NotAllowedError(f"{path} is something else: {safe_repr(found)}")

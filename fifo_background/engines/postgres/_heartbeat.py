@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import psycopg
 
 from fifo_background.engines.postgres._connections import Connections
 from fifo_background.engines.postgres._lease import Lease, now
 
-__all__ = ("Heartbeat",)
+__all__ = ("Heard", "Heartbeat")
 
 _BEAT = "UPDATE procrastinate_workers SET last_heartbeat = clock_timestamp() WHERE id = %s RETURNING id"
 
@@ -69,3 +71,30 @@ class Heartbeat:
             return False
         self._lease.renew(sent)
         return True
+
+
+class Heard:
+    """The last heartbeats of all workers, and since when each is the last one, by the clock of this host.
+
+    That of the server may be set, and then they all look old, or new, at once.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[str, float, float]] = {}
+
+    def note(self, heartbeats: Mapping[str, Sequence[Any]]) -> None:
+        """What the database has: of each worker the last heartbeat, and after how many seconds it is lost."""
+        last, at = self._last, now()
+        self._last = {
+            id: (heartbeat, last[id][1] if id in last and last[id][0] == heartbeat else at, lost_after)
+            for id, (heartbeat, lost_after) in heartbeats.items()
+        }
+
+    def silent(self) -> dict[str, str]:
+        """The last heartbeats of those that have missed at least one."""
+        at = now()
+        return {
+            id: heartbeat
+            for id, (heartbeat, since, lost_after) in self._last.items()
+            if at - since >= lost_after / 2
+        }

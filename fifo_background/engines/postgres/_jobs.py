@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Generator
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from fifo_background._core.job_record import Blocker, JobRecord, LaneName
@@ -142,7 +142,7 @@ def record_of(session: Session, row: dict[str, Any]) -> JobRecord:
         lane=key,
         lane_name=lane_name,
         state=JobState(row["state"]),
-        added_at=datetime.fromisoformat(row["added_at"]),
+        added_at=datetime.fromtimestamp(row["added_at"], timezone.utc),
         started_at=_moment(row["started_at"]),
         ended_at=_moment(row["ended_at"]),
         waited=row["waited"],
@@ -162,8 +162,8 @@ def record_of(session: Session, row: dict[str, Any]) -> JobRecord:
     )
 
 
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
 
 
 def lane_of(session: Session, lane: str) -> tuple[Any, LaneName]:

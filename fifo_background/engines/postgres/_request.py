@@ -15,12 +15,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
 from fifo_background._core.naming import name_of
+from fifo_background._core.plain import LONGEST_TEXT
 from fifo_background._core.state import FAILED
 from fifo_background._engine import EngineRequest
 from fifo_background._entries import Entry, options_of_entry, set_on
-from fifo_background._settings import check_key
+from fifo_background._settings import Settings, check_key
 from fifo_background.engines.postgres._jobs import StoredJob
-from fifo_background.engines.postgres._stored import NewTask, lock_of, running
+from fifo_background.engines.postgres._stored import NewTask, clean, lock_of, running
 from fifo_background.exceptions import (
     LaneStopped,
     OrderedBackgroundError,
@@ -46,6 +47,7 @@ class StoredRequest(EngineRequest):
 
     def __init__(self, engine: PostgresEngine, session: Session, scope: Scope, send: Send) -> None:
         self.scope: Scope = scope
+        self.settings: Settings = engine.settings
         self._engine = engine
         self._session = session
         self._send = send
@@ -102,7 +104,7 @@ class StoredRequest(EngineRequest):
         if entry is not None and entry.key is not ...:
             return self._engine.lane_text(entry.key)
         if self._key is ...:
-            choose = self._engine.settings.lane_key
+            choose = self.settings.lane_key
             key = None if choose is None else choose(self.scope)
             check_key(key)
             self._key = key
@@ -171,7 +173,8 @@ class StoredRequest(EngineRequest):
         """Give some of what is new to the database."""
         if not new:
             return
-        groups = groups_of(self._engine, new, str(self))
+        label = clean(str(self))[:LONGEST_TEXT]  # a path may be long, and have %00
+        groups = groups_of(self._engine, new, label)
         ids = {one.id for one in new}
         self._new = [one for one in self._new if one.id not in ids]
         for one in new:
@@ -206,11 +209,7 @@ class StoredRequest(EngineRequest):
         for job, task in zip(jobs, _entries(tasks), strict=True):
             set_on(task, "_fifo_stored", None)  # awaited again, it runs again
             entry = options_of_entry(task)
-            waits = (
-                self._engine.settings.wait
-                if entry is None
-                else entry.changes.get("wait", self._engine.settings.wait)
-            )
+            waits = self.settings.wait if entry is None else entry.changes.get("wait", self.settings.wait)
             if waits:
                 awaited.append(job)
         self._made = [made for made in self._made if made is not tasks]
@@ -254,7 +253,6 @@ class StoredRequest(EngineRequest):
 
 def groups_of(engine: PostgresEngine, new: list[NewTask], label: str | None) -> list[dict[str, Any]]:
     """What the database takes: what one request has added to one lane is one job."""
-    carried = engine.carried.take()
     groups: dict[str, dict[str, Any]] = {}
     for task in new:
         lane = groups.setdefault(
@@ -263,7 +261,6 @@ def groups_of(engine: PostgresEngine, new: list[NewTask], label: str | None) -> 
                 "lock": lock_of(engine.queue, task.lane),
                 "lane": task.lane,
                 "request": label,
-                "carried": carried or None,
                 "tasks": [],
             },
         )

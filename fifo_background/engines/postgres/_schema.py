@@ -49,6 +49,12 @@ async def migrate(connection: psycopg.AsyncConnection[Any]) -> bool:
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             if await is_current(connection):
                 return False
+            encoding = await _one(connection, "SHOW server_encoding")
+            if encoding != "UTF8":
+                raise SchemaError(
+                    f"the database has the encoding {encoding}, and names and errors may be any text: make "
+                    "one by `CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0`"
+                )
             if await _one(connection, "SELECT to_regclass('procrastinate_jobs') IS NULL"):
                 await connection.execute(_script(SchemaManager.get_schema()))
             missing = [

@@ -25,6 +25,7 @@ from fifo_background.engines.postgres._tasks import Tasks
 from fifo_background.engines.postgres._transaction import store_with
 from fifo_background.engines.postgres._waits import Waits
 from fifo_background.engines.postgres._worker import Worker, WorkerSettings
+from fifo_background.exceptions import QueueFull
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._engine import PostgresEngine
@@ -176,7 +177,13 @@ class Session:
         """Raises `StoreError` or `QueueFull`."""
         most = self.engine.settings.max_waiting
         if connection is not None:
-            await store_with(connection, self.engine.queue, groups, most)
+            try:
+                await store_with(connection, self.engine.queue, groups, most)
+            except Exception as error:
+                refusal = self.database.refusal(getattr(error, "orig", error), most)
+                if isinstance(refusal, QueueFull):
+                    raise refusal from error
+                raise
             return
         if not self._lifespans and not self._said:
             self._said = True

@@ -21,6 +21,7 @@ __all__ = (
     "Fate",
     "NewTask",
     "Running",
+    "clean",
     "lock_of",
     "new_id",
     "running",
@@ -32,6 +33,11 @@ _HAS_TRACING = find_spec("opentelemetry") is not None
 def new_id() -> str:
     """An id that nobody can guess."""
     return secrets.token_hex(16)
+
+
+def clean(text: str) -> str:
+    """Text that PostgreSQL takes."""
+    return text.replace("\0", "�").encode("utf-8", "replace").decode()
 
 
 def lock_of(queue: str, lane: str) -> str:
@@ -65,6 +71,7 @@ class NewTask:
     function: str
     arguments: str
     options: dict[str, Any]
+    carried: dict[str, Any] | None
 
     def row(self, place: int) -> dict[str, Any]:
         return {
@@ -73,6 +80,7 @@ class NewTask:
             "function": self.function,
             "arguments": self.arguments,
             "options": self.options,
+            "carried": self.carried,
         }
 
 
@@ -83,7 +91,7 @@ class Carried:
         self._codec = codec
         self._variables = dict(variables)
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> dict[str, Any] | None:
         """Of the current context, in terms of JSON. Raises TypeError for a value that cannot be stored."""
         taken: dict[str, Any] = {}
         for name, variable in self._variables.items():
@@ -101,7 +109,7 @@ class Carried:
             propagate.inject(trace)
             if trace:
                 carried["trace"] = trace
-        return carried
+        return carried or None
 
     def context(self, carried: Mapping[str, Any] | None, task: Running) -> Context:
         """A context in which a task finds itself, and what was taken."""

@@ -9,12 +9,16 @@ from fifo_background import _log
 from fifo_background._core.plain import text_of, type_name
 from fifo_background._core.state import CANCELLED, FAILED, SUCCEEDED
 from fifo_background._executor import SerialExecutor
+from fifo_background._settings import Retry
 from fifo_background.engines.postgres._codec import Codec
-from fifo_background.engines.postgres._functions import Functions
+from fifo_background.engines.postgres._functions import Functions, NotThereError
 from fifo_background.engines.postgres._in_hand import InHand
-from fifo_background.engines.postgres._stored import Carried, Claimed, Running
+from fifo_background.engines.postgres._stored import Carried, Claimed, Running, clean
 
 __all__ = ("Tasks",)
+
+# A function that is not there is looked for again, for some four minutes: so long a deploy may take.
+_DEPLOY = Retry(attempts=10)
 
 
 class Tasks:
@@ -33,6 +37,8 @@ class Tasks:
         try:
             function, args, kwargs = task.call(self._functions, self._codec)
             context = self._carried.context(task.carried, running)
+        except NotThereError as missing:  # in a deploy another worker has it, or this one soon
+            return _failed(task, missing, _DEPLOY)
         except Exception as unreadable:
             _log.say(logging.ERROR, "%s cannot be called", task.function, error=unreadable)
             return _failure(task, unreadable)
@@ -45,17 +51,13 @@ class Tasks:
         if state is not FAILED:
             return None if one.gives_back else {"id": task.id, "state": CANCELLED.value}
         error: Any = job.exception()
-        seconds = None if task.retry is None else task.retry.seconds_after(task.attempts)
-        if seconds is None:
-            return _failure(task, error)
-        _log.say(logging.WARNING, "%s is run again in %g s", task.name, seconds)
-        return {**_failure(task, error), "retry_in": seconds}
+        return _failed(task, error, task.retry)
 
     def _result(self, value: Any) -> dict[str, Any]:
         try:
             text = self._codec.write(value)
         except (TypeError, RecursionError) as error:
-            return {"result_omitted": str(error)}
+            return {"result_omitted": clean(str(error))}
         if len(text) > self._results_bytes:
             return {
                 "result_omitted": f"it takes {len(text)} bytes, and results_bytes is {self._results_bytes}"
@@ -63,17 +65,20 @@ class Tasks:
         return {"result": text}
 
 
+def _failed(task: Claimed, error: BaseException, retry: Retry | None) -> dict[str, Any]:
+    seconds = None if retry is None else retry.seconds_after(task.attempts)
+    if seconds is None:
+        return _failure(task, error)
+    _log.say(logging.WARNING, "%s is run again in %g s: %s", task.name, seconds, text_of(error))
+    return {**_failure(task, error), "retry_in": seconds}
+
+
 def _failure(task: Claimed, error: BaseException) -> dict[str, Any]:
     return {
         "id": task.id,
         "state": FAILED.value,
-        "error_type": _clean(type_name(error)),
-        "error": _clean(text_of(error)),
+        "error_type": clean(type_name(error)),
+        "error": clean(text_of(error)),
         "skip": task.options.get("rest") != "run",
         "stop": task.options.get("after_failure") == "stop",
     }
-
-
-def _clean(text: str) -> str:
-    """Text that PostgreSQL takes."""
-    return text.replace("\0", "�").encode("utf-8", "replace").decode()

@@ -286,7 +286,8 @@ class Worker:
         """Until the database has heard of it, or the worker has lost its lease."""
         was_told = False  # perhaps
         while True:
-            fetches = not self._stops and worker == self._id
+            # told again, without the fetch: that may be what fails
+            fetches = not self._stops and worker == self._id and not was_told
             told = {**end, "fetch": fetches}
             try:
                 with self._in_hand.asking():

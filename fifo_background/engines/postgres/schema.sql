@@ -148,7 +148,8 @@ BEGIN
 END;
 $$;
 
--- Stores what a request has added: a list of {lock, lane, request, carried, tasks}. All of it or nothing.
+-- Stores what a request has added: a list of {lock, lane, request, tasks}. All of it or nothing. A try before this
+-- one may have stored some of it: its answer was lost.
 CREATE FUNCTION fifo_background_store(_queue text, _groups jsonb, _max_waiting int) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -163,10 +164,9 @@ BEGIN
         ) AS first INTO _waiting;
         IF _waiting >= _max_waiting THEN
             PERFORM FROM fifo_background_tasks WHERE id = _groups -> 0 -> 'tasks' -> 0 ->> 'id';
-            IF FOUND THEN -- the try before this one has stored them, and its answer was lost
-                RETURN;
+            IF NOT FOUND THEN -- else the try before this one has stored it, and its answer was lost
+                RAISE EXCEPTION 'queue full: % tasks wait', _waiting USING ERRCODE = 'FB001';
             END IF;
-            RAISE EXCEPTION 'queue full: % tasks wait', _waiting USING ERRCODE = 'FB001';
         END IF;
     END IF;
     FOR _place IN 0 .. jsonb_array_length(_groups) - 1 LOOP
@@ -177,8 +177,12 @@ BEGIN
         INSERT INTO fifo_background_tasks
             (id, job_id, place, queue, lane, function, arguments, options, request, carried)
         SELECT task ->> 'id', _job, (task -> 'place')::int, _queue, _group ->> 'lane', task ->> 'function',
-            task ->> 'arguments', task -> 'options', _group ->> 'request', _group -> 'carried'
-        FROM jsonb_array_elements(_group -> 'tasks') AS task;
+            task ->> 'arguments', task -> 'options', _group ->> 'request', task -> 'carried'
+        FROM jsonb_array_elements(_group -> 'tasks') AS task
+        ON CONFLICT (id) DO NOTHING;
+        IF NOT FOUND THEN
+            DELETE FROM procrastinate_jobs WHERE id = _job;
+        END IF;
     END LOOP;
     PERFORM fifo_background_notify(_queue, 'wake');
 END;
@@ -435,27 +439,25 @@ $$;
 
 -- Takes the jobs of lost workers from them, and ends tasks that have lost too many. Jobs are locked before the
 -- rows of their workers, as where a worker ends one and fetches the next. A heartbeat that comes at the same
--- moment either keeps the row of its worker, or finds it gone.
-CREATE FUNCTION fifo_background_recover(_queue text, _most_crashes int) RETURNS int LANGUAGE plpgsql AS $$
+-- moment either keeps the row of its worker, or finds it gone. `_unchanged`: {id: heartbeat} of the workers that
+-- were silent for a while by the clock of who asks. Where the server's clock is set, all of them look silent here.
+-- Returns {recovered, heartbeats}; the latter is {id: [heartbeat, lost_after]} of all workers.
+CREATE FUNCTION fifo_background_recover(_queue text, _most_crashes int, _unchanged jsonb) RETURNS jsonb
+LANGUAGE plpgsql AS $$
 DECLARE
+    _lost bigint[];
     _job bigint;
     _recovered int := 0;
 BEGIN
-    PERFORM FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
-        WHERE ours.queue = _queue
-        AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after);
-    IF FOUND THEN
-        PERFORM FROM procrastinate_jobs AS job
-            WHERE job.status = 'doing' AND job.worker_id IN (
-                SELECT ours.id FROM fifo_background_workers AS ours
-                    JOIN procrastinate_workers AS worker ON worker.id = ours.id
-                    WHERE ours.queue = _queue
-                    AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after)
-            )
-            ORDER BY job.id FOR UPDATE;
-        DELETE FROM procrastinate_workers AS worker USING fifo_background_workers AS ours
-            WHERE ours.id = worker.id AND ours.queue = _queue
-            AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after);
+    SELECT array_agg(worker.id)
+        FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
+        WHERE ours.queue = _queue AND _unchanged ->> worker.id::text = worker.last_heartbeat::text
+        AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after) INTO _lost;
+    IF _lost IS NOT NULL THEN
+        PERFORM FROM procrastinate_jobs
+            WHERE status = 'doing' AND worker_id = ANY(_lost) ORDER BY id FOR UPDATE;
+        DELETE FROM procrastinate_workers
+            WHERE id = ANY(_lost) AND _unchanged ->> id::text = last_heartbeat::text;
         PERFORM fifo_background_notify(_queue, 'wake'); -- it may have been the one that knew of a free lane
     END IF;
     FOR _job IN
@@ -469,7 +471,11 @@ BEGIN
         _recovered := _recovered + 1;
     END LOOP;
     PERFORM fifo_background_number_ends(_queue, false);
-    RETURN _recovered;
+    RETURN jsonb_build_object('recovered', _recovered, 'heartbeats', coalesce((
+        SELECT jsonb_object_agg(worker.id, jsonb_build_array(worker.last_heartbeat::text, ours.lost_after))
+        FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
+        WHERE ours.queue = _queue
+    ), '{}'));
 END;
 $$;
 
@@ -491,33 +497,39 @@ BEGIN
         UPDATE fifo_background_tasks SET state = 'cancelled', ended_at = clock_timestamp() WHERE id = _id;
         PERFORM fifo_background_notify(_queue, 'ended ' || id) FROM fifo_background_tasks WHERE id = _id AND watched;
         PERFORM fifo_background_notify(_queue, 'changed');
-        PERFORM fifo_background_end_empty(_queue, _job);
+        PERFORM fifo_background_shrunk(_queue, _job);
     END IF;
     PERFORM fifo_background_notify(_queue, 'wake'); -- a fetch may have passed over the job while it was locked
     RETURN _state;
 END;
 $$;
 
--- Ends a waiting job that has nothing to run anymore.
-CREATE FUNCTION fifo_background_end_empty(_queue text, _job bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Tasks of a waiting job were cancelled or skipped: it ends where it has nothing to run anymore, and what is left
+-- does not wait for the retry of one that is gone. A stopped lane stands until its failed task is dealt with.
+CREATE FUNCTION fifo_background_shrunk(_queue text, _job bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM fifo_background_tasks WHERE job_id = _job AND state IN ('queued', 'running');
     IF NOT FOUND THEN
-        PERFORM procrastinate_cancel_job_v1(_job, false, false);
+        PERFORM procrastinate_cancel_job_v1(id, false, false)
+            FROM procrastinate_jobs WHERE id = _job AND queue_name = _queue;
+    ELSE
+        UPDATE procrastinate_jobs SET scheduled_at = NULL WHERE id = _job AND scheduled_at IS NOT NULL
+            AND 0 = (SELECT attempts FROM fifo_background_tasks WHERE job_id = _job AND state = 'queued'
+                ORDER BY place LIMIT 1);
     END IF;
 END;
 $$;
 
 -- Marks a task as watched, and returns its state; "stopped" where it waits in a lane that has stopped.
-CREATE FUNCTION fifo_background_watch(_id text) RETURNS text LANGUAGE plpgsql AS $$
+CREATE FUNCTION fifo_background_watch(_queue text, _id text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     _task fifo_background_tasks;
     _head procrastinate_jobs;
 BEGIN
-    UPDATE fifo_background_tasks SET watched = true WHERE id = _id RETURNING * INTO _task;
+    UPDATE fifo_background_tasks SET watched = true WHERE id = _id AND queue = _queue RETURNING * INTO _task;
     IF _task.state = 'queued' THEN
-        _head := fifo_background_head_job(_task.queue, _task.queue || '/' || _task.lane);
-        IF _head.queue_name = fifo_background_stopped(_task.queue) THEN
+        _head := fifo_background_head_job(_queue, _queue || '/' || _task.lane);
+        IF _head.queue_name = fifo_background_stopped(_queue) THEN
             RETURN 'stopped';
         END IF;
     END IF;
@@ -570,7 +582,7 @@ BEGIN
     END IF;
     UPDATE fifo_background_tasks SET
         state = 'queued', started_at = NULL, ended_at = NULL, ended_number = NULL, error = NULL,
-        error_type = NULL, crashes = 0
+        error_type = NULL, crashes = 0, cancel_requested = false, progress = NULL
         WHERE id = _id;
     UPDATE procrastinate_jobs SET queue_name = _queue WHERE id = _job;
     PERFORM fifo_background_notify(_queue, 'wake');
@@ -610,7 +622,7 @@ BEGIN
     ELSE
         UPDATE fifo_background_tasks SET state = 'skipped', ended_at = clock_timestamp() WHERE id = _id;
         PERFORM fifo_background_notify(_queue, 'ended ' || id) FROM fifo_background_tasks WHERE id = _id AND watched;
-        PERFORM fifo_background_end_empty(_queue, _job.id);
+        PERFORM fifo_background_shrunk(_queue, _job.id);
     END IF;
     RETURN _id;
 END;
@@ -639,7 +651,7 @@ BEGIN
             UPDATE procrastinate_jobs SET queue_name = _queue WHERE id = _job.id;
             PERFORM procrastinate_finish_job_v1(_job.id, 'failed', false);
         ELSIF _job.status = 'todo' THEN
-            PERFORM fifo_background_end_empty(_queue, _job.id);
+            PERFORM fifo_background_shrunk(_queue, _job.id);
         END IF;
     END LOOP;
     PERFORM fifo_background_notify(_queue, 'wake');
@@ -670,7 +682,8 @@ BEGIN
     RETURN jsonb_build_object(
         'id', _task.id, 'number', _task.number, 'lane', _task.lane, 'function', _task.function,
         'request', _task.request, 'state', _task.state, 'attempts', _task.attempts,
-        'added_at', _task.added_at, 'started_at', _started, 'ended_at', _task.ended_at,
+        'added_at', extract(epoch FROM _task.added_at), 'started_at', extract(epoch FROM _started),
+        'ended_at', extract(epoch FROM _task.ended_at),
         'waited', extract(epoch FROM coalesce(_started, _task.ended_at, _now) - _task.added_at),
         'ran', extract(epoch FROM coalesce(_task.ended_at, _now) - _started),
         'ahead', CASE WHEN _ahead > 1000 THEN 1000 ELSE _ahead END, 'ahead_more', coalesce(_ahead > 1000, false),
@@ -1039,6 +1052,8 @@ BEGIN
         SELECT DISTINCT task.job_id FROM fifo_background_tasks AS task
             JOIN procrastinate_jobs AS job ON job.id = task.job_id AND job.status NOT IN ('todo', 'doing')
             WHERE task.queue = _queue AND task.ended_at < clock_timestamp() - make_interval(secs => _seconds)
+                AND NOT EXISTS (SELECT FROM fifo_background_tasks AS other WHERE other.job_id = task.job_id
+                    AND other.ended_at >= clock_timestamp() - make_interval(secs => _seconds))
             LIMIT _most
     ) AS old INTO _jobs;
     SELECT max(ended_number) FROM fifo_background_tasks WHERE job_id = ANY(_jobs) INTO _last;
