@@ -148,8 +148,8 @@ _READERS: dict[str, Callable[[Codec, Any], Any]] = {
 }
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+# made once: `json.dumps` would make one for each call
+_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def _check_text(text: str) -> str:
