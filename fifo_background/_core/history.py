@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from itertools import islice
 from time import time
 from typing import Any, NamedTuple, cast
@@ -104,12 +104,13 @@ class History:
         if not -1 < behind - self.behind < 1:
             self.behind = behind
 
-    def add(self, job: Job[Any], position: Position, state: JobState, ended: float) -> None:
+    def add(self, job: Job[Any], position: Position, state: JobState, clock: Callable[[], float]) -> None:
         """In a move: a job has ended."""
         self.outcomes[state] += 1
         if not self._most:
             job._key = position.lane.key
             return
+        ended = job._ended or clock()
         if ended > self._compare_at:
             self.compare_clocks(ended)
         special, more = job._special, None

@@ -332,7 +332,7 @@ class Scheduler:
 
     def _record(self, job: Job[Any], position: Position, state: JobState) -> None:
         """The end is counted, and kept by the history. A job that is kept keeps no other alive."""
-        self.history.add(job, position, state, job._ended or self.clock())
+        self.history.add(job, position, state, self.clock)
         if self.history.keeps_results and state is SUCCEEDED:
             self.effects.append(Returned(job, job._outcome))
         job._made_by = position.made_by
