@@ -75,7 +75,7 @@ class Runner:
         self.changes: Changes = Changes(self)
         self.loop_calls: LoopCalls = LoopCalls(self)
         self._asked = False  # the loop is to pump in its next turn
-        self.pumping = False
+        self.pumping: bool = False
         self._started = 0  # jobs since the loop had its turn
 
     # -- the loop it belongs to ------------------------------------------------------------------------------
