@@ -311,7 +311,6 @@ async def test_what_storing_writes(dsn: str) -> None:
     app = stored_app(engine)
     query = """SELECT count(*) FROM procrastinate_events AS event JOIN procrastinate_jobs AS job
         ON job.id = event.job_id WHERE job.lock = %s"""
-    told = []
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         for channel in (f"fifo_background#{engine.queue}", f"procrastinate_queue_v1#{engine.queue}"):
             await connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
@@ -319,10 +318,10 @@ async def test_what_storing_writes(dsn: str) -> None:
             await executor_of(app).submit(work.quick, 1)
         defer = "INSERT INTO procrastinate_jobs (queue_name, task_name, lock) VALUES (%s, 'other', %s)"
         await rows(dsn, defer, engine.queue, engine.queue)
-        async for heard in connection.notifies(timeout=5):
-            told.append((heard.channel.partition("#")[0], heard.payload[:7]))
-            if len(told) == 2:
-                break
+        told = [
+            (heard.channel.partition("#")[0], heard.payload[:7])
+            async for heard in connection.notifies(timeout=5, stop_after=2)
+        ]
     assert told == [("fifo_background", "wake"), ("procrastinate_queue_v1", '{"type"')]
     assert await rows(dsn, query, f"{engine.queue}/null") == [(0,)]
     assert await rows(dsn, query, engine.queue) == [(1,)]
