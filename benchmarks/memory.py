@@ -1,5 +1,5 @@
-"""Bytes per waiting task, as the line grows: submitted tasks, requests that wait for theirs, lanes of their
-own.
+"""Bytes per waiting task, as the queue grows: submitted tasks, requests that wait for theirs, lanes of their
+own; and bytes per job that has ended, which the history keeps.
 
 Measured with tracemalloc, in a loop of its own each; the arguments of the tasks are the same small numbers.
 
@@ -26,6 +26,16 @@ async def submitted(tasks: int) -> float:
     executor = SerialExecutor(drain_timeout=0)
     executor.lane(None).pause()
     return await grown(tasks, lambda n: executor.submit_nowait(print, n % 100))
+
+
+async def kept(tasks: int) -> float:
+    """Bytes per job that has ended and that the history keeps."""
+    executor = SerialExecutor(history=tasks + 1, drain_timeout=0)
+    return await grown(tasks, lambda n: executor.submit_nowait(nothing, n % 100), executor.join)
+
+
+async def nothing(n: int) -> None:
+    pass
 
 
 async def in_lanes(tasks: int) -> float:
@@ -56,7 +66,9 @@ def request(app: Any) -> None:
     requests.add(asyncio.ensure_future(app(scope, receive, send)))
 
 
-async def grown(tasks: int, add: Callable[[int], Any]) -> float:
+async def grown(
+    tasks: int, add: Callable[[int], Any], finish: Callable[[], Awaitable[Any]] | None = None
+) -> float:
     add(0)
     await asyncio.sleep(0)
     gc.collect()
@@ -67,6 +79,8 @@ async def grown(tasks: int, add: Callable[[int], Any]) -> float:
             await asyncio.sleep(0)
     for _ in range(3):
         await asyncio.sleep(0)
+    if finish is not None:
+        await finish()
     gc.collect()
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
@@ -80,10 +94,11 @@ def main() -> None:
     chosen = options(__doc__)
     sizes = (1, 1_000, 10_000) if chosen.quick else (1, 1_000, 100_000, 1_000_000)
     columns = {"what": "30", "tasks": "9", "bytes per task": ".0f", "goal": ""}
-    report = Report("Memory per waiting task", columns, chosen.json)
+    report = Report("Memory per task", columns, chosen.json)
     what: dict[str, tuple[Callable[[int], Awaitable[float]], int]] = {
         "submitted": (submitted, 1_000_000),
         "submitted, a lane each": (in_lanes, 1_000_000),
+        "ended, kept by the history": (kept, 100_000),
         "requests, ours": (attached, 100_000),
         "requests, Starlette": (starlette, 100_000),
     }

@@ -109,7 +109,8 @@ flight. The cost does not grow with the number of those requests.
 
 ## Memory
 
-Bytes per waiting task. A request includes the response, the request's asyncio task and its wait.
+Bytes per waiting task, and per job that has ended and that the history keeps. A request includes the response, the
+request's asyncio task and its wait.
 
 {memory}
 

@@ -10,10 +10,11 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from json import dumps
+from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -257,8 +258,13 @@ class Verdict:
         return self.lost + self.overlapped + self.inverted
 
 
-def judge(lines: list[Line], accepted: list[Accepted], attempts: int = 3) -> Verdict:
-    """`attempts`: how often a task that fails is run."""
+def judge(
+    lines: list[Line],
+    accepted: list[Accepted],
+    attempts: int = 3,
+    sent: Mapping[str, float] | None = None,
+) -> Verdict:
+    """`attempts`: how often a task that fails is run. `sent`: when requests were, by their names."""
     verdict = Verdict()
     by_lane: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
@@ -266,7 +272,7 @@ def judge(lines: list[Line], accepted: list[Accepted], attempts: int = 3) -> Ver
     ended: set[str] = set()
     first: dict[str, int] = {}  # where in its lane a task has begun first
     for lane, those in by_lane.items():
-        _judge_lane(lane, those, verdict, ended, first, attempts)
+        _judge_lane(lane, those, verdict, ended, first, attempts, sent or {})
     of_lane: dict[str, list[Accepted]] = defaultdict(list)
     for one in accepted:
         names = [f"{one.name}.{place}" for place in range(one.tasks)]
@@ -290,24 +296,37 @@ def judge(lines: list[Line], accepted: list[Accepted], attempts: int = 3) -> Ver
 
 
 def _judge_lane(
-    lane: str, lines: list[Line], verdict: Verdict, ended: set[str], first: dict[str, int], attempts: int
+    lane: str,
+    lines: list[Line],
+    verdict: Verdict,
+    ended: set[str],
+    first: dict[str, int],
+    attempts: int,
+    sent: Mapping[str, float],
 ) -> None:
     open_run: Line | None = None
     last = ""  # the task that was begun last
     over: set[str] = set()  # runs after which another one has begun
     failures: Counter[str] = Counter()
+    unfinished: set[str] = set()  # tasks that were interrupted or failed, and are to run again
+
+    def may_be_first(line: Line, name: str) -> bool:
+        """Whether its request was sent before the other task had begun: then neither is promised to be first.
+
+        A request that is stored slowly may have the lower id, and yet be seen only later (trap 8).
+        """
+        return sent.get(line.name.partition(".")[0], inf) < lines[first[name]].at
+
     for place, line in enumerate(lines):
         if line.what == "start":
             verdict.runs += 1
             if open_run is not None:
                 over.add(open_run.run)
                 verdict.interrupted += 1
-                if open_run.name != line.name:
-                    verdict.inverted.append(
-                        f"{line.name} in {lane} began before {open_run.name} was begun again"
-                    )
-            elif last != line.name and 0 < failures[last] < attempts and last not in ended:
-                verdict.inverted.append(f"{line.name} in {lane} began before {last} was retried")
+                unfinished.add(open_run.name)
+            for name in sorted(unfinished - {line.name}):
+                if not may_be_first(line, name):
+                    verdict.inverted.append(f"{line.name} in {lane} began before {name} was begun again")
             if line.name in ended:
                 verdict.repeated += 1
                 if last != line.name:
@@ -320,9 +339,12 @@ def _judge_lane(
             continue
         if line.what == "end":
             ended.add(line.name)
+            unfinished.discard(line.name)
             open_run = None
         elif line.what == "fail":
             failures[line.name] += 1
+            unfinished.add(line.name)
             if failures[line.name] >= attempts:
                 ended.add(line.name)
+                unfinished.discard(line.name)
             open_run = None

@@ -48,6 +48,7 @@ class Clients:
         self._apps = faults.ports()
         self._dice = dice
         self.accepted: list[Accepted] = []
+        self.sent: dict[str, float] = {}  # when each request was, by its name
         self.refused = 0
         self.tasks = 0
         self._number = 0
@@ -83,7 +84,7 @@ class Clients:
             query = {"kinds": ",".join(kinds), "seconds": seconds}
             while True:
                 port = self._dice.choice(self._apps)
-                sent = time.monotonic()
+                sent = self.sent[name] = time.monotonic()
                 try:
                     answer = await http.post(f"http://127.0.0.1:{port}/{way}/{lane}/{name}", params=query)
                 except httpx.HTTPError:
@@ -209,7 +210,7 @@ def test_random_faults(postgres: Postgres, tmp_path: Path) -> None:
 
         wait_until(is_idle, 60, lambda: postgres.ask(OPEN))
         idle = time.monotonic() - begun - took
-        verdict = judge(one.lines(), clients.accepted)
+        verdict = judge(one.lines(), clients.accepted, sent=clients.sent)
         print(
             f"{len(clients.accepted)} requests accepted, {clients.refused} refused, {verdict.runs} runs, "
             f"{verdict.interrupted} interrupted, {verdict.repeated} run again after their end, "
