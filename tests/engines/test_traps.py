@@ -325,9 +325,10 @@ async def test_7_a_head_that_was_to_be_cancelled(queue: Queue) -> None:
     assert (await queue.database.task(first) or {})["progress"] is None
 
 
-async def test_8_what_was_answered_before(queue: Queue) -> None:
+@pytest.mark.parametrize("end", [{}, {"state": "failed", "retry_in": 3600}])
+async def test_8_what_was_answered_before(end: dict[str, Any], queue: Queue) -> None:
     """A lower id in an open transaction does not block a committed higher one: only what was answered before
-    a request was sent runs before it."""
+    a request was sent runs before it. It may also come between two runs of a task that is retried."""
     worker = await queue.worker()
     async with await psycopg.AsyncConnection.connect(queue.dsn) as connection:
         from psycopg.types.json import Jsonb
@@ -342,7 +343,7 @@ async def test_8_what_was_answered_before(queue: Queue) -> None:
         job = await queue.fetch(worker)
         assert job["tasks"][0]["id"] == later
     assert "job" not in await queue.fetch(worker)  # the lane is kept as soon as it is committed
-    await queue.end(worker, job, later)
+    await queue.end(worker, job, later, **end)
     assert (await queue.fetch(worker))["tasks"][0]["id"] == new.id
 
 
