@@ -139,18 +139,18 @@ PostgreSQL and wrk share. Each commit is on the disk. Each figure is the median 
 
 | what | side | a second | p50 ms | p99 ms |
 | --- | --- | --- | --- | --- |
-| tasks that do nothing, 1 lane | fifo-background | 344 | | |
-| tasks that do nothing, 1 lane | procrastinate's worker | 0.3 | | |
-| tasks that do nothing, 50 lanes | fifo-background | 560 | | |
-| tasks that do nothing, 50 lanes | procrastinate's worker | 99 | | |
-| from the answer to the start of the task, idle | fifo-background | | 2.28 | |
-| from the answer to the start of the task, idle | procrastinate's worker | | 2.50 | |
-| a bare INSERT, committed | psycopg | | 0.68 | |
-| a task stored (made cheaper since; to be measured again) | fifo-background | | 1.13 | |
-| HTTP with one task, 1 connection | in memory | 2,668 | 0.35 | 1.45 |
-| HTTP with one task, 1 connection | PostgreSQL | 269 | 3.52 | 19.0 |
-| HTTP with one task, 16 connections | in memory | 2,783 | 5.50 | 11.2 |
-| HTTP with one task, 16 connections | PostgreSQL | 708 | 21.9 | 69.8 |
+| tasks that do nothing, 1 lane | fifo-background | 387 | | |
+| tasks that do nothing, 1 lane | procrastinate's worker | 0.4 | | |
+| tasks that do nothing, 50 lanes | fifo-background | 495 | | |
+| tasks that do nothing, 50 lanes | procrastinate's worker | 100 | | |
+| from the answer to the start of the task, idle | fifo-background | | 2.41 | |
+| from the answer to the start of the task, idle | procrastinate's worker | | 3.01 | |
+| a bare INSERT, committed | psycopg | | 0.65 | |
+| a task stored | fifo-background | | 1.05 | |
+| HTTP with one task, 1 connection | in memory | 1,587 | 0.45 | 3.48 |
+| HTTP with one task, 1 connection | PostgreSQL | 231 | 3.70 | 24.3 |
+| HTTP with one task, 16 connections | in memory | 3,001 | 5.22 | 9.21 |
+| HTTP with one task, 16 connections | PostgreSQL | 772 | 19.4 | 78.4 |
 
 ## Bytecodes
 
