@@ -113,6 +113,7 @@ async def test_from_another_thread(events: list[Any], meters: Meters) -> None:
         instrument(executor, meters.provider, name="scores")
         executor.lane("a").pause()
         executor.lane("a").submit_nowait(Work(events).quick, 1)
+        await anyio.wait_all_tasks_blocked()  # the loop takes it into its lane: a thread may be there before
         found = await meters()
         assert found["jobs.waiting", "{job}"] == {("scores",): 1}
         assert found["head.age", "s"][("scores",)] > 0
