@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from starlette.background import BackgroundTask
 
+from fifo_background._core.history import Returned
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.position import Position
 
-__all__ = ("Effect", "Failed", "Held", "Lost", "Returned", "Unrun")
+__all__ = ("Effect", "Failed", "Held", "Lost", "Unrun")
 
 
 class Lost(NamedTuple):
@@ -36,13 +37,6 @@ class Failed(NamedTuple):
     tasks: dict[Job[Any], BackgroundTask | None]  # of those that it may have skipped
     stopped: bool
     handed_over: bool
-
-
-class Returned(NamedTuple):
-    """A job has succeeded, and the history keeps its result."""
-
-    job: Job[Any]
-    result: object
 
 
 class Unrun(NamedTuple):

@@ -20,7 +20,7 @@ from fifo_background._core.special import Progress
 from fifo_background._core.state import FAILED, SUCCEEDED, JobState
 from fifo_background._settings import Settings
 
-__all__ = ("NOTHING_MORE", "History", "More", "Record", "Timing", "error_of")
+__all__ = ("NOTHING_MORE", "History", "More", "NoHistory", "Record", "Returned", "Timing", "error_of")
 
 
 def error_of(error: BaseException) -> tuple[str, str]:
@@ -79,18 +79,26 @@ class Record(NamedTuple):
     more: More | None
 
 
-class History:
-    """How many jobs have ended, and the last records: at most `history` of them, which may be 0."""
+class Returned(NamedTuple):
+    """An effect of a move: a job has succeeded, and its result is to be kept."""
 
-    def __init__(self, settings: Settings, gone: list[object]) -> None:
+    job: Job[Any]
+    result: object
+
+
+class History:
+    """How many jobs have ended, and the last records: at most `history` of them."""
+
+    def __init__(self, settings: Settings, gone: list[object], effects: list[Any]) -> None:
         self.outcomes: dict[JobState, int] = dict.fromkeys(JobState, 0)  # how many jobs have ended, and how
         # the loop's clock is so many seconds behind Unix time, which may be set, or the machine may sleep
         self.behind: float = 0.0
         self._compare_at: float = -math.inf
         self.records: deque[Record] = deque()
         self.ended: int = 0  # the number of the last record, in the order of ends
-        self.keeps_results: bool = settings.results
+        self._keeps_results = settings.results
         self._gone = gone  # what a move lets go
+        self._effects = effects  # what follows after the move
         self._most = settings.history
         self._seconds = settings.history_seconds
         self._most_bytes = settings.results_bytes
@@ -105,11 +113,8 @@ class History:
             self.behind = behind
 
     def add(self, job: Job[Any], position: Position, state: JobState, clock: Callable[[], float]) -> None:
-        """In a move: a job has ended."""
+        """In a move: a job has ended. A job that is kept keeps no other alive."""
         self.outcomes[state] += 1
-        if not self._most:
-            job._key = position.lane.key
-            return
         ended = job._ended or clock()
         if ended > self._compare_at:
             self.compare_clocks(ended)
@@ -120,8 +125,9 @@ class History:
         if state is FAILED:
             more = more or More()
             more.error = type_name(job._outcome.error), ""
-        elif self.keeps_results and state is SUCCEEDED:
+        elif self._keeps_results and state is SUCCEEDED:
             more = more or More()
+            self._effects.append(Returned(job, job._outcome))
         owner = position.owner
         label = None if owner is None else owner.label
         if label is not None:
@@ -203,3 +209,11 @@ class History:
     def find(self, number: int) -> Record | None:
         """The record of the job with that number."""
         return next((record for record in self.records if record.number == number), None)
+
+
+class NoHistory(History):
+    """`history=0`: how many jobs have ended, and nothing else."""
+
+    def add(self, job: Job[Any], position: Position, state: JobState, clock: Callable[[], float]) -> None:
+        self.outcomes[state] += 1
+        job._key = position.lane.key  # nothing else knows it from here on

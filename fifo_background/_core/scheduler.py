@@ -21,9 +21,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fifo_background._core.capacity import Capacity
-from fifo_background._core.effects import Effect, Failed, Returned, Unrun
+from fifo_background._core.effects import Effect, Failed, Unrun
 from fifo_background._core.failure import Failure
-from fifo_background._core.history import History
+from fifo_background._core.history import History, NoHistory
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane
 from fifo_background._core.lanes import Lanes
@@ -74,7 +74,8 @@ class Scheduler:
         self.woken: list[Any] = []  # waiters, and callbacks that are to be called
         self.effects: list[Effect] = []
         self.gone: list[object] = []
-        self.history: History = History(settings, self.gone)
+        keep: type[History] = History if settings.history else NoHistory
+        self.history: History = keep(settings, self.gone, self.effects)
         # within a hand-over: jobs that were added to positions which get others now, that come before them
         self.joined: deque[Job[Any]] = deque()
         self._failures = itertools.count()
@@ -333,8 +334,6 @@ class Scheduler:
     def _record(self, job: Job[Any], position: Position, state: JobState) -> None:
         """The end is counted, and kept by the history. A job that is kept keeps no other alive."""
         self.history.add(job, position, state, self.clock)
-        if self.history.keeps_results and state is SUCCEEDED:
-            self.effects.append(Returned(job, job._outcome))
         job._made_by = position.made_by
         job._position = job._counted_in = None
 

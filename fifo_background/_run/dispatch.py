@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from fifo_background import _log
-from fifo_background._core.effects import Failed, Held, Lost, Returned, Unrun
-from fifo_background._core.history import Record
+from fifo_background._core.effects import Failed, Held, Lost, Unrun
+from fifo_background._core.history import Record, Returned
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.special import Callback
@@ -67,7 +67,8 @@ class Dispatch:
             self._runner.backend.wake(waiter)
 
     def _carry_out_effects(self) -> None:
-        effects, self._scheduler.effects = self._scheduler.effects, []
+        effects = list(self._scheduler.effects)
+        self._scheduler.effects.clear()  # for those that come meanwhile
         for effect in effects:
             if type(effect) is Held:
                 self.look_again(effect.lane, effect.delay)
