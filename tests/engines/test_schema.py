@@ -12,9 +12,9 @@ from fifo_background.engines.postgres import SchemaError
 from fifo_background.engines.postgres._connections import connect
 from fifo_background.engines.postgres._schema import migrate
 from tests.engines import work
-from tests.engines.stored import engine_of, rows, stored_app
+from tests.engines.stored import engine_of, handler, rows, states, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
-from tests.support.asgi import started
+from tests.support.asgi import get, started
 from tests.support.postgres import migrated
 
 
@@ -63,6 +63,21 @@ async def test_a_role_that_may_not(postgres: Any) -> None:
             await migrated(weak)
     finally:
         await rows(dsn, "DROP ROLE weak")
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM procrastinate_jobs WHERE id = 1", "TRUNCATE procrastinate_jobs CASCADE"]
+)
+async def test_a_task_goes_with_its_job(statement: str, postgres: Any) -> None:
+    """Whoever deletes procrastinate's jobs deletes the tasks of these jobs, and no others."""
+    dsn = await migrated(postgres.database())
+    engine = engine_of(dsn, worker=False)
+    app = stored_app(engine, handler((work.quick, 1), (work.quick, 2)))
+    async with started(app):
+        await get(app, "/handle")
+        await executor_of(app).submit(work.sync, 3)
+        await rows(dsn, statement)
+        assert await states(dsn, engine) == ([] if "TRUNCATE" in statement else [("sync", "queued")])
 
 
 async def test_other_tables_of_procrastinate(postgres: Any) -> None:

@@ -8,7 +8,7 @@ INSERT INTO fifo_background_schema VALUES (1);
 CREATE TABLE fifo_background_tasks (
     number bigint GENERATED ALWAYS AS IDENTITY,
     id text PRIMARY KEY,
-    job_id bigint NOT NULL REFERENCES procrastinate_jobs ON DELETE CASCADE,
+    job_id bigint NOT NULL,          -- of procrastinate_jobs: see `fifo_background_forget`
     place int NOT NULL,
     queue text NOT NULL,
     lane text NOT NULL,              -- the key, as the codec writes it
@@ -43,6 +43,23 @@ CREATE INDEX fifo_background_tasks_ended_number ON fifo_background_tasks (queue,
     WHERE ended_number IS NOT NULL;
 CREATE INDEX fifo_background_tasks_lane_ended ON fifo_background_tasks (queue, lane, ended_number)
     WHERE ended_number IS NOT NULL;
+
+-- A task goes with its job. A foreign key would do it, too, but lock the job's row once more for each task: storing
+-- a task would take a tenth longer.
+CREATE FUNCTION fifo_background_forget() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        TRUNCATE fifo_background_tasks;
+    ELSE
+        DELETE FROM fifo_background_tasks WHERE job_id = OLD.id;
+    END IF;
+    RETURN NULL;
+END;
+$$;
+CREATE TRIGGER fifo_background_jobs_deleted AFTER DELETE ON procrastinate_jobs
+    FOR EACH ROW WHEN (OLD.task_name = 'fifo_background') EXECUTE FUNCTION fifo_background_forget();
+CREATE TRIGGER fifo_background_jobs_truncated AFTER TRUNCATE ON procrastinate_jobs
+    FOR EACH STATEMENT EXECUTE FUNCTION fifo_background_forget();
 
 -- The order of ends, and how many have ended in which way since the tables were made.
 CREATE TABLE fifo_background_queues (
