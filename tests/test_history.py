@@ -423,7 +423,8 @@ async def test_every_end_is_in_the_history(events: list[Any]) -> None:
         gate = executor.submit_nowait(work.gated, 1)
         await wait_all_tasks_blocked()
         cancelled = executor.submit_nowait(work.quick, 2)
-        threading.Thread(target=cancelled.cancel).start()
+        cancels = threading.Thread(target=cancelled.cancel)
+        cancels.start()
         latest = executor.lane("latest", keep="latest")
         latest.pause()
         superseded, left = latest.submit_nowait(work.quick, 3), latest.submit_nowait(work.quick, 3)
@@ -432,6 +433,7 @@ async def test_every_end_is_in_the_history(events: list[Any]) -> None:
         head = skipped.submit_nowait(work.quick, 4)
         await wait_all_tasks_blocked()
         skipped.skip_head()
+        cancels.join()
         work.gate(1).set()
         await gate
     states = {job.number: job.state for job in await executor.jobs()}
