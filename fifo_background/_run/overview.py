@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ("Overview",)
 
-# How many jobs or lanes are looked at in one turn of the loop, and how many pictures are made: some ms.
-_STEP, _PICTURES = 2000, 20
+# So many jobs or lanes are looked at, or pictures made, in one turn of the loop: a few milliseconds of work.
+_STEP, _PICTURES = 500, 10
 
 
 class Overview:
