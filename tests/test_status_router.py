@@ -9,12 +9,14 @@ from anyio import wait_all_tasks_blocked
 
 pytest.importorskip("fastapi")
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from pydantic import BaseModel
 
+from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware
 from fifo_background.status import models, router
 from fifo_background.status.api import ENDPOINTS
 from tests.support.apps import Work
+from tests.support.log import Log
 from tests.support.status import Site
 
 METHODS = {"get", "post"}
@@ -126,3 +128,26 @@ def test_names_of_routes() -> None:
 
     assert app.url_path_for("job", id="1") == "/job/1"
     assert app.url_path_for("tasks:job", id="1") == "/tasks/jobs/1"
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("leaves", [True, False])
+@pytest.mark.parametrize("path", ["/", "/jobs", "/jobs/1", "/events"])
+async def test_tasks_of_dependencies(path: str, leaves: bool, events: list[Any], log: Log) -> None:
+    """A task that a dependency of the app adds to each request runs, also behind an event stream."""
+
+    def audit(tasks: BackgroundTasks) -> None:
+        tasks.add_task(events.append, path)
+
+    app = FastAPI(dependencies=[Depends(audit)])
+    app.include_router(router(prefix="/tasks", stream_seconds=2))
+    site = Site()
+    site.app = OrderedBackgroundMiddleware(app)
+    exchange = site.exchange(path)
+    if leaves:
+        exchange.disconnected.set()
+    await exchange.run()
+    await site.executor.join()
+    assert exchange.error is None
+    assert events == [path]
+    assert all("WARNING" not in said or "has seen no lifespan" in said for said in log)
