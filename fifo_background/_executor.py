@@ -15,7 +15,15 @@ from fifo_background._core.lane_picture import LaneList
 from fifo_background._core.state import JobState
 from fifo_background._core.statistics import ExecutorStatistics
 from fifo_background._run.runner import Runner
-from fifo_background._settings import NOT_GIVEN, AfterFailure, Keep, NotGiven, Settings, check_key
+from fifo_background._settings import (
+    NOT_GIVEN,
+    AfterFailure,
+    Keep,
+    NotGiven,
+    Settings,
+    check_count,
+    check_key,
+)
 from fifo_background._submitter import ExecutorLane, Submitter
 
 if TYPE_CHECKING:
@@ -125,15 +133,18 @@ class SerialExecutor(Submitter):
         `states`: only jobs in these. `lane`: only those of the lane with that id (`LaneName.id`). `function`:
         only those with that name. `search`: a part of the name of the job or lane, or a number, or the
         beginning of an id. `before`: only jobs with smaller numbers. Where there are many, other tasks run in
-        between. In the executor's event loop only.
+        between. Raises ValueError or TypeError for an invalid `limit`. In the executor's event loop only.
         """
+        check_count("limit", limit)
         return await self._runner.overview.jobs(states, lane, function, search, limit, before)
 
     async def lanes(self, limit: int = 50) -> LaneList:
         """Pictures of the lanes that need a person most: stopped, held, paused, busy and idle ones.
 
-        Idle lanes are those of the history. In the executor's event loop only.
+        Idle lanes are those of the history. Raises ValueError or TypeError for an invalid `limit`. In the
+        executor's event loop only.
         """
+        check_count("limit", limit)
         return await self._runner.overview.lanes(limit)
 
     def find_lane(self, id: str) -> ExecutorLane | None:
@@ -181,8 +192,10 @@ class SerialExecutor(Submitter):
     def ended(self, after: int = 0, limit: int = 200) -> tuple[list[JobRecord], int] | None:
         """What has ended behind the first `after` jobs that ended, and how many have ended with these.
 
-        None if the history has forgotten some of them. In the executor's event loop only.
+        None if the history has forgotten some of them. Raises ValueError or TypeError for an invalid `limit`.
+        In the executor's event loop only.
         """
+        check_count("limit", limit)
         return self._runner.overview.ended(after, limit)
 
     @property

@@ -36,7 +36,7 @@ else:
         return False
 
 
-__all__ = ("OrderedBackgroundMiddleware", "executor_of", "layers")
+__all__ = ("OrderedBackgroundMiddleware", "executor_of", "layers", "will_be_ordered")
 
 
 class OrderedBackgroundMiddleware:
@@ -319,6 +319,12 @@ def layers(app: Any) -> Iterator[Any]:
         app = getattr(app, "middleware_stack", None) or getattr(app, "app", None)
 
 
+def will_be_ordered(app: Any) -> bool:
+    """Whether an app that has not been started gets an `OrderedBackgroundMiddleware`."""
+    added: Any = getattr(app, "user_middleware", ())
+    return any(getattr(one, "cls", None) is OrderedBackgroundMiddleware for one in added)
+
+
 def executor_of(app_or_connection: Any) -> SerialExecutor:
     """The executor of an app, or of the app that handles a request or websocket.
 
@@ -343,8 +349,7 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
     for layer in layers(app_or_connection):
         if isinstance(layer, OrderedBackgroundMiddleware):
             return layer.executor
-    added: Any = getattr(app_or_connection, "user_middleware", ())
-    if any(getattr(one, "cls", None) is OrderedBackgroundMiddleware for one in added):
+    if will_be_ordered(app_or_connection):
         raise LookupError(
             f"{app_or_connection!r} has not been started yet: call `executor_of` in its lifespan, or later"
         )

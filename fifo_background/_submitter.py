@@ -194,7 +194,10 @@ class ExecutorLane(Submitter):
 
         def retry() -> Job[Any] | None:
             lane = self._found()
-            return None if lane is None else operations.retry_head(self._runner.scheduler, lane)
+            job = None if lane is None else operations.retry_head(self._runner.scheduler, lane)
+            if job is not None:
+                self._runner.look_at(job)
+            return job
 
         job = self._on_loop("retry_head", retry)
         if job is None:

@@ -34,6 +34,7 @@ from fifo_background import (
     report,
 )
 from fifo_background._core.lane import Itself
+from fifo_background._core.lane import look_up as plain_look_up
 from fifo_background._core.plain import as_plain, text_of
 from tests.support.apps import Work, make_app, start, until
 from tests.support.asgi import Client
@@ -773,6 +774,51 @@ async def test_lane_ids_hold(monkeypatch: pytest.MonkeyPatch, events: list[Any])
     async with SerialExecutor(history=0) as executor:
         ids = [executor.lane(n).picture.lane_name.id for n in (*range(3), None)]
         assert [executor.find_lane(id) is None for id in ids] == [True, True, False, False]
+
+
+async def test_lanes_that_threads_name(monkeypatch: pytest.MonkeyPatch, events: list[Any]) -> None:
+    """Two threads name a lane, and forget those that are gone, at the same moment."""
+    monkeypatch.setattr("fifo_background._core.names._MOST_LANES", 2)
+    async with SerialExecutor(history=4) as executor:
+        names = executor._runner.scheduler.names
+        last = executor.submit_nowait(events.append, 1)
+        await last
+        for n in range(2):
+            assert executor.lane(n).picture.lane_name.name == str(n)
+
+        def look_up(known: Any, key: Any) -> Any:
+            monkeypatch.undo()  # once, and another thread does all of it in between
+            names._forget_lanes()
+            executor._runner.scheduler.history.records.append(last._record)
+            return plain_look_up(known, key)
+
+        monkeypatch.setattr("fifo_background._core.names.look_up", look_up)
+        names._forget_lanes()
+        assert executor.lane(0).picture.lane_name.name == "0"
+
+        def text_of_key(key: Any) -> str:
+            monkeypatch.undo()
+            ids.append(names.of_lane(key)[0])
+            return str(key)
+
+        ids: list[str] = []
+        monkeypatch.setattr("fifo_background._core.names.text_of_key", text_of_key)
+        ids.append(names.of_lane("both")[0])
+        assert ids[0] == ids[1]
+        assert len(names._keys) == len(names._lanes)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+async def test_limits(limit: int) -> None:
+    """How many are asked for is checked where it is given."""
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(anyio.sleep, 0)
+        with pytest.raises(ValueError, match=rf"limit={limit}: give 1 or more"):
+            await executor.jobs(limit=limit)
+        with pytest.raises(ValueError, match=rf"limit={limit}: give 1 or more"):
+            await executor.lanes(limit)
+        with pytest.raises(ValueError, match=rf"limit={limit}: give 1 or more"):
+            executor.ended(limit=limit)
 
 
 async def test_changes(events: list[Any]) -> None:

@@ -185,6 +185,29 @@ async def test_one_picture(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
             await stream.close()
 
 
+async def test_few_ticks_are_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one picture few ticks are kept, however many ended jobs clients come back behind."""
+    monkeypatch.setattr(watch_module, "TICKS", 3)
+    pictures: list[Any] = []
+    after = watch_module.Watch.after
+
+    async def noted(self: Any, *args: Any) -> Any:
+        pictures.append(await after(self, *args))
+        return pictures[-1]
+
+    monkeypatch.setattr(watch_module.Watch, "after", noted)
+    await run(site, 20)
+    async with anyio.create_task_group() as group:
+        first = Stream(site, group)
+        await first.events()
+        for last in range(20):
+            stream = Stream(site, group, f"/events?after={site.executor.epoch}-{last}")
+            assert ended(await stream.events()) == [*range(last + 1, 21)]
+            await stream.close()
+        await first.close()
+    assert max(len(picture._ticks) for picture in pictures if picture is not None) == 3
+
+
 async def test_pause_between_pictures(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The more clients there are, and the longer a picture takes, the rarer pictures are."""
     lanes = SerialExecutor.lanes

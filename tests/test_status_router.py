@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
 pytest.importorskip("fastapi")
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, WebSocket
 from pydantic import BaseModel
 
+from fifo_background import BackgroundTasks, OrderedBackgroundMiddleware
 from fifo_background.status import models, router
 from fifo_background.status.api import ENDPOINTS
 from tests.support.apps import Work
+from tests.support.asgi import Exchange
+from tests.support.log import Log
 from tests.support.status import Site
 
 METHODS = {"get", "post"}
@@ -126,3 +130,63 @@ def test_names_of_routes() -> None:
 
     assert app.url_path_for("job", id="1") == "/job/1"
     assert app.url_path_for("tasks:job", id="1") == "/tasks/jobs/1"
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("leaves", [True, False])
+@pytest.mark.parametrize("path", ["/", "/jobs", "/jobs/1", "/events"])
+async def test_tasks_of_dependencies(path: str, leaves: bool, events: list[Any], log: Log) -> None:
+    """A task that a dependency of the app adds to each request runs, also behind an event stream."""
+
+    def audit(tasks: BackgroundTasks) -> None:
+        tasks.add_task(events.append, path)
+
+    app = FastAPI(dependencies=[Depends(audit)])
+    app.include_router(router(prefix="/tasks", stream_seconds=2))
+    site = Site()
+    site.app = OrderedBackgroundMiddleware(app)
+    exchange = site.exchange(path)
+    if leaves:
+        exchange.disconnected.set()
+    await exchange.run()
+    await site.executor.join()
+    assert exchange.error is None
+    assert events == [path]
+    assert all("WARNING" not in said or "has seen no lifespan" in said for said in log)
+
+
+async def test_wait_for_a_job_behind_its_own_task(events: list[Any]) -> None:
+    """A job that cannot start before a task of the request's dependency is shown at once."""
+
+    def audit(tasks: BackgroundTasks) -> None:
+        tasks.add_task(events.append, "audit")
+
+    app = FastAPI()
+    app.include_router(router(prefix="/tasks"), dependencies=[Depends(audit)])
+
+    @app.websocket("/ws")
+    async def talk(websocket: WebSocket, tasks: BackgroundTasks) -> None:
+        await websocket.accept()
+        jobs.append(tasks.add_task(events.append, "ws"))
+        await websocket.receive()
+
+    class Socket(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            if not self._asked:
+                self._asked = True
+                return {"type": "websocket.connect"}
+            await self.disconnected.wait()
+            return {"type": "websocket.disconnect", "code": 1000}
+
+    jobs: list[Any] = []
+    site = Site()
+    site.app = OrderedBackgroundMiddleware(app)
+    async with anyio.create_task_group() as group:
+        socket = Socket(site.app, "/ws", type="websocket", subprotocols=[])
+        group.start_soon(socket.run)
+        await wait_all_tasks_blocked()
+        answer = await site.get(f"/jobs/{jobs[0].id}?wait=20")
+        assert (answer.status, answer.json()["state"]) == (200, "pending")
+        socket.disconnected.set()
+    await site.executor.join()
+    assert events == ["audit", "ws"]

@@ -13,11 +13,18 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.testclient import TestClient
 
-from fifo_background import BackgroundTasks, JobState, SerialExecutor, executor_of
+from fifo_background import (
+    BackgroundTasks,
+    JobState,
+    OrderedBackgroundMiddleware,
+    SerialExecutor,
+    executor_of,
+)
 from fifo_background.testing import RecordedTask, drained, draining, recorded
 from tests.support.apps import Work, make_app
 from tests.support.asgi import get
@@ -78,6 +85,32 @@ def test_drained_before_the_start(events: list[Any]) -> None:
     """An app that has not been started has no executor to wait for."""
     with pytest.raises(LookupError, match="has not been started yet"):
         anyio.run(drained, app_of(Work(events)))
+
+
+async def test_drained_in_another_loop(events: list[Any]) -> None:
+    """The tasks of an app that runs in the loop of a `TestClient` can be waited for only there."""
+    app = app_of(Work(events), wait=False)
+
+    def serve() -> None:
+        with TestClient(app) as client:
+            client.get("/handler")
+            served.set()
+            may_end.wait(10)
+
+    served, may_end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        assert served.wait(10)
+        with pytest.raises(RuntimeError, match=r"write `client\.portal\.call\(drained, app\)`"):
+            await drained(app)
+        await get(app, "/handler")  # from here on the app runs in this loop, too
+        await drained(app)
+    finally:
+        may_end.set()
+        thread.join()
+    assert sorted(events) == [1, 1, 2, 2]
+    await drained(app)
 
 
 @pytest.mark.virtual_clock
@@ -157,18 +190,44 @@ async def test_recorded_app(events: list[Any]) -> None:
     """An app may be given before its start; other apps run their tasks; after the block it runs its own."""
     work = Work(events)
     app, other = app_of(work), app_of(work)
-    with recorded(app) as tasks, recorded(object()) as none:
+    with recorded(app) as tasks:
         await get(app, "/handler")
         assert events == []
         await get(other, "/handler")
         assert sorted(events) == [1, 2]
     by_lane = {task.lane: task for task in tasks}  # which of two lanes is first is left open
     assert by_lane == {None: (work.quick, (1,), {}, None), "a": (work.sync, (), {"n": 2}, "a")}
-    assert none == []
     events.clear()
     await get(app, "/handler")
     assert sorted(events) == [1, 2]
     assert len(tasks) == 2
+
+
+def test_recorded_without_the_middleware(events: list[Any]) -> None:
+    """Tasks of an app without the middleware would run: the error says so."""
+    for app in (Starlette(), object()):
+        with pytest.raises(LookupError, match=r"no OrderedBackgroundMiddleware found in .*: its tasks would"):
+            recorded(app).__enter__()
+    app = Starlette()
+    app.add_middleware(OrderedBackgroundMiddleware)
+    with recorded(app) as tasks:
+        assert tasks == []
+
+
+async def test_recorded_retry(events: list[Any]) -> None:
+    """A failed task that is to run again is recorded, too."""
+
+    async def fail() -> None:
+        events.append(1)
+        raise ValueError
+
+    async with SerialExecutor(lane_after_failure="stop") as executor:
+        await executor.submit_nowait(fail).wait()
+        with recorded(executor) as tasks:
+            job = executor.lane(None).retry_head()
+            assert await job.wait() is JobState.SUCCEEDED
+    assert tasks == [(fail, (), {}, None)]
+    assert events == [1]
 
 
 async def test_recorded_held_back(events: list[Any]) -> None:

@@ -214,3 +214,77 @@ async def test_timer_of_a_task_that_has_ended(events: list[Any], log: Log) -> No
         del backend.later
         calls[0]()
     assert (events, log, len(calls)) == ([1], [], 1)
+
+
+async def test_sync_part(events: list[Any], log: Log) -> None:
+    """A sync task inside a task has its own timeout: the warning counts what waits behind the outer one."""
+    said = threading.Event()
+
+    def slow() -> None:
+        assert said.wait(10)
+        events.append("slow")
+
+    async def outer() -> None:
+        tasks = BackgroundTasks()
+        parts.append(tasks.options(timeout=0.01).add_task(slow))
+        await tasks()
+
+    parts: list[Job[Any]] = []
+    async with SerialExecutor() as executor:
+        job = executor.submit_nowait(outer)
+        behind = executor.submit_nowait(events.append, "behind")
+        while not log:
+            await anyio.sleep(0.001)
+        said.set()
+        assert await job is None
+        await behind
+    assert parts[0].state is JobState.SUCCEEDED
+    assert events == ["slow", "behind"]
+    (record,) = log
+    assert record.startswith("WARNING test_sync_part.<locals>.slow has been running for 0.0")
+    assert record.endswith("cannot be stopped: 1 task waits behind it")
+
+
+async def test_cancelled_before_its_thread(events: list[Any], log: Log) -> None:
+    """A sync task with a timeout is cancelled when its lane has begun to run it, and its thread has not."""
+    async with SerialExecutor(timeout=60) as executor:
+        job = executor.submit_nowait(events.append, 1)
+        executor._runner.pump()
+        job.cancel()
+        executor._runner.pump()
+        await executor.submit_nowait(events.append, 2)
+        assert job.state in (JobState.CANCELLED, JobState.SUCCEEDED)  # where tasks start at once, it ran
+    assert events[-1] == 2
+    assert log == []
+
+
+async def test_starts_as_its_time_is_looked_at(
+    events: list[Any], log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread starts a task in the middle of the look whether its time is over: it has all of its time."""
+    work = Work(events)
+    delays: list[float] = []
+    async with SerialExecutor() as executor:
+        runner = executor._runner
+        job = executor.submit_nowait(work.thread_gated, 1)
+        while job.state is not JobState.RUNNING:
+            await anyio.sleep(0.001)
+        started, job._started, job._own_state = job._started, None, None  # as before its start
+
+        def done(self: Any) -> bool:
+            job._started, job._own_state = started, JobState.RUNNING
+            return False
+
+        later = lambda delay, ring: delays.append(delay) or rings.append(ring)  # noqa: E731
+        monkeypatch.setattr(runner.backend, "later", later)
+        rings: list[Any] = []
+        runner.thread_runs.watch(job, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(Job, "done", done)
+            rings.pop()()
+        monkeypatch.undo()
+        work.thread_gate(1).set()
+        await job
+        rings.pop()()
+    assert delays == [5, 5]
+    assert log == []

@@ -67,12 +67,13 @@ class Names:
         return self._jobs.get(number)
 
     def of_lane(self, key: Hashable) -> tuple[str, str]:
-        """The id and the name of a lane. Outside of moves: the key's own code may run."""
+        """The id and the name of a lane. From any thread, outside of moves: the key's own code may run."""
         where, known = look_up(self._lanes, key)
         if known is None:
             if len(self._lanes) >= self._most_lanes:
                 self._forget_lanes()
-            known = self._lanes[where] = secrets.token_urlsafe(9), text_of_key(key)
+            # one atomic act: another thread may be naming the lane, too
+            known = self._lanes.setdefault(where, (secrets.token_urlsafe(9), text_of_key(key)))
             self._keys[known[0]] = key
         return known
 
@@ -80,12 +81,13 @@ class Names:
         """Forget the lanes in which nothing is, and of which the history has nothing."""
         records, lanes = self._scheduler.history.records, self._scheduler.lanes.by_key
         past: dict[Hashable, bool] = {None: True}  # the default lane stays
-        for record in records:
+        for record in list(records):  # copied by one atomic act, as are the lanes: other threads go on
             past[look_up(past, record.key)[0]] = True
         for where, (id, _) in list(self._lanes.items()):
-            key = self._keys[id]
+            key = self._keys.get(id)  # None if another thread forgets it, or has not put it there yet
             if not (look_up(past, key)[1] or look_up(lanes, key)[1]):
-                del self._lanes[where], self._keys[id]
+                self._lanes.pop(where, None)
+                self._keys.pop(id, None)
         self._most_lanes = max(_MOST_LANES, 2 * len(self._lanes))
 
     def key(self, id: str) -> Hashable:

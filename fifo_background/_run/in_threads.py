@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fifo_background import _log
 from fifo_background._core.job import Job
@@ -151,18 +151,22 @@ class ThreadRuns:
     def watch(self, job: Job[Any], timeout: float) -> Handle:
         """A sync task cannot be stopped: name it when its time is over."""
         runner, scheduler = self._runner, self._runner.scheduler
-        position = cast(Position, job._position)
-        owner, lane = position.owner, position.lane
+        position = job._outermost._position  # None if it was cancelled just now, or that has ended
+        owner, lane = (None, None) if position is None else (position.owner, position.lane)
 
         def ring() -> None:
-            ran = scheduler.clock() - (job._started or 0.0)
-            if job._own_state is RUNNING and ran >= timeout:
+            # its thread may start it, or end it, at any moment
+            started, now = job._started, scheduler.clock()
+            if job.done():
+                return
+            ran = 0.0 if started is None else now - started
+            if ran >= timeout:
                 behind = sum(
                     1 for one in list(scheduler.waiting) if one._position and one._position.lane is lane
                 )
                 _log.overdue(job, owner, ran, timeout, behind)
-            elif not job.done():  # its thread was late
-                runner.backend.later(timeout - ran if job._own_state is RUNNING else timeout, ring)
+            else:  # its thread was late
+                runner.backend.later(timeout - ran, ring)
 
         return runner.backend.later(timeout, ring)
 

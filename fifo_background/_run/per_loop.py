@@ -57,9 +57,18 @@ class PerLoop:
         self._lives.add(life)
         return life
 
+    def _alive(self) -> list[Life]:
+        return [life for life in tuple(self._lives) if not (life.is_over or life.runner.backend.is_dead)]
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the app has lives, and none of them in the running loop."""
+        alive = self._alive()
+        return bool(alive) and not any(life.runner.is_current() for life in alive)
+
     def in_thread(self) -> Life:
         """The only one that there is, for a thread without a loop. Waits for nothing."""
-        alive = [life for life in tuple(self._lives) if not (life.is_over or life.runner.backend.is_dead)]
+        alive = self._alive()
         if len(alive) == 1:
             return alive[0]
         if not alive:

@@ -10,6 +10,7 @@ import re
 from contextlib import suppress
 
 import anyio
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -43,7 +44,7 @@ class EventStream(Response):
     ) -> None:
         # not by Response's own, which gives a Content-Length
         self.status_code = 200
-        self.background: None = None
+        self.background: BackgroundTask | None = None  # FastAPI sets it: what a dependency has added
         self.init_headers({"X-Accel-Buffering": "no"})
         self._executor = executor
         self._watch = watch
@@ -57,12 +58,15 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         await send(start)
+        left = False
         if scope["method"] != "HEAD":
             with suppress(OSError):  # newer servers raise it when the client is gone
-                if await self._stream(receive, send):
-                    return
-        with suppress(OSError), anyio.move_on_after(LAST_MESSAGE):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                left = await self._stream(receive, send)
+        if not left:
+            with suppress(OSError), anyio.move_on_after(LAST_MESSAGE):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if self.background is not None:
+            await self.background()
 
     async def _stream(self, receive: Receive, send: Send) -> bool:
         """Send ticks. True if the client has left."""

@@ -9,7 +9,7 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive
 
-from fifo_background import ExecutorClosed
+from fifo_background import ExecutorClosed, WouldDeadlock
 from fifo_background.status.executors import ShownExecutor, ShownJob
 
 __all__ = ("until_disconnected", "wait_for_end")
@@ -19,7 +19,10 @@ LOOK_EVERY = 0.25
 
 
 async def wait_for_end(request: Request, executor: ShownExecutor, job: ShownJob, seconds: float) -> None:
-    """Until the job has ended, the client is gone, the executor closes, or the time is over."""
+    """Until the job has ended, the client is gone, the executor closes, or the time is over.
+
+    Not at all if the job cannot end before the response.
+    """
     with anyio.move_on_after(seconds):
         await _until_first(request, executor, job)
 
@@ -32,7 +35,8 @@ async def _until_first(request: Request, executor: ShownExecutor, job: ShownJob)
             group.cancel_scope.cancel()
 
         async def job_ends() -> None:
-            await executor.wait_for(job)
+            with suppress(WouldDeadlock):  # it stands behind a task of the request's dependencies
+                await executor.wait_for(job)
 
         async def executor_closes() -> None:
             version = -1

@@ -20,6 +20,8 @@ PAUSE, PAUSE_PER_CLIENT, PAUSE_TO_WORK = 0.1, 0.001, 10
 HEARTBEAT = 5.0
 # How many lanes a picture has, and how many ended jobs one tick.
 LANES, ENDED = 50, 200
+# How many different ticks of one picture are kept: clients may ask for what follows any ended job.
+TICKS = 50
 
 
 async def figures(executor: ShownExecutor, lanes: LaneList) -> dict[str, Any]:
@@ -72,6 +74,8 @@ class Picture:
                     return None
                 made = self._made(*found, errors, operate)
             self._ticks[key] = made
+            if len(self._ticks) > TICKS:
+                del self._ticks[next(iter(self._ticks))]
         return made
 
     def _made(self, records: Sequence[JobRecord], ended: int, errors: bool, operate: bool) -> Tick:

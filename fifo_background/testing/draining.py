@@ -6,7 +6,8 @@ from typing import Any
 
 import anyio
 
-from fifo_background import JobRecord, JobState, SerialExecutor, executor_of
+from fifo_background import JobRecord, JobState, OrderedBackgroundMiddleware, SerialExecutor, executor_of
+from fifo_background._middleware import layers
 
 __all__ = ("drained",)
 
@@ -17,8 +18,17 @@ async def drained(app_or_executor: Any, timeout: float = 10.0) -> None:
     """Wait until every task that was added to an app, or to a `SerialExecutor`, has run.
 
     In a sync test: `client.portal.call(drained, app)`. Raises TimeoutError after `timeout` seconds; the error
-    says which tasks have not run, and why. Raises LookupError for an app that has not been started.
+    says which tasks have not run, and why. Raises LookupError for an app that has not been started, and
+    RuntimeError for one that runs only in other event loops.
     """
+    if any(
+        isinstance(layer, OrderedBackgroundMiddleware) and layer._lives.is_elsewhere
+        for layer in layers(app_or_executor)
+    ):
+        raise RuntimeError(
+            "the app runs in another event loop, such as that of a TestClient, and its tasks are waited for "
+            "there: write `client.portal.call(drained, app)`"
+        )
     is_executor = isinstance(app_or_executor, SerialExecutor)
     executor: SerialExecutor = app_or_executor if is_executor else executor_of(app_or_executor)
     with anyio.move_on_after(timeout):

@@ -11,8 +11,9 @@ from starlette.background import BackgroundTask
 from fifo_background import OrderedBackgroundMiddleware, SerialExecutor
 from fifo_background._core.job import Job
 from fifo_background._core.lane import plain_key
-from fifo_background._middleware import layers
+from fifo_background._middleware import layers, will_be_ordered
 from fifo_background._run.runner import Runner
+from fifo_background.exceptions import safe_repr
 
 __all__ = ("RecordedTask", "recorded")
 
@@ -34,8 +35,13 @@ def recorded(app_or_executor: Any) -> Iterator[list[RecordedTask]]:
 
     Yields the list: tasks appear in it when it would have been their turn, so their order is the one in which
     they would have run. They succeed, with the result None. The app need not have been started. Tasks that
-    became ready before the block run.
+    became ready before the block run. Raises LookupError for an app without the middleware.
     """
+    if not isinstance(app_or_executor, SerialExecutor) and not _is_ordered(app_or_executor):
+        raise LookupError(
+            f"no OrderedBackgroundMiddleware found in {safe_repr(app_or_executor)}: its tasks would run. "
+            "Give `recorded` the app that has the middleware"
+        )
     tasks: list[RecordedTask] = []
 
     def stand_in(runner: Runner, job: Job[Any]) -> None:
@@ -50,6 +56,12 @@ def recorded(app_or_executor: Any) -> Iterator[list[RecordedTask]]:
         yield tasks
     finally:
         Runner.stand_ins = tuple(other for other in Runner.stand_ins if other is not stand_in)
+
+
+def _is_ordered(app: Any) -> bool:
+    return any(
+        isinstance(layer, OrderedBackgroundMiddleware) or will_be_ordered(layer) for layer in layers(app)
+    )
 
 
 def _is_of(app_or_executor: Any, runner: Runner) -> bool:
