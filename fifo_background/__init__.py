@@ -12,7 +12,8 @@ from fifo_background._core.special import Progress
 from fifo_background._core.state import JobState
 from fifo_background._core.statistics import BlockedBy, ExecutorStatistics, LaneStatistics
 from fifo_background._executor import ExecutorLane, SerialExecutor, Submitter
-from fifo_background._middleware import OrderedBackgroundMiddleware, executor_of
+from fifo_background._lookup import executor_of
+from fifo_background._middleware import OrderedBackgroundMiddleware
 from fifo_background._run.progress import report
 from fifo_background.exceptions import (
     ExecutorClosed,

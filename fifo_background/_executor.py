@@ -85,8 +85,11 @@ class SerialExecutor(Submitter):
 
     @classmethod
     def _of_runner(cls, runner: Runner) -> Self:
-        executor = cls.__new__(cls)
-        Submitter.__init__(executor, runner, None, runner.settings.options)
+        """The one that users see of this runner."""
+        if runner.face is None:
+            runner.face = cls.__new__(cls)
+            Submitter.__init__(runner.face, runner, None, runner.settings.options)
+        executor: Self = runner.face
         return executor
 
     def lane(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from importlib.util import find_spec
 from typing import Any
 
-from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fifo_background._core.state import CLOSED
-from fifo_background._engine import Engine, EngineRequest
+from fifo_background._engine import Engine
 from fifo_background._executor import SerialExecutor
 from fifo_background._notices import Notices
 from fifo_background._refused import refusal_in, refuse
@@ -20,7 +18,6 @@ from fifo_background._request import RESPONDED, SCOPE_KEY, TrackedRequest
 from fifo_background._run.backends.api import running_loop
 from fifo_background._run.current import current, current_party
 from fifo_background._run.per_loop import Life, PerLoop
-from fifo_background._run.runner import Runner
 from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, Order, RestAfterFailure, Settings
 from fifo_background._with_engine import lifespan_with_engine, request_with_engine
 from fifo_background.exceptions import Refused
@@ -36,7 +33,7 @@ else:
         return False
 
 
-__all__ = ("OrderedBackgroundMiddleware", "executor_of", "layers", "will_be_ordered")
+__all__ = ("OrderedBackgroundMiddleware",)
 
 
 class OrderedBackgroundMiddleware:
@@ -166,8 +163,8 @@ class OrderedBackgroundMiddleware:
         try:
             running_loop()
         except RuntimeError:
-            return _face(self._lives.in_thread())
-        return _face(self._life())
+            return SerialExecutor._of_runner(self._lives.in_thread().runner)
+        return SerialExecutor._of_runner(self._life().runner)
 
     def _life(self) -> Life:
         life = self._latest
@@ -297,78 +294,3 @@ class OrderedBackgroundMiddleware:
             self._notices.no_lifespan()
         if self._may_add is not None and self.settings.may_add_tasks is None:
             self._notices.nobody_asks(lambda: any_asks_for_tasks(self.app, scope))
-
-
-def _face(life: Life) -> SerialExecutor:
-    return _face_of(life.runner)
-
-
-def _face_of(runner: Runner) -> SerialExecutor:
-    if runner.face is None:
-        runner.face = SerialExecutor._of_runner(runner)
-    face: SerialExecutor = runner.face
-    return face
-
-
-def layers(app: Any) -> Iterator[Any]:
-    """The app and what it wraps, from the outside in."""
-    seen: set[int] = set()
-    while app is not None and id(app) not in seen:
-        seen.add(id(app))
-        yield app
-        app = getattr(app, "middleware_stack", None) or getattr(app, "app", None)
-
-
-def will_be_ordered(app: Any) -> bool:
-    """Whether an app that has not been started gets an `OrderedBackgroundMiddleware`."""
-    added: Any = getattr(app, "user_middleware", ())
-    return any(getattr(one, "cls", None) is OrderedBackgroundMiddleware for one in added)
-
-
-def executor_of(app_or_connection: Any) -> SerialExecutor:
-    """The executor of an app, or of the app that handles a request or websocket.
-
-    As a FastAPI dependency: `executor: SerialExecutor = Depends(executor_of)`. It never waits. Raises
-    LookupError if no `OrderedBackgroundMiddleware` is found, and RuntimeError in a thread where the app has
-    executors in two event loops, or none yet.
-
-    With an engine it returns the engine's executor, whose operations are awaited. A type checker cannot know
-    that: `engine.executor` is the same object, with its type.
-    """
-    asked = app_or_connection
-    if isinstance(app_or_connection, HTTPConnection):
-        found = app_or_connection.scope.get(SCOPE_KEY)
-        if isinstance(found, TrackedRequest):
-            return _face_of(found.runner)
-        if isinstance(found, EngineRequest):
-            stored: SerialExecutor = found.executor
-            return stored
-        if isinstance(found, Life):  # the request has ended
-            return _face(found)
-        app_or_connection = app_or_connection.scope.get("app")
-    for layer in layers(app_or_connection):
-        if isinstance(layer, OrderedBackgroundMiddleware):
-            return layer.executor
-    if will_be_ordered(app_or_connection):
-        raise LookupError(
-            f"{app_or_connection!r} has not been started yet: call `executor_of` in its lifespan, or later"
-        )
-    raise LookupError(
-        f"no OrderedBackgroundMiddleware found in {app_or_connection!r}: add "
-        "`app.add_middleware(OrderedBackgroundMiddleware)` before the app starts"
-        + (
-            ""
-            if isinstance(asked, HTTPConnection)
-            else ". For a mounted app, pass the outer app, or use `executor_of(request)`"
-        )
-    )
-
-
-# FastAPI looks at the annotation of a dependency's parameter.
-vars(executor_of)["__signature__"] = inspect.Signature(
-    [
-        inspect.Parameter(
-            "app_or_connection", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=HTTPConnection
-        )
-    ]
-)

@@ -29,6 +29,7 @@ LAYERS = (
     ("_background", "_executor", "_replaced", "_submitter"),
     ("_fastapi",),
     ("_middleware", "_notices", "_refused", "_with_engine"),
+    ("_lookup",),
     ("",),
     ("engines",),
     ("cli",),

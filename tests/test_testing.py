@@ -28,6 +28,7 @@ from fifo_background import (
 from fifo_background.testing import RecordedTask, drained, draining, recorded
 from tests.support.apps import Work, make_app
 from tests.support.asgi import get
+from tests.support.engine import ListEngine
 
 pytest_plugins = ["fifo_background.testing.plugin"]
 Drained = Callable[[Any], Any]
@@ -212,6 +213,17 @@ def test_recorded_without_the_middleware(events: list[Any]) -> None:
     app.add_middleware(OrderedBackgroundMiddleware)
     with recorded(app) as tasks:
         assert tasks == []
+
+
+@pytest.mark.parametrize("is_started", [True, False])
+def test_recorded_with_an_engine(is_started: bool) -> None:
+    """An engine would store the tasks, and none would be recorded: the error says so."""
+    app = Starlette()
+    app.add_middleware(OrderedBackgroundMiddleware, engine=ListEngine())
+    if is_started:
+        TestClient(app).get("/")
+    with pytest.raises(RuntimeError, match=r"stored by its engine.*without `engine=`"):
+        recorded(app).__enter__()
 
 
 async def test_recorded_retry(events: list[Any]) -> None:

@@ -116,7 +116,7 @@ def worker(
         raise typer.BadParameter("give debug, info, warning or error", param_hint="--log-level")
     try:
         found = workers.find_app(path, app_dir, factory=factory)
-        engine = workers.engine_of(found)
+        engine = workers.postgres_engine_of(found)
     except workers.AppError as error:
         raise typer.BadParameter(str(error), param_hint="MODULE:APP") from None
     if not logging.getLogger().handlers:  # the app has not set up logging

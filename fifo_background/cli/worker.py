@@ -16,12 +16,12 @@ from typing import Any
 import anyio
 import psycopg
 
-from fifo_background._middleware import OrderedBackgroundMiddleware, layers
+from fifo_background._lookup import engine_of
 from fifo_background.engines.postgres import PostgresEngine, SchemaError
 from fifo_background.engines.postgres._connections import connect
 from fifo_background.engines.postgres._schema import is_current
 
-__all__ = ("RESTART", "AppError", "engine_of", "find_app", "run")
+__all__ = ("RESTART", "AppError", "find_app", "postgres_engine_of", "run")
 
 _logger = logging.getLogger("fifo_background")
 
@@ -58,16 +58,11 @@ def find_app(path: str, folder: str, *, factory: bool) -> Any:
     return found() if factory else found
 
 
-def engine_of(app: Any) -> PostgresEngine:
+def postgres_engine_of(app: Any) -> PostgresEngine:
     """The engine of an app, which need not have been started. Raises `AppError`."""
-    for layer in layers(app):
-        if isinstance(layer, OrderedBackgroundMiddleware) and isinstance(layer._engine, PostgresEngine):
-            return layer._engine
-        for added in getattr(layer, "user_middleware", ()):
-            kind, *_, options = added  # older Starlettes have no arguments in between
-            if kind is OrderedBackgroundMiddleware and isinstance(options.get("engine"), PostgresEngine):
-                engine: PostgresEngine = options["engine"]
-                return engine
+    engine = engine_of(app)
+    if isinstance(engine, PostgresEngine):
+        return engine
     raise AppError(
         f"{app!r} has no OrderedBackgroundMiddleware with a PostgresEngine: write "
         "`app.add_middleware(OrderedBackgroundMiddleware, engine=PostgresEngine(...))`"

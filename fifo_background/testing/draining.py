@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 
 from fifo_background import JobRecord, JobState, OrderedBackgroundMiddleware, SerialExecutor, executor_of
-from fifo_background._middleware import layers
+from fifo_background._lookup import layers
 
 __all__ = ("drained",)
 

@@ -11,7 +11,7 @@ from starlette.background import BackgroundTask
 from fifo_background import OrderedBackgroundMiddleware, SerialExecutor
 from fifo_background._core.job import Job
 from fifo_background._core.lane import plain_key
-from fifo_background._middleware import layers, will_be_ordered
+from fifo_background._lookup import engine_of, is_ordered, layers
 from fifo_background._run.runner import Runner
 from fifo_background.exceptions import safe_repr
 
@@ -35,13 +35,11 @@ def recorded(app_or_executor: Any) -> Iterator[list[RecordedTask]]:
 
     Yields the list: tasks appear in it when it would have been their turn, so their order is the one in which
     they would have run. They succeed, with the result None. The app need not have been started. Tasks that
-    became ready before the block run. Raises LookupError for an app without the middleware.
+    became ready before the block run. Raises LookupError for an app without the middleware, and RuntimeError
+    for one with an engine.
     """
-    if not isinstance(app_or_executor, SerialExecutor) and not _is_ordered(app_or_executor):
-        raise LookupError(
-            f"no OrderedBackgroundMiddleware found in {safe_repr(app_or_executor)}: its tasks would run. "
-            "Give `recorded` the app that has the middleware"
-        )
+    if not isinstance(app_or_executor, SerialExecutor):
+        _check(app_or_executor)
     tasks: list[RecordedTask] = []
 
     def stand_in(runner: Runner, job: Job[Any]) -> None:
@@ -58,10 +56,17 @@ def recorded(app_or_executor: Any) -> Iterator[list[RecordedTask]]:
         Runner.stand_ins = tuple(other for other in Runner.stand_ins if other is not stand_in)
 
 
-def _is_ordered(app: Any) -> bool:
-    return any(
-        isinstance(layer, OrderedBackgroundMiddleware) or will_be_ordered(layer) for layer in layers(app)
-    )
+def _check(app: Any) -> None:
+    if not is_ordered(app):
+        raise LookupError(
+            f"no OrderedBackgroundMiddleware found in {safe_repr(app)}: its tasks would run. "
+            "Give `recorded` the app that has the middleware"
+        )
+    if engine_of(app) is not None:
+        raise RuntimeError(
+            f"the tasks of {safe_repr(app)} are stored by its engine, and would not be recorded: "
+            "in such a test add the middleware without `engine=`"
+        )
 
 
 def _is_of(app_or_executor: Any, runner: Runner) -> bool:

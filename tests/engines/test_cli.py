@@ -266,13 +266,13 @@ def test_an_app_whose_import_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         worker.find_app("imports_nothing:app", str(tmp_path), factory=False)
 
 
-def test_engine_of(dsn: str, queue: str) -> None:
+def test_postgres_engine_of(dsn: str, queue: str) -> None:
     """The engine of an app is found before its start, after it, and where the app is wrapped by hand."""
     app = cli_app.make_app(dsn, queue)
-    engine = worker.engine_of(app)
+    engine = worker.postgres_engine_of(app)
     app.middleware_stack = app.build_middleware_stack()
-    assert worker.engine_of(app) is engine
-    assert worker.engine_of(OrderedBackgroundMiddleware(Starlette(), engine=engine)) is engine
+    assert worker.postgres_engine_of(app) is engine
+    assert worker.postgres_engine_of(OrderedBackgroundMiddleware(Starlette(), engine=engine)) is engine
 
 
 def test_worker(dsn: str, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +315,7 @@ class Served:
     @classmethod
     def of(cls, dsn: str, queue: str) -> Served:
         app = cli_app.make_app(dsn, queue)
-        engine = worker.engine_of(app)
+        engine = worker.postgres_engine_of(app)
         engine.worker = True
         return cls(app, engine)
 
@@ -443,7 +443,7 @@ async def test_apps_that_do_not_start(
 ) -> None:
     """Where an app does not start, the log says why, and the exit code is 1."""
     app = cli_app.make_app(dsn, queue)
-    assert await Served(wrap(app), worker.engine_of(app)).code == 1
+    assert await Served(wrap(app), worker.postgres_engine_of(app)).code == 1
     assert text in log
 
 
@@ -451,7 +451,7 @@ async def test_an_app_that_raises(dsn: str, queue: str) -> None:
     """What an app raises at its start is seen."""
     app = cli_app.make_app(dsn, queue)
     with pytest.raises(ValueError, match="no lifespan"):
-        await Served(raises(app), worker.engine_of(app)).code
+        await Served(raises(app), worker.postgres_engine_of(app)).code
 
 
 class Started:
