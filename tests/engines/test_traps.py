@@ -48,7 +48,9 @@ class Queue:
 
         entry = Entry(lane, options)
         text = self.engine.lane_text(lane)
-        new = [self.engine.new_task(BackgroundTask(func, 1), text, entry) for func in funcs]
+        new = [
+            self.engine.new_task(BackgroundTask(func, 1), text, entry, self.engine.settings) for func in funcs
+        ]
         await self.database.store(groups_of(self.engine, new, None), None, self._nothing)
         return [one.id for one in new]
 
@@ -334,7 +336,7 @@ async def test_8_what_was_answered_before(end: dict[str, Any], queue: Queue) -> 
         from psycopg.types.json import Jsonb
         from starlette.background import BackgroundTask
 
-        new = queue.engine.new_task(BackgroundTask(work.quick, 1), "null", None)
+        new = queue.engine.new_task(BackgroundTask(work.quick, 1), "null", None, queue.engine.settings)
         await connection.execute(
             "SELECT fifo_background_store(%s, %s, NULL)",
             (queue.engine.queue, Jsonb(groups_of(queue.engine, [new], None))),
@@ -515,7 +517,7 @@ async def test_17_a_store_whose_answer_is_lost(queue: Queue) -> None:
     """A connection lost at COMMIT leaves the store unknown: done again by the same ids, it counts once."""
     from starlette.background import BackgroundTask
 
-    new = queue.engine.new_task(BackgroundTask(work.quick, 1), "null", None)
+    new = queue.engine.new_task(BackgroundTask(work.quick, 1), "null", None, queue.engine.settings)
     groups = groups_of(queue.engine, [new], None)
     for _ in range(2):
         await queue.database.store(groups, None, queue._nothing)

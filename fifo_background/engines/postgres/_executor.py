@@ -67,7 +67,7 @@ class _Submitter:
         session = self._session
         task = make_task("submit", BackgroundTask, func, args, kwargs)
         engine = session.engine
-        new = engine.new_task(task, engine.lane_text(self._entry.key), self._entry)
+        new = engine.new_task(task, engine.lane_text(self._entry.key), self._entry, engine.settings)
         await session.store(groups_of(engine, [new], None))
         return StoredJob(session, new.id, new.name)
 

@@ -50,7 +50,6 @@ class Session:
         self.working: asyncio.Task[None] | None = None  # it ends by itself only where something is wrong
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Task[None] | None = None
-        self._is_ready: bool = False
         self._said: bool = False
 
     async def open(self) -> None:
@@ -93,9 +92,7 @@ class Session:
         await worker.run()
 
     async def _prepare(self) -> None:
-        """Look at the tables, once; make them where that is wanted. Raises `SchemaError`."""
-        if self._is_ready:
-            return
+        """Look at the tables; make them where that is wanted. Raises `SchemaError`."""
         connection = await connect(self.engine.dsn)
         try:
             if self.engine.migrates:
@@ -107,7 +104,6 @@ class Session:
                 )
         finally:
             await connection.close()
-        self._is_ready = True
 
     async def close(self) -> None:
         self._lifespans -= 1
