@@ -68,7 +68,7 @@ class Queue:
         """As one who has heard nothing of any worker for a while."""
         heard = Heard()
         await self.database.recover(most_crashes, heard)
-        heard._last = {id: (heartbeat, 0.0, 0.0) for id, (heartbeat, *_) in heard._last.items()}
+        heard._last = {id: (heartbeat, now(), 0.0) for id, (heartbeat, *_) in heard._last.items()}
         return await self.database.recover(most_crashes, heard)
 
     async def sweep_at_once(self) -> list[int]:
@@ -158,6 +158,16 @@ async def test_2_a_retry_that_is_left_out(leaves_out: str, queue: Queue) -> None
     assert [task["id"] for task in (await queue.fetch(worker))["tasks"]] == [second]
 
 
+async def test_2_no_retry_of_one_that_is_to_be_cancelled(queue: Queue) -> None:
+    """A task that was asked to end, and raises an error of its own, has failed: it does not run again."""
+    (first,) = await queue.add(work.quick)
+    worker = await queue.worker()
+    job = await queue.fetch(worker)
+    assert await queue.database.cancel(first) == "running"
+    assert await queue.end(worker, job, first, state="failed", retry_in=0.0) == {"fetched": None}
+    assert await queue.states() == ["failed"]
+
+
 async def test_3_crash_recovery(queue: Queue) -> None:
     """No crash recovery of its own: a sweep puts the jobs of lost workers at the heads of their lanes, under
     the same id; sweeps at once do it once; a task that has lost its worker too often has failed."""
@@ -203,6 +213,19 @@ async def test_3_a_clock_that_is_set(queue: Queue) -> None:
         assert await queue.database.recover(5, heard) == 0
         heard._last = {id: (beat, since - 60.0, lost) for id, (beat, since, lost) in heard._last.items()}
     assert await queue.database.recover(5, heard) == 1  # the last one stays the last one
+
+
+async def test_3_a_clock_that_is_set_back(queue: Queue) -> None:
+    """Where it is set back as a worker dies, its last heartbeat seems to be one to come: silence counts."""
+    await queue.add(work.quick)
+    worker = await queue.worker()
+    await queue.fetch(worker)
+    ahead = "UPDATE procrastinate_workers SET last_heartbeat = now() + interval '1 hour' WHERE id = %s"
+    await rows(queue.dsn, ahead, worker)
+    heard = Heard()
+    for seconds, recovered in ((0.0, 0), (40.0, 0), (30.0, 1)):  # of the 60 after which it is lost
+        heard._last = {id: (beat, since - seconds, lost) for id, (beat, since, lost) in heard._last.items()}
+        assert await queue.database.recover(5, heard) == recovered
 
 
 async def test_3_a_cancelled_one_does_not_run_again(queue: Queue) -> None:
@@ -251,6 +274,25 @@ async def test_5_stopping(dsn: str) -> None:
     assert ran == ["start 1", "start 1", "end 1", 2]
 
 
+async def test_5_what_is_said_of_a_slow_database(dsn: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that has ended, and is being given back, is no `def` task that runs on."""
+    engine = engine_of(dsn)
+    app = stored_app(engine, handler((work.gated, 1)), drain_timeout=0.0)
+    async with started(app):
+        await get(app, "/handle")
+        await until(lambda: ran == ["start 1"])
+        database = engine.session().database
+        give_back = database.give_back
+
+        async def slowly(*values: Any) -> bool:
+            await anyio.sleep(1.2)
+            return await give_back(*values)
+
+        monkeypatch.setattr(database, "give_back", slowly)
+    assert "runs on" not in "".join(log)
+    assert await states(dsn, engine) == [("gated", "queued")]
+
+
 async def test_5_between_two_tasks(dsn: str) -> None:
     """A worker that stops between two tasks of a job gives the second one back."""
     engine = engine_of(dsn)
@@ -295,6 +337,13 @@ async def test_7_a_lock_spans_queues(queue: Queue) -> None:
     await other.connections.drop_idle()
     assert await queue.database.on_lane("resume", lock) is True
     assert "job" in await queue.fetch(worker)
+
+
+async def test_7_a_pause_in_a_queue_with_a_long_name(dsn: str) -> None:
+    """What stands before a paused lane is not told by procrastinate, whose channels have longer names."""
+    lane = engine_of(dsn, queue=f"{uuid4().hex}-of-us-7").executor.lane(1)
+    await lane.pause()
+    assert (await lane.picture()).state == "paused"
 
 
 async def test_7_a_stopped_lane_stands(queue: Queue) -> None:
@@ -510,6 +559,18 @@ async def test_16_no_long_wait(dsn: str) -> None:
         await database.store([], None, nothing)
     connections._dsn = dsn
     await database.store([], None, nothing)
+    await connections.drop_idle()
+
+
+async def test_16_a_caller_that_is_cancelled(dsn: str) -> None:
+    """A statement whose caller is cancelled has no more time than the caller had, and takes no connection
+    from others for longer."""
+    connections = Connections(dsn, 1)
+    with anyio.move_on_after(0.05):
+        await connections.row("SELECT pg_sleep(60)", seconds=0.2)
+    assert connections._calls
+    assert await connections.row("SELECT 1", seconds=10.0) == (1,)
+    assert not connections._calls
     await connections.drop_idle()
 
 

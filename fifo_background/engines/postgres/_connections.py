@@ -70,17 +70,22 @@ class Connections:
 
         What is lost may have been done: only for statements that may be repeated, or `tries=1`. Raises
         `psycopg.OperationalError` after `seconds`, whatever the server does. A caller that is cancelled
-        leaves the statement to itself.
+        leaves the statement to itself, until then.
         """
         deadline = monotonic() + seconds
+        loop = asyncio.get_running_loop()
         while True:
             tries -= 1
             call = _Call()
-            task = asyncio.get_running_loop().create_task(self._execute(call, query, values, deadline))
+            task = loop.create_task(self._execute(call, query, values, deadline))
             call.task = task
             self._calls.add(call)
             task.add_done_callback(partial(self._has_ended, call))
-            await asyncio.wait({task}, timeout=max(deadline - monotonic(), 0))
+            try:
+                await asyncio.wait({task}, timeout=max(deadline - monotonic(), 0))
+            except asyncio.CancelledError:
+                loop.call_later(max(deadline - monotonic(), 0), call.cut)
+                raise
             if not task.done():
                 call.cut()
                 raise psycopg.OperationalError(f"no answer within {seconds:g} s")

@@ -334,7 +334,7 @@ class Worker:
         await self._drained(seconds)
         self._in_hand.interrupt()
         await self._drained(1.0)
-        if self._in_hand and self._watchdog is not None:
+        if self._in_hand.running_ids and self._watchdog is not None:
             _log.say(logging.WARNING, "shutdown: a def task runs on, so the process is ended")
             self._end_heartbeat()
         await self._drained(None)
