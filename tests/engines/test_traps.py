@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -119,6 +120,24 @@ async def test_1_a_lane_that_frees_wakes_the_others(dsn: str) -> None:
         behind = await executor.lane("a").submit(work.quick, "b")
         work.gate("a").set()
         assert [await held, await behind] == ["a", "b"]
+
+
+async def test_1_a_wake_does_not_keep_a_worker_from_ending(dsn: str) -> None:
+    """A worker that is told to end as it is woken ends."""
+    worker = engine_of(dsn).session()._make_worker()
+
+    async def serve() -> None:
+        while True:
+            await worker._woken()
+            worker._wake.clear()
+
+    serving = asyncio.get_running_loop().create_task(serve())
+    await asyncio.sleep(0.01)
+    worker._wake.set()
+    await asyncio.sleep(0)
+    serving.cancel()
+    with anyio.fail_after(5):
+        await asyncio.wait({serving})
 
 
 async def test_2_retries_hold_the_lane(dsn: str) -> None:
