@@ -69,7 +69,9 @@ class Ours:
     def _new(self, executor: Any, lane: str) -> Any:
         from starlette.background import BackgroundTask
 
-        return self.engine.new_task(BackgroundTask(this().empty_task), self.engine.lane_text(lane), None)
+        return self.engine.new_task(
+            BackgroundTask(this().empty_task), self.engine.lane_text(lane), None, self.engine.settings
+        )
 
     @contextlib.asynccontextmanager
     async def working(self) -> Any:

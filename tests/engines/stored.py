@@ -22,7 +22,9 @@ QUICK: dict[str, Any] = {"heartbeat": 0.1, "lost_after": 1.0}
 
 
 def engine_of(dsn: str, **settings: Any) -> PostgresEngine:
-    return PostgresEngine(dsn, **{"packages": ["tests"], "queue": uuid4().hex, **settings})
+    """With patience: on a busy machine, a store may take longer than a client should wait."""
+    given = {"packages": ["tests"], "queue": uuid4().hex, "store_timeout": 20.0, **settings}
+    return PostgresEngine(dsn, **given)
 
 
 def stored_app(engine: PostgresEngine, *handlers: Handler, **settings: Any) -> Starlette:

@@ -255,6 +255,20 @@ async def test_what_is_in_the_way(place: Place) -> None:
 
 
 @BOTH
+async def test_text_that_postgresql_does_not_take(place: Place) -> None:
+    """Nothing is found by it."""
+    async with running(place) as site:
+        await state(site, await site.executor.submit(work.quick, 1), "succeeded")
+        for query in ("function=%00", "lane=%00"):
+            assert await numbers(site, query) == []
+        if place.kind == "postgres":
+            assert await site.executor.jobs(search="\0") == []
+            assert await site.executor.job("\0") is None
+            assert await site.executor.handle("\0").cancel() is False
+            assert await site.executor.lane(1).skip_head("\0") is None
+
+
+@BOTH
 async def test_progress(place: Place) -> None:
     """What a task reports is shown."""
     async with running(place) as site:

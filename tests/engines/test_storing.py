@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
+from decimal import Decimal
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import set_json_dumps, set_json_loads
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from fifo_background import BackgroundTasks, JobNoResult, executor_of
 from fifo_background.engines.postgres import Retry, StoreError
 from tests.engines import work
-from tests.engines.stored import engine_of, handler, rows, states, stored_app
+from tests.engines.stored import QUICK, engine_of, handler, rows, states, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
 from tests.support.asgi import get, started
 from tests.support.log import Log
@@ -325,3 +329,74 @@ async def test_what_storing_writes(dsn: str) -> None:
     assert told == [("fifo_background", "wake"), ("procrastinate_queue_v1", '{"type"')]
     assert await rows(dsn, query, f"{engine.queue}/null") == [(0,)]
     assert await rows(dsn, query, engine.queue) == [(1,)]
+
+
+async def test_what_an_app_has_set(dsn: str) -> None:
+    """An app's own encoding, and its own reader and writer of JSON, are those of its own connections."""
+
+    def write(value: Any) -> str:
+        raise LookupError
+
+    engine = engine_of(f"{dsn}&client_encoding=LATIN1")
+    app = stored_app(engine)
+
+    async def add(scope: Any, receive: Any, send: Any) -> None:
+        BackgroundTasks().add_task(work.fails, "\N{EURO SIGN}")
+        await Response()(scope, receive, send)
+
+    app.mount("/", add)
+    set_json_loads(functools.partial(json.loads, parse_float=Decimal))
+    set_json_dumps(write)
+    try:
+        async with started(app):
+            assert (await get(app, "/\N{EURO SIGN}")).status == 200
+            await executor_of(app).join()
+            (record,) = await engine.executor.jobs()
+    finally:
+        set_json_loads(json.loads)
+        set_json_dumps(json.dumps)
+    assert (record.request, record.error) == ("GET /\N{EURO SIGN}", ("ValueError", "no \N{EURO SIGN}"))
+    assert record.attempts == 1
+
+
+@pytest.mark.parametrize("cursors", [psycopg.AsyncRawCursor, psycopg.AsyncClientCursor])
+async def test_cursors_of_another_kind(cursors: Any, dsn: str) -> None:
+    """`store(connection=)` works with a connection whose cursors take other marks for parameters."""
+    engine = engine_of(dsn, worker=False)
+
+    async def handle(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(work.quick, 1)
+        async with await psycopg.AsyncConnection.connect(dsn, cursor_factory=cursors) as connection:
+            await tasks.store(connection)
+        return Response()
+
+    app = stored_app(engine, handle)
+    async with started(app):
+        assert (await get(app, "/handle")).status == 200
+    assert await states(dsn, engine) == [("quick", "queued")]
+
+
+async def test_tables_that_are_made_anew(postgres: Any) -> None:
+    """Where the tables go away under an app, the next store makes them, and the worker goes on."""
+    dsn = postgres.database()
+    engine = engine_of(dsn, **QUICK)
+    app = stored_app(engine, handler((work.quick, 1)))
+    async with started(app):
+        for statement in ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public"):
+            await rows(dsn, statement)
+        assert (await get(app, "/handle")).status == 200
+        await executor_of(app).join()
+    assert ran == [1]
+
+
+async def test_two_apps_with_one_engine(dsn: str) -> None:
+    """Tasks have the settings of the app that adds them, whichever of two has taken the engine last."""
+    engine = engine_of(dsn, worker=False)
+    first = stored_app(engine, handler((work.quick, 1)), timeout=5.0, rest_after_failure="run")
+    second = stored_app(engine, handler((work.quick, 2)), lane_after_failure="stop")
+    for app in (first, second, first):
+        assert (await get(app, "/handle")).status == 200
+    query = "SELECT options FROM fifo_background_tasks WHERE queue = %s ORDER BY number"
+    one, other = {"timeout": 5.0, "rest": "run"}, {"timeout": None, "rest": "skip", "after_failure": "stop"}
+    assert await rows(dsn, query, engine.queue) == [(one,), (other,), (one,)]

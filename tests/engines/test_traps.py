@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -48,7 +49,9 @@ class Queue:
 
         entry = Entry(lane, options)
         text = self.engine.lane_text(lane)
-        new = [self.engine.new_task(BackgroundTask(func, 1), text, entry) for func in funcs]
+        new = [
+            self.engine.new_task(BackgroundTask(func, 1), text, entry, self.engine.settings) for func in funcs
+        ]
         await self.database.store(groups_of(self.engine, new, None), None, self._nothing)
         return [one.id for one in new]
 
@@ -66,7 +69,7 @@ class Queue:
         """As one who has heard nothing of any worker for a while."""
         heard = Heard()
         await self.database.recover(most_crashes, heard)
-        heard._last = {id: (heartbeat, 0.0, 0.0) for id, (heartbeat, *_) in heard._last.items()}
+        heard._last = {id: (heartbeat, now(), 0.0) for id, (heartbeat, *_) in heard._last.items()}
         return await self.database.recover(most_crashes, heard)
 
     async def sweep_at_once(self) -> list[int]:
@@ -119,6 +122,24 @@ async def test_1_a_lane_that_frees_wakes_the_others(dsn: str) -> None:
         assert [await held, await behind] == ["a", "b"]
 
 
+async def test_1_a_wake_does_not_keep_a_worker_from_ending(dsn: str) -> None:
+    """A worker that is told to end as it is woken ends."""
+    worker = engine_of(dsn).session()._make_worker()
+
+    async def serve() -> None:
+        while True:
+            await worker._woken()
+            worker._wake.clear()
+
+    serving = asyncio.get_running_loop().create_task(serve())
+    await asyncio.sleep(0.01)
+    worker._wake.set()
+    await asyncio.sleep(0)
+    serving.cancel()
+    with anyio.fail_after(5):
+        await asyncio.wait({serving})
+
+
 async def test_2_retries_hold_the_lane(dsn: str) -> None:
     """Retries with a wait and the same priority hold the lane: `[0, 0, 1, 2, 3]`; nothing of ours sets a
     priority or another lock on a task."""
@@ -154,6 +175,16 @@ async def test_2_a_retry_that_is_left_out(leaves_out: str, queue: Queue) -> None
     else:
         assert await queue.database.on_lane("skip_head", f"{queue.engine.queue}/null", first) == first
     assert [task["id"] for task in (await queue.fetch(worker))["tasks"]] == [second]
+
+
+async def test_2_no_retry_of_one_that_is_to_be_cancelled(queue: Queue) -> None:
+    """A task that was asked to end, and raises an error of its own, has failed: it does not run again."""
+    (first,) = await queue.add(work.quick)
+    worker = await queue.worker()
+    job = await queue.fetch(worker)
+    assert await queue.database.cancel(first) == "running"
+    assert await queue.end(worker, job, first, state="failed", retry_in=0.0) == {"fetched": None}
+    assert await queue.states() == ["failed"]
 
 
 async def test_3_crash_recovery(queue: Queue) -> None:
@@ -203,6 +234,19 @@ async def test_3_a_clock_that_is_set(queue: Queue) -> None:
     assert await queue.database.recover(5, heard) == 1  # the last one stays the last one
 
 
+async def test_3_a_clock_that_is_set_back(queue: Queue) -> None:
+    """Where it is set back as a worker dies, its last heartbeat seems to be one to come: silence counts."""
+    await queue.add(work.quick)
+    worker = await queue.worker()
+    await queue.fetch(worker)
+    ahead = "UPDATE procrastinate_workers SET last_heartbeat = now() + interval '1 hour' WHERE id = %s"
+    await rows(queue.dsn, ahead, worker)
+    heard = Heard()
+    for seconds, recovered in ((0.0, 0), (40.0, 0), (30.0, 1)):  # of the 60 after which it is lost
+        heard._last = {id: (beat, since - seconds, lost) for id, (beat, since, lost) in heard._last.items()}
+        assert await queue.database.recover(5, heard) == recovered
+
+
 async def test_3_a_cancelled_one_does_not_run_again(queue: Queue) -> None:
     """A task that somebody has cancelled while it ran does not run again after it was interrupted."""
     (first,) = await queue.add(work.quick)
@@ -247,6 +291,25 @@ async def test_5_stopping(dsn: str) -> None:
     async with started(app):
         await executor_of(app).join()
     assert ran == ["start 1", "start 1", "end 1", 2]
+
+
+async def test_5_what_is_said_of_a_slow_database(dsn: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that has ended, and is being given back, is no `def` task that runs on."""
+    engine = engine_of(dsn)
+    app = stored_app(engine, handler((work.gated, 1)), drain_timeout=0.0)
+    async with started(app):
+        await get(app, "/handle")
+        await until(lambda: ran == ["start 1"])
+        database = engine.session().database
+        give_back = database.give_back
+
+        async def slowly(*values: Any) -> bool:
+            await anyio.sleep(1.2)
+            return await give_back(*values)
+
+        monkeypatch.setattr(database, "give_back", slowly)
+    assert "runs on" not in "".join(log)
+    assert await states(dsn, engine) == [("gated", "queued")]
 
 
 async def test_5_between_two_tasks(dsn: str) -> None:
@@ -295,6 +358,13 @@ async def test_7_a_lock_spans_queues(queue: Queue) -> None:
     assert "job" in await queue.fetch(worker)
 
 
+async def test_7_a_pause_in_a_queue_with_a_long_name(dsn: str) -> None:
+    """What stands before a paused lane is not told by procrastinate, whose channels have longer names."""
+    lane = engine_of(dsn, queue=f"{uuid4().hex}-of-us-7").executor.lane(1)
+    await lane.pause()
+    assert (await lane.picture()).state == "paused"
+
+
 async def test_7_a_stopped_lane_stands(queue: Queue) -> None:
     """A failed head stops its lane, also where the rest of its request is cancelled."""
     lock = f"{queue.engine.queue}/null"
@@ -334,7 +404,7 @@ async def test_8_what_was_answered_before(end: dict[str, Any], queue: Queue) -> 
         from psycopg.types.json import Jsonb
         from starlette.background import BackgroundTask
 
-        new = queue.engine.new_task(BackgroundTask(work.quick, 1), "null", None)
+        new = queue.engine.new_task(BackgroundTask(work.quick, 1), "null", None, queue.engine.settings)
         await connection.execute(
             "SELECT fifo_background_store(%s, %s, NULL)",
             (queue.engine.queue, Jsonb(groups_of(queue.engine, [new], None))),
@@ -511,11 +581,23 @@ async def test_16_no_long_wait(dsn: str) -> None:
     await connections.drop_idle()
 
 
+async def test_16_a_caller_that_is_cancelled(dsn: str) -> None:
+    """A statement whose caller is cancelled has no more time than the caller had, and takes no connection
+    from others for longer."""
+    connections = Connections(dsn, 1)
+    with anyio.move_on_after(0.05):
+        await connections.row("SELECT pg_sleep(60)", seconds=0.2)
+    assert connections._calls
+    assert await connections.row("SELECT 1", seconds=10.0) == (1,)
+    assert not connections._calls
+    await connections.drop_idle()
+
+
 async def test_17_a_store_whose_answer_is_lost(queue: Queue) -> None:
     """A connection lost at COMMIT leaves the store unknown: done again by the same ids, it counts once."""
     from starlette.background import BackgroundTask
 
-    new = queue.engine.new_task(BackgroundTask(work.quick, 1), "null", None)
+    new = queue.engine.new_task(BackgroundTask(work.quick, 1), "null", None, queue.engine.settings)
     groups = groups_of(queue.engine, [new], None)
     for _ in range(2):
         await queue.database.store(groups, None, queue._nothing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import secrets
 import sys
 from datetime import datetime, timedelta, timezone
@@ -28,7 +30,7 @@ from tests.engines import work
 from tests.engines.stored import engine_of, handler, rows, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
 from tests.support.apps import until
-from tests.support.asgi import Exchange, get, started
+from tests.support.asgi import Exchange, Lifespan, get, started
 
 
 async def test_shutdown_ends_waits(dsn: str) -> None:
@@ -198,3 +200,74 @@ async def test_without_sqlalchemy(dsn: str, monkeypatch: pytest.MonkeyPatch) -> 
     app = stored_app(engine_of(dsn, worker=False), handle)
     async with started(app):
         assert (await get(app, "/handle")).status == 200
+
+
+async def test_started_again_while_it_ends(dsn: str) -> None:
+    """A lifespan that begins while the last one drains begins behind it, and has a worker of its own."""
+    engine = engine_of(dsn)
+    app = stored_app(engine, handler((work.gated, 1)))
+    first, second = Lifespan(app), Lifespan(app)
+    async with anyio.create_task_group() as group:
+        group.start_soon(first.run)
+        await until(lambda: first.sent)
+        await get(app, "/handle")
+        await until(lambda: ran == ["start 1"])
+        first.shutdown.set()
+        await until(lambda: engine.session()._ending is not None)
+        group.start_soon(second.run)
+        await anyio.wait_all_tasks_blocked()
+        assert second.sent == []
+        work.gate(1).set()
+        await until(lambda: second.sent)
+        assert await (await executor_of(app).submit(work.sync, 2)) == 2
+        second.shutdown.set()
+
+
+def test_event_loops_are_forgotten(dsn: str) -> None:
+    """Nothing of the engine is left of an event loop that is gone."""
+    engine = engine_of(dsn)
+    app = stored_app(engine, handler((work.quick, 1)))
+
+    async def run() -> None:
+        async with started(app):
+            await get(app, "/handle")
+            await executor_of(app).join()
+
+    for _ in range(2):
+        asyncio.run(run())
+    gc.collect()
+    assert len(engine._sessions) == 0
+
+
+async def test_retried_while_it_is_awaited(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`await job` of a task that somebody has run again, after its failure was told, gives its last end."""
+    engine = engine_of(dsn)
+    app = stored_app(engine, lane_after_failure="stop")
+    async with started(app):
+        job = await engine.executor.lane("a").submit(work.fails_until, 1, 2)
+        await job.wait()
+        database = engine.session().database
+        look = database.task
+
+        async def retried_meanwhile(id: str) -> Any:
+            monkeypatch.undo()
+            await engine.executor.lane("a").retry_head()
+            return await look(id)
+
+        monkeypatch.setattr(database, "task", retried_meanwhile)
+        assert await job == 2
+
+
+async def test_equal_progress(dsn: str) -> None:
+    """What a task reports is told, also where the one before it in its request has reported the same."""
+    engine = engine_of(dsn)
+    app = stored_app(engine, handler((work.reports, 1), (work.reports, 2)))
+    async with started(app):
+        await get(app, "/handle")
+        second, first = await engine.executor.jobs()
+        for job in (first, second):
+            with anyio.fail_after(20):
+                while (await engine.executor.handle(job.id).record()).progress is None:
+                    await anyio.sleep(0.01)
+            work.gate(1).set()
+        work.gate(2).set()

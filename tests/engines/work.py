@@ -11,6 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
+from fifo_background import report
+
 ran: list[Any] = []
 gates: dict[Any, anyio.Event] = {}
 thread_gates: dict[Any, threading.Event] = {}
@@ -46,6 +48,11 @@ async def gated(n: Any) -> Any:
     await gate(n).wait()
     ran.append(f"end {n}")
     return n
+
+
+async def reports(n: Any) -> None:
+    report(1, 1)
+    await gate(n).wait()
 
 
 def thread_gated(n: Any) -> Any:

@@ -150,5 +150,8 @@ def test_postgres_is_down_for_a_while(postgres: Postgres, tmp_path: Path) -> Non
         one.wait_for("end", "after.0")
         assert app.runs
         assert not one.has("start", "meanwhile.0")
+        # the worker has begun anew, and takes what it was before for lost
+        wait_until(lambda: postgres.ask("SELECT count(*) FROM procrastinate_workers") == 1, 15)
+        http.close()
         assert app.end() in (0, -signal.SIGTERM)  # which newer ones of uvicorn raise again at their end
         wait_until(lambda: postgres.ask("SELECT count(*) FROM procrastinate_workers") == 0, 5)

@@ -7,6 +7,7 @@ PostgreSQL is back. Here whoever needs a connection makes one where none is idle
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from contextlib import suppress
@@ -16,6 +17,7 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.json import set_json_dumps, set_json_loads
 
 __all__ = ("Connection", "Connections", "connect", "cut")
 
@@ -36,14 +38,21 @@ _AGAIN = 0.1
 
 
 async def connect(dsn: str) -> Connection:
-    """One connection in autocommit mode: each statement is a transaction."""
-    return await psycopg.AsyncConnection.connect(with_keepalive(dsn), autocommit=True)
+    """One connection in autocommit mode: each statement is a transaction.
+
+    The app may have set another encoding for its own ones, and other readers and writers of JSON.
+    """
+    connection = await psycopg.AsyncConnection.connect(_with_keepalive(dsn), autocommit=True)
+    set_json_dumps(json.dumps, connection)
+    set_json_loads(json.loads, connection)
+    return connection
 
 
-def with_keepalive(dsn: str) -> str:
+def _with_keepalive(dsn: str) -> str:
     """The DSN, with what notices a peer that is gone."""
     given = conninfo_to_dict(dsn)
-    return make_conninfo(dsn, **{name: value for name, value in _KEEPALIVE.items() if name not in given})
+    missing = {name: value for name, value in _KEEPALIVE.items() if name not in given}
+    return make_conninfo(dsn, **missing, client_encoding="UTF8")
 
 
 class Connections:
@@ -61,17 +70,22 @@ class Connections:
 
         What is lost may have been done: only for statements that may be repeated, or `tries=1`. Raises
         `psycopg.OperationalError` after `seconds`, whatever the server does. A caller that is cancelled
-        leaves the statement to itself.
+        leaves the statement to itself, until then.
         """
         deadline = monotonic() + seconds
+        loop = asyncio.get_running_loop()
         while True:
             tries -= 1
             call = _Call()
-            task = asyncio.get_running_loop().create_task(self._execute(call, query, values, deadline))
+            task = loop.create_task(self._execute(call, query, values, deadline))
             call.task = task
             self._calls.add(call)
             task.add_done_callback(partial(self._has_ended, call))
-            await asyncio.wait({task}, timeout=max(deadline - monotonic(), 0))
+            try:
+                await asyncio.wait({task}, timeout=max(deadline - monotonic(), 0))
+            except asyncio.CancelledError:
+                loop.call_later(max(deadline - monotonic(), 0), call.cut)
+                raise
             if not task.done():
                 call.cut()
                 raise psycopg.OperationalError(f"no answer within {seconds:g} s")

@@ -211,14 +211,17 @@ class PostgresEngine:
             )
         return text
 
-    def new_task(self, task: BackgroundTask, lane: str, entry: Entry | None) -> NewTask:
-        """A call that is to be stored. Raises TypeError for what another process could not call."""
-        options = self.settings.options
+    def new_task(self, task: BackgroundTask, lane: str, entry: Entry | None, settings: Settings) -> NewTask:
+        """A call that is to be stored. Raises TypeError for what another process could not call.
+
+        `settings`: of the app that adds it. Several of them may share the engine.
+        """
+        options = settings.options
         if entry is not None:
             options = options.replace(**entry.changes)
         if options.keep != PLAIN.keep or options.max_waiting is not None:
             raise ValueError('keep="latest" and max_waiting= of a lane are not there with an engine')
-        stored: dict[str, Any] = {"timeout": options.timeout, "rest": self.settings.rest_after_failure}
+        stored: dict[str, Any] = {"timeout": options.timeout, "rest": settings.rest_after_failure}
         if options.after_failure == "stop":
             stored["after_failure"] = "stop"
         if options.retry is not None:

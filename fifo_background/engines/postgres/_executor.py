@@ -17,7 +17,7 @@ from fifo_background.engines.postgres._jobs import StoredJob, lane_of_id, lane_r
 from fifo_background.engines.postgres._measured import Measured
 from fifo_background.engines.postgres._request import groups_of
 from fifo_background.engines.postgres._shown import ShownStored
-from fifo_background.engines.postgres._stored import lock_of
+from fifo_background.engines.postgres._stored import clean, lock_of
 
 if TYPE_CHECKING:
     from fifo_background.engines.postgres._session import Session
@@ -67,7 +67,7 @@ class _Submitter:
         session = self._session
         task = make_task("submit", BackgroundTask, func, args, kwargs)
         engine = session.engine
-        new = engine.new_task(task, engine.lane_text(self._entry.key), self._entry)
+        new = engine.new_task(task, engine.lane_text(self._entry.key), self._entry, engine.settings)
         await session.store(groups_of(engine, [new], None))
         return StoredJob(session, new.id, new.name)
 
@@ -153,12 +153,12 @@ class StoredExecutor(_Submitter):
 
     async def job(self, id: str) -> JobRecord | None:
         """The task with that id, as it is now; None if the database does not have it."""
-        row = await self._session.database.task(id)
+        row = await self._session.database.task(clean(id))
         return None if row is None else record_of(self._session, row)
 
     def handle(self, id: str) -> StoredJob[Any]:
         """A handle to the task with that id, to wait for it or cancel it."""
-        return StoredJob(self._session, id, "a task")
+        return StoredJob(self._session, clean(id), "a task")
 
     async def jobs(
         self,
@@ -180,8 +180,8 @@ class StoredExecutor(_Submitter):
         rows = await self._session.database.tasks(
             None if states is None else [state.value for state in states],
             None if found is None else found[1],
-            function,
-            search,
+            None if function is None else clean(function),
+            None if search is None else clean(search),
             limit,
             before,
         )
@@ -266,4 +266,4 @@ class StoredExecutor(_Submitter):
 
 
 def _id_of(head: StoredJob[Any] | str | None) -> str | None:
-    return head.id if isinstance(head, StoredJob) else head
+    return head.id if isinstance(head, StoredJob) else head and clean(head)

@@ -90,11 +90,11 @@ class Heard:
             for id, (heartbeat, lost_after) in heartbeats.items()
         }
 
-    def silent(self) -> dict[str, str]:
-        """The last heartbeats of those that have missed at least one."""
+    def silent(self) -> dict[str, tuple[str, float]]:
+        """Of those that have missed at least one: the last heartbeat, and for how many seconds it is that."""
         at = now()
         return {
-            id: heartbeat
+            id: (heartbeat, at - since)
             for id, (heartbeat, since, lost_after) in self._last.items()
             if at - since >= lost_after / 2
         }

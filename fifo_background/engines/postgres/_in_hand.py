@@ -29,6 +29,7 @@ class InHand:
     def begin(self, task: Claimed, running: Running) -> None:
         """A task of it is about to run."""
         self._task, self._running = task, running
+        self._told = None  # of this one, the database knows nothing
 
     def started(self, job: Job[Any]) -> None:
         """The executor has it."""

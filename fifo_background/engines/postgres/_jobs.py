@@ -45,10 +45,13 @@ class StoredJob(Generic[T]):
         return self._result().__await__()
 
     async def _result(self) -> T:
-        await self.wait()
-        if self._is_cancelled_unstored:
-            raise JobNoResult(self.name, JobState.CANCELLED.value)
-        row = await self._row()
+        while True:
+            await self.wait()
+            if self._is_cancelled_unstored:
+                raise JobNoResult(self.name, JobState.CANCELLED.value)
+            row = await self._row()
+            if JobState(row["state"]).ended:  # else somebody has had it run again meanwhile
+                break
         if row["state"] == "failed":
             raise TaskFailed(self.name, row["error_type"] or "an error", row["error"] or "")
         if row["state"] != "succeeded":

@@ -89,7 +89,7 @@ class StoredRequest(EngineRequest):
     def add(self, task: BackgroundTask, entry: Entry | None) -> StoredJob[Any]:
         if self._ended:
             raise self._too_late(f"{name_of(task)} was added")
-        new = self._engine.new_task(task, self._lane(entry), entry)
+        new = self._engine.new_task(task, self._lane(entry), entry, self.settings)
         job: StoredJob[Any] = StoredJob(self._session, new.id, new.name, new.fate)
         set_on(task, "_fifo_stored", job)
         self._ids.add(new.id)

@@ -47,13 +47,15 @@ class Session:
         self.executor: StoredExecutor = StoredExecutor(self, Entry(None, {}))
         self._lifespans: int = 0
         self._worker: Worker | None = None
+        self._ending: asyncio.Future[None] | None = None  # done once the lifespans before are over
         self.working: asyncio.Task[None] | None = None  # it ends by itself only where something is wrong
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Task[None] | None = None
-        self._is_ready: bool = False
         self._said: bool = False
 
     async def open(self) -> None:
+        while self._ending is not None:  # the app is started again, before its last end is over
+            await asyncio.wait({self._ending})
         self._lifespans += 1
         if self._lifespans > 1:
             return
@@ -93,9 +95,7 @@ class Session:
         await worker.run()
 
     async def _prepare(self) -> None:
-        """Look at the tables, once; make them where that is wanted. Raises `SchemaError`."""
-        if self._is_ready:
-            return
+        """Look at the tables; make them where that is wanted. Raises `SchemaError`."""
         connection = await connect(self.engine.dsn)
         try:
             if self.engine.migrates:
@@ -107,12 +107,19 @@ class Session:
                 )
         finally:
             await connection.close()
-        self._is_ready = True
 
     async def close(self) -> None:
         self._lifespans -= 1
         if self._lifespans:
             return
+        ending = self._ending = asyncio.get_running_loop().create_future()
+        try:
+            await self._end()
+        finally:
+            self._ending = None
+            ending.set_result(None)
+
+    async def _end(self) -> None:
         self.changes.end()
         worker, self._worker = self._worker, None
         if worker is not None:
@@ -123,7 +130,7 @@ class Session:
             task.cancel()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
-        self._listener = None
+        self._listener = self.working = None  # tasks know the loop, which is to be forgotten with them
         self._connections.keep = False
         await self._connections.drop_idle()
 

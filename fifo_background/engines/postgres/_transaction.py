@@ -17,7 +17,8 @@ __all__ = ("store_with",)
 async def store_with(connection: Any, queue: str, groups: Sequence[dict[str, Any]], most: int | None) -> None:
     """`connection`: psycopg's, or SQLAlchemy's async session or connection. Raises TypeError for others."""
     if isinstance(connection, psycopg.AsyncConnection):
-        await connection.execute(STORE, (queue, Jsonb(groups), most))
+        # of its own, as the cursors of that connection may write JSON and parameters in another way
+        await psycopg.AsyncCursor(connection).execute(STORE, (queue, Jsonb(groups, json.dumps), most))
         return
     if isinstance(connection, psycopg.Connection):
         raise TypeError("store(connection=...) needs an async connection, and this is a sync one")

@@ -206,10 +206,12 @@ class Worker:
             await self._free.wait()
             return  # when a retry is due was not heard of meanwhile
         left = _UNASKED if self._next_at is None else min(self._next_at - now(), _UNASKED)
+        # `wait_for` of Python 3.10 and 3.11 swallows a cancel that comes with the event
+        timer = asyncio.get_running_loop().call_later(max(left, 0.0), self._wake.set)
         try:
-            await asyncio.wait_for(self._wake.wait(), max(left, 0.0))
-        except (TimeoutError, asyncio.TimeoutError):
-            pass
+            await self._wake.wait()
+        finally:
+            timer.cancel()
 
     async def _tell_others(self) -> None:
         """Of lanes that this worker leaves while it is full; not each time: PostgreSQL commits what notifies
@@ -334,7 +336,7 @@ class Worker:
         await self._drained(seconds)
         self._in_hand.interrupt()
         await self._drained(1.0)
-        if self._in_hand and self._watchdog is not None:
+        if self._in_hand.running_ids and self._watchdog is not None:
             _log.say(logging.WARNING, "shutdown: a def task runs on, so the process is ended")
             self._end_heartbeat()
         await self._drained(None)

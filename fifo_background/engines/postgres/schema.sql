@@ -105,7 +105,7 @@ CREATE TRIGGER fifo_background_jobs_worker BEFORE UPDATE OF status ON procrastin
 -- cheaper by about a seventh: a task's row has its times, and `fifo_background_notify` tells our processes.
 DROP TRIGGER procrastinate_jobs_notify_queue_job_inserted_v1 ON procrastinate_jobs;
 CREATE TRIGGER procrastinate_jobs_notify_queue_job_inserted_v1 AFTER INSERT ON procrastinate_jobs
-    FOR EACH ROW WHEN (NEW.status = 'todo' AND NEW.task_name <> 'fifo_background')
+    FOR EACH ROW WHEN (NEW.status = 'todo' AND NEW.task_name NOT IN ('fifo_background', 'fifo_background_pause'))
     EXECUTE FUNCTION procrastinate_notify_queue_job_inserted_v1();
 DROP TRIGGER procrastinate_trigger_status_events_insert_v1 ON procrastinate_jobs;
 CREATE TRIGGER procrastinate_trigger_status_events_insert_v1 AFTER INSERT ON procrastinate_jobs
@@ -299,16 +299,18 @@ CREATE FUNCTION fifo_background_end(
 ) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     _next text;
+    _is_cancelled boolean;
 BEGIN
     IF NOT fifo_background_holds(_worker, _job, _attempts) THEN
         RETURN NULL;
     END IF;
-    PERFORM FROM fifo_background_tasks WHERE id = _end ->> 'id' AND state = 'running';
+    SELECT cancel_requested FROM fifo_background_tasks WHERE id = _end ->> 'id' AND state = 'running'
+        INTO _is_cancelled;
     IF NOT FOUND THEN -- it was told before, and the answer was lost
         SELECT id FROM fifo_background_tasks WHERE job_id = _job AND state = 'running' INTO _next;
         RETURN jsonb_build_object('next', _next);
     END IF;
-    IF _end ->> 'retry_in' IS NOT NULL THEN
+    IF _end ->> 'retry_in' IS NOT NULL AND NOT _is_cancelled THEN
         UPDATE fifo_background_tasks
             SET state = 'queued', error_type = _end ->> 'error_type', error = _end ->> 'error', progress = NULL
             WHERE id = _end ->> 'id';
@@ -456,8 +458,9 @@ $$;
 
 -- Takes the jobs of lost workers from them, and ends tasks that have lost too many. Jobs are locked before the
 -- rows of their workers, as where a worker ends one and fetches the next. A heartbeat that comes at the same
--- moment either keeps the row of its worker, or finds it gone. `_unchanged`: {id: heartbeat} of the workers that
--- were silent for a while by the clock of who asks. Where the server's clock is set, all of them look silent here.
+-- moment either keeps the row of its worker, or finds it gone. `_unchanged`: {id: [heartbeat, seconds]} of the
+-- workers that were silent for so long by the clock of who asks. Where the server's clock is set, all of them may
+-- look silent here, or none.
 -- Returns {recovered, heartbeats}; the latter is {id: [heartbeat, lost_after]} of all workers.
 CREATE FUNCTION fifo_background_recover(_queue text, _most_crashes int, _unchanged jsonb) RETURNS jsonb
 LANGUAGE plpgsql AS $$
@@ -468,13 +471,15 @@ DECLARE
 BEGIN
     SELECT array_agg(worker.id)
         FROM fifo_background_workers AS ours JOIN procrastinate_workers AS worker ON worker.id = ours.id
-        WHERE ours.queue = _queue AND _unchanged ->> worker.id::text = worker.last_heartbeat::text
-        AND worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after) INTO _lost;
+        WHERE ours.queue = _queue AND _unchanged -> worker.id::text ->> 0 = worker.last_heartbeat::text
+            AND (worker.last_heartbeat < clock_timestamp() - make_interval(secs => ours.lost_after)
+                OR (_unchanged -> worker.id::text ->> 1)::double precision >= ours.lost_after)
+        INTO _lost;
     IF _lost IS NOT NULL THEN
         PERFORM FROM procrastinate_jobs
             WHERE status = 'doing' AND worker_id = ANY(_lost) ORDER BY id FOR UPDATE;
         DELETE FROM procrastinate_workers
-            WHERE id = ANY(_lost) AND _unchanged ->> id::text = last_heartbeat::text;
+            WHERE id = ANY(_lost) AND _unchanged -> id::text ->> 0 = last_heartbeat::text;
         PERFORM fifo_background_notify(_queue, 'wake'); -- it may have been the one that knew of a free lane
     END IF;
     FOR _job IN
