@@ -26,20 +26,16 @@ def layers(app: Any) -> Iterator[Any]:
         app = getattr(app, "middleware_stack", None) or getattr(app, "app", None)
 
 
-def added_to(app: Any) -> Iterator[dict[str, Any]]:
+def added_to(app: Any) -> list[dict[str, Any]]:
     """The settings of each `OrderedBackgroundMiddleware` that the app gets when it is started."""
-    for added in getattr(app, "user_middleware", ()):
-        kind, *_, settings = added  # older Starlettes have no arguments in between
-        if kind is OrderedBackgroundMiddleware:
-            yield settings
+    added: Any = getattr(app, "user_middleware", ())
+    # older Starlettes have no arguments in between
+    return [settings for kind, *_, settings in added if kind is OrderedBackgroundMiddleware]
 
 
 def is_ordered(app: Any) -> bool:
     """Whether an app has the middleware, or will once it is started."""
-    return any(
-        isinstance(layer, OrderedBackgroundMiddleware) or any(True for _ in added_to(layer))
-        for layer in layers(app)
-    )
+    return any(isinstance(layer, OrderedBackgroundMiddleware) or added_to(layer) for layer in layers(app))
 
 
 def engine_of(app: Any) -> Engine | None:
@@ -78,7 +74,7 @@ def executor_of(app_or_connection: Any) -> SerialExecutor:
     for layer in layers(app_or_connection):
         if isinstance(layer, OrderedBackgroundMiddleware):
             return layer.executor
-    if any(True for _ in added_to(app_or_connection)):
+    if added_to(app_or_connection):
         raise LookupError(
             f"{app_or_connection!r} has not been started yet: call `executor_of` in its lifespan, or later"
         )
