@@ -21,6 +21,7 @@ from fifo_background.engines.postgres._database import Database
 from fifo_background.engines.postgres._errors import WorkerLost
 from fifo_background.engines.postgres._heartbeat import Heard
 from fifo_background.engines.postgres._lease import Lease, Watchdog, now
+from fifo_background.engines.postgres._listener import Listener
 from fifo_background.engines.postgres._request import groups_of
 from fifo_background.engines.postgres._schema import migrate
 from fifo_background.engines.postgres._tasks import Tasks
@@ -442,6 +443,23 @@ async def test_9_results(dsn: str) -> None:
         with pytest.raises(LookupError, match="was not stored, or was pruned"):
             await small.record()
     assert await states(dsn, engine) == []
+
+
+async def test_10_nothing_is_heard(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LISTEN needs a session connection: a worker that hears nothing, as behind pgbouncer, looks."""
+
+    async def hears_nothing(listener: Listener) -> None:
+        listener.is_connected.set()
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(Listener, "_listen", hears_nothing)
+    monkeypatch.setattr("fifo_background.engines.postgres._worker._UNASKED", 0.2)
+    engine = engine_of(dsn)
+    other = stored_app(engine_of(dsn, queue=engine.queue, worker=False))
+    async with started(stored_app(engine)), started(other):
+        await anyio.wait_all_tasks_blocked()
+        await executor_of(other).submit(work.quick, 1)
+        await until(lambda: ran == [1])
 
 
 async def test_11_a_request_is_one_job(queue: Queue) -> None:

@@ -4,6 +4,8 @@ The faults: `kill -9` of apps and workers, their graceful ends, processes that a
 may be, PostgreSQL killed and started again, connections cut. FAULTS_SEED draws the same faults again,
 FAULTS_TASKS says how many tasks (default 2000), FAULTS_FROZEN for how many seconds processes are frozen.
 
+A new worker needs seconds to import the app: where one is killed, others are up already.
+
 A client that gets a 503, or whose connection breaks, sends a new request with a name of its own: what got a
 2xx is accepted, and what did not may run or not.
 """
