@@ -220,7 +220,7 @@ def benchmarks(session: nox.Session) -> None:
         _python(session, "benchmarks/per_task.py", "--quick", "--json", where)
     _use(session, "3.12")
     others = ["aiojobs", "fastapi-taskflow", "matplotlib"]
-    _install(session, "fastapi", "uvicorn", "uvloop", "httptools", "trio", *others, "-e", ".")
+    _install(session, "fastapi", "uvicorn", "uvloop", "httptools", "trio", *others, *POSTGRES, "-e", ".")
     _python(session, "benchmarks/all.py", *session.posargs)
 
 

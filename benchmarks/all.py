@@ -2,7 +2,7 @@
 
     python benchmarks/all.py [NAME ...]        these only, then the page from all results that are there
 
-Takes about a quarter of an hour, on a machine that has nothing else to do. Needs wrk and valgrind.
+Takes about half an hour, on a machine that has nothing else to do. Needs wrk and valgrind.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ NAMES = (
     "memory",
     "growth",
     "latency",
+    "postgres",
     "instructions",
 )
 

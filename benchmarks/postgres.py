@@ -221,7 +221,7 @@ def server() -> Iterator[str]:
 
 
 COLUMNS = {
-    "what": "<34s", "side": "<24s", "a second": "10,.1f", "p50 ms": "8.2f", "p99 ms": "8.2f", "ratio": "6.2f",
+    "what": "<48s", "side": "<24s", "a second": "10,.1f", "p50 ms": "8.2f", "p99 ms": "8.2f", "ratio": "6.2f",
 }  # fmt: skip
 
 
@@ -241,13 +241,17 @@ def main() -> None:
                     many = tasks if side is Ours or lanes > 1 else 20
                     seen[side].append(asyncio.run(per_second(side(dsn), lanes, many)))
             for side, rates in seen.items():
-                what = f"empty tasks, {lanes} lane{'s' * (lanes > 1)}"
+                what = f"tasks that do nothing, {lanes} lane{'s' * (lanes > 1)}"
                 report.add(what=what, side=side.name, **{"a second": statistics.median(rates)})
         for side in sides:
             milliseconds = asyncio.run(idle_path(side(dsn), times))
-            report.add(what="answered to started, idle", side=side.name, **{"p50 ms": milliseconds})
+            report.add(
+                what="from the answer to the start of the task, idle",
+                side=side.name,
+                **{"p50 ms": milliseconds},
+            )
         ours, inserts = asyncio.run(storing(dsn, times))
-        report.add(what="a committed INSERT", side="psycopg", **{"p50 ms": inserts})
+        report.add(what="a bare INSERT, committed", side="psycopg", **{"p50 ms": inserts})
         report.add(what="a task stored", side=Ours.name, ratio=ours / inserts, **{"p50 ms": ours})
         for row in over_http(dsn, seconds, 1 if options.quick else 3):
             report.add(**row)
