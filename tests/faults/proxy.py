@@ -53,6 +53,11 @@ class Proxy:
         plain = "sslmode=disable&gssencmode=disable"
         return f"postgresql://postgres@{host or self._host}:{self.port}/postgres?{plain}"
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether every connection has ended, and `passed` is that of the last one."""
+        return not self._open
+
     def cut(self, choose: Callable[[], bool] = lambda: True) -> None:
         """End connections at both ends."""
 
@@ -105,8 +110,8 @@ class Proxy:
         except asyncio.CancelledError:
             pass  # at the end of the proxy; the server of asyncio would show it
         finally:
-            self._open.discard(one)
             self.passed = one.passed
+            self._open.discard(one)
             one.abort()
 
 

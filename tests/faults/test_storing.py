@@ -42,8 +42,10 @@ def test_a_cut_at_each_byte_leaves_one_row_for_each_task(postgres: Postgres) -> 
 
     async def run(proxy: Proxy) -> None:
         client = Client(proxy)
-        assert (await client.post()).status_code == 200  # the tables are made
-        assert (await client.post()).status_code == 200
+        for _ in range(2):  # the first one makes the tables
+            assert (await client.post()).status_code == 200
+            while not proxy.is_idle:
+                await asyncio.sleep(0.001)
         whole = dict(proxy.passed)
         steps = {
             "to_server": [
