@@ -61,8 +61,9 @@ def open_row(page: Page, number: int) -> None:
 
 
 def drawn(page: Page) -> None:
-    """Wait until the page has drawn what it knows."""
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    """Wait until the page has drawn what it knows, each of its four parts perhaps in a frame of its own."""
+    for _ in range(6):
+        page.evaluate("new Promise(requestAnimationFrame)")
 
 
 def until(page: Page, happened: Callable[[], Any]) -> None:
@@ -252,6 +253,32 @@ def test_many_rows(serve: Serve, visit: Open) -> None:
     assert most < 60
     expect(page.locator("#table")).to_have_attribute("aria-rowcount", "2001")
     assert {1, 2000} <= seen
+
+
+def test_slow_browser(serve: Serve, visit: Open) -> None:
+    """Where drawing takes long, each part is drawn in a frame of its own, and all of them are."""
+    served = serve(Site(stream_seconds=600).app())  # a stream that ends draws again
+    served.add("gated", gate="go", count=3)
+    page = visit(served).page
+    page.add_init_script(
+        """
+        const now = performance.now.bind(performance);
+        let late = 0;
+        performance.now = () => now() + (late += 5);
+        window.setInterval = () => 0;  // which would draw again each second
+        """
+    )
+    page.reload()
+    expect(page.locator("#running")).to_have_text("1")
+    expect(page.locator("#lanes > li")).to_have_count(1)
+    expect(row(page, 3).locator(".state")).to_have_text("waiting")
+    open_row(page, 1)
+    expect(page.locator("#jobState")).to_have_text("running")
+    served.open("go")
+    expect(page.locator("#succeeded")).to_have_text("3")
+    expect(page.locator("#lanes > li")).to_contain_text("3 ended")
+    expect(row(page, 3).locator(".state")).to_have_text("succeeded")
+    expect(page.locator("#jobState")).to_have_text("succeeded")
 
 
 def test_many_lanes(serve: Serve, visit: Open) -> None:

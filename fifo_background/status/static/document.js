@@ -52,16 +52,27 @@ export function paintTrack(track, progress) {
   if (progress?.total) track.firstElementChild.style.setProperty("--done", Math.min(1, progress.done / progress.total));
 }
 
+const BUDGET = 4; // ms; a frame in which drawing has taken longer leaves the other parts to the next one
+
 const painters = [];
+const due = new Set(); // what is to be drawn; what waits longest comes first
 let frame = null;
 
 /** Takes what draws a part of the page, in the order in which they draw. */
 export const drawsWith = (...functions) => { painters.push(...functions); };
 
-/** Lets all parts be drawn, at most once a frame. */
+/** Lets all parts be drawn: in the next frame, or in several, as all that a new page draws would be one long task. */
 export function schedule() {
-  frame ??= requestAnimationFrame(() => {
-    frame = null;
-    for (const paint of painters) paint();
-  });
+  for (const paint of painters) due.add(paint);
+  frame ??= requestAnimationFrame(paintDue);
+}
+
+function paintDue(began) {
+  frame = null;
+  for (const paint of [...due]) {
+    due.delete(paint);
+    paint();
+    if (performance.now() - began > BUDGET) break;
+  }
+  if (due.size) frame ??= requestAnimationFrame(paintDue);
 }
