@@ -891,6 +891,37 @@ async def test_changes(events: list[Any]) -> None:
         assert heard[-1] == -1
 
 
+async def test_a_report_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower does not miss what a thread reports in the moment before it waits."""
+    reports, goes_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        reports.wait(5)
+        report(1)
+        reports.clear()
+        goes_on.wait(5)
+
+    async with SerialExecutor() as executor:
+        executor.submit_nowait(work)
+        await wait_all_tasks_blocked()
+        version = await executor.changed()
+        waiter = executor._runner.backend.waiter
+
+        def slow_waiter() -> Any:
+            made = waiter()
+            if not reports.is_set():
+                reports.set()
+                while reports.is_set():
+                    pass
+            return made
+
+        with monkeypatch.context() as patch:
+            patch.setattr(executor._runner.backend, "waiter", slow_waiter)
+            with anyio.fail_after(5):
+                await executor.changed(version)
+        goes_on.set()
+
+
 async def test_a_cancelled_follower_is_forgotten() -> None:
     """A wait for changes that is cancelled leaves nothing behind."""
     async with SerialExecutor() as executor:
