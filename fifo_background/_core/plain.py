@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-__all__ = ("LONGEST_TEXT", "as_plain", "text_of", "type_name")
+__all__ = ("LONGEST_TEXT", "as_plain", "on_one_line", "text_of", "type_name")
 
 # Characters of a name, a message or a note that are kept.
 LONGEST_TEXT = 500
@@ -56,6 +56,11 @@ def text_of(value: object) -> str:
         raise
     except BaseException:
         return f"<{type_name(value)}>"
+
+
+def on_one_line(text: str) -> str:
+    """A client's text, for logs: it forges no line there, and gives a terminal no orders."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def as_plain(value: object, limit: int) -> tuple[Any, int, str | None]:
