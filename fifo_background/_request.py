@@ -21,6 +21,7 @@ from fifo_background import _log
 from fifo_background._core.job import Job
 from fifo_background._core.lane import Lane, key_of
 from fifo_background._core.naming import name_of
+from fifo_background._core.plain import on_one_line
 from fifo_background._core.position import GONE, IN_QUEUE, OUTSIDE, Position
 from fifo_background._core.state import DROPPED, OPEN
 from fifo_background._entries import Entry
@@ -107,7 +108,9 @@ class TrackedRequest:
         """Its method and path; None where it is no request."""
         scope = self.scope
         kind = scope["type"]
-        return None if kind == NO_REQUEST else f"{scope.get('method', kind)} {scope.get('path', '')}"
+        if kind == NO_REQUEST:
+            return None
+        return on_one_line(f"{scope.get('method', kind)} {scope.get('path', '')}")
 
     @property
     def named(self) -> bool:

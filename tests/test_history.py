@@ -259,9 +259,14 @@ async def test_progress() -> None:
     def works_in_thread() -> None:
         report(1, 2.5, "x" * 900)
 
+    async def notes_oddly() -> None:
+        report(1, 2, OddNote("note"))
+
     async with SerialExecutor() as executor:
         outer, in_thread = executor.submit_nowait(works), executor.submit_nowait(works_in_thread)
+        odd = executor.submit_nowait(notes_oddly)
         await executor.join()
+        assert odd.progress == (1, 2, "note")
         assert outer.progress == (3, 4, "inner")
         assert in_thread.progress == (1, 2.5, "x" * 500)
         assert in_thread.to_dict()["progress"] == {"done": 1, "total": 2.5, "note": "x" * 500}
@@ -535,6 +540,19 @@ class OddText(str):
     __str__ = __len__ = lambda self: "x" * 5000  # type: ignore[assignment]
 
 
+class OddUUID(UUID):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+class OddNote(str):
+    def __str__(self) -> str:
+        return self
+
+    def __getitem__(self, place: Any) -> Any:
+        return 5
+
+
 @pytest.mark.parametrize(
     ("value", "plain"),
     [
@@ -549,6 +567,7 @@ class OddText(str):
         (Odd(a=1), {"a": 1}),
         ({"x" * 400 + "1": 1, "x" * 400 + "2": 2}, {"x" * 400 + "1": 1, "x" * 400 + "2": 2}),
         ([OddInt(7), OddFloat(0.5), OddText("text")], [7, 0.5, "text"]),
+        ({10**600: Decimal("1" * 600)}, {str(10**600): "1" * 600}),
     ],
     ids=str,
 )
@@ -570,6 +589,9 @@ def test_plain_values(value: object, plain: object) -> None:
         (Large.ONE, "it is too large"),
         ({1: "int", "1": "str"}, "two of its keys are the same text"),
         ({(1, 2): 3}, "key of type tuple"),
+        ({1 << 5000: 1}, "a number that is too large"),
+        ({1: [OddUUID(int=1)]}, "raised ZeroDivisionError"),
+        (Decimal("1" * 1000), "it is too large"),
         (Raises.ONE, "raised ZeroDivisionError"),
         (b"bytes", "bytes is not JSON"),
     ],
@@ -867,6 +889,37 @@ async def test_changes(events: list[Any]) -> None:
         await executor.aclose()
         await wait_all_tasks_blocked()
         assert heard[-1] == -1
+
+
+async def test_a_report_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower does not miss what a thread reports in the moment before it waits."""
+    reports, goes_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        reports.wait(5)
+        report(1)
+        reports.clear()
+        goes_on.wait(5)
+
+    async with SerialExecutor() as executor:
+        executor.submit_nowait(work)
+        await wait_all_tasks_blocked()
+        version = await executor.changed()
+        waiter = executor._runner.backend.waiter
+
+        def slow_waiter() -> Any:
+            made = waiter()
+            if not reports.is_set():
+                reports.set()
+                while reports.is_set():
+                    pass
+            return made
+
+        with monkeypatch.context() as patch:
+            patch.setattr(executor._runner.backend, "waiter", slow_waiter)
+            with anyio.fail_after(5):
+                await executor.changed(version)
+        goes_on.set()
 
 
 async def test_a_cancelled_follower_is_forgotten() -> None:

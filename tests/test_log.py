@@ -18,7 +18,7 @@ from fifo_background import BackgroundTasks, Job, JobState, LaneStopped, SerialE
 from fifo_background._core.naming import name_of
 from fifo_background._settings import PLAIN
 from fifo_background.exceptions import safe_repr
-from tests.support.apps import Work, check_idle, make_app, until
+from tests.support.apps import Work, app_of, check_idle, make_app, until
 from tests.support.asgi import get
 from tests.support.log import Log
 
@@ -181,6 +181,22 @@ async def test_what_a_request_lost(shows: bool, log: Log) -> None:
         f"WARNING GET /handler ended without running 1 task: store{given[0]} 1-… in the default lane; "
         f"1 task: store{given[1]} 2-… in lane 'a': it raised ValueError()"
     ]
+
+
+async def test_a_path_forges_no_line(log: Log) -> None:
+    """A client's path is on one line of the log, without orders to a terminal; other letters stay."""
+    app = app_of(loses)
+    for path in ("/söhne", "/a\nERROR forged\r\x1b[31m\u2028"):
+        await get(app, path)
+    assert [line.partition(" ended")[0] for line in log] == [
+        "WARNING GET /söhne",
+        r"WARNING GET /a\nERROR forged\r\x1b[31m\u2028",
+    ]
+
+
+async def loses(path: str, respond: Any) -> None:
+    BackgroundTasks().add_task(store, 1)
+    await respond()
 
 
 @pytest.mark.parametrize("shows", [False, True])

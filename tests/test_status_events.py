@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
+from starlette.middleware.gzip import GZipMiddleware
 
 from fifo_background import SerialExecutor
 from fifo_background.status import watch as watch_module
@@ -65,6 +66,18 @@ async def test_first_connection(site: Site, work: Work) -> None:
     assert headers[b"content-type"].startswith(b"text/event-stream")
     assert (headers[b"cache-control"], headers[b"x-accel-buffering"]) == (b"no-store", b"no")
     assert b"content-length" not in headers
+
+
+async def test_compression(site: Site) -> None:
+    """A middleware that compresses does not hold the events back until the stream ends."""
+    site.app.app = GZipMiddleware(site.app.app)
+    async with anyio.create_task_group() as group:
+        stream = Stream(site, group, headers={"accept-encoding": "gzip"})
+        await stream.events()
+        await run(site, 1)
+        await stream.events(2)
+        assert dict(stream.exchange.messages[0]["headers"])[b"content-encoding"] == b"identity"
+        await stream.close()
 
 
 async def test_ticks(site: Site, work: Work) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -188,6 +189,83 @@ def test_app(events: list[Any], meters: Meters) -> None:
         found = meters.collected()
         assert found["jobs.ended", "{job}"] == ended
     assert found["job.ran", "s"]["Work.quick", "succeeded"].count == 2
+
+
+def points(found: dict[str, Any], metric: str) -> Any:
+    return next(points for (name, _), points in found.items() if name == metric)
+
+
+async def test_several(events: list[Any], meters: Meters) -> None:
+    """Each of several executors of one process is reported, under its own name."""
+    work = Work(events)
+    async with SerialExecutor() as scores, SerialExecutor() as mails:
+        instrument(scores, meters.provider, name="scores")
+        instrument(mails, meters.provider, name="mails", durations=True)
+        for n in range(3):
+            scores.submit_nowait(work.quick, n)
+        mails.lane("a").pause()
+        mails.lane("a").submit_nowait(work.quick, 3)
+        await mails.submit_nowait(work.quick, 4)
+        await scores.join()
+        found = meters.collected()
+        assert points(found, "jobs.waiting") == {("scores",): 0, ("mails",): 1}
+        assert points(found, "jobs.running") == {("scores",): 0, ("mails",): 0}
+        assert points(found, "head.age").keys() == {("scores",), ("mails",)}
+        ended = points(found, "jobs.ended")
+        assert (ended["scores", "succeeded"], ended["mails", "succeeded"]) == (3, 1)
+        assert {key[0]: point.count for key, point in points(found, "job.ran").items()} == {"mails": 1}
+        instrument(scores, meters.provider, name="scores", durations=True)  # now these, too; it counts once
+        found = meters.collected()
+        assert points(found, "jobs.ended")["scores", "succeeded"] == 3
+        assert {key[0]: point.count for key, point in points(found, "job.ran").items()} == {
+            "mails": 1,
+            "scores": 3,
+        }
+        mails.lane("a").resume()
+
+
+async def test_one_after_the_other(events: list[Any], meters: Meters) -> None:
+    """One that comes after another one is gone is reported, as where each test makes its app."""
+    for _ in range(2):
+        executor: Any = SerialExecutor()
+        async with executor:
+            instrument(executor, meters.provider, durations=True)
+            await executor.submit_nowait(Work(events).quick, 1)
+            found = meters.collected()
+        assert points(found, "jobs.ended") == states(succeeded=1)
+        del executor
+        gc.collect()
+    assert [point.count for point in points(found, "job.ran").values()] == [2]
+
+
+GLOBAL = """
+from opentelemetry.metrics import get_meter_provider, set_meter_provider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from fifo_background import SerialExecutor
+from fifo_background.status.metrics import instrument
+
+reader = InMemoryMetricReader()
+executors = [SerialExecutor() for _ in range(3)]
+instrument(executors[0], name="early")
+set_meter_provider(MeterProvider([reader]))
+instrument(executors[1], name="late")
+instrument(executors[2], get_meter_provider(), name="named")
+[waiting] = [
+    metric
+    for scope in reader.get_metrics_data().resource_metrics[0].scope_metrics
+    for metric in scope.metrics
+    if metric.name == "fifo_background.jobs.waiting"
+]
+print(sorted(point.attributes["fifo_background.executor.name"] for point in waiting.data.data_points))
+"""
+
+
+def test_the_global_provider() -> None:
+    """All are reported, whether they came before the SDK or after it, and whoever names its provider."""
+    done = subprocess.run([sys.executable, "-c", GLOBAL], capture_output=True, text=True, check=True)
+    assert done.stdout == "['early', 'late', 'named']\n"
 
 
 async def test_gone(meters: Meters) -> None:

@@ -154,6 +154,20 @@ async def test_drained_says_what_is_left() -> None:
     await drained(app)
 
 
+async def test_drained_in_no_time() -> None:
+    """However little time it has, `drained` raises only while there is a task that it can name."""
+    said: list[str] = []
+    async with SerialExecutor() as executor:
+        for _ in range(10):
+            executor.submit_nowait(Work([]).quick, 1)
+            for _ in range(3):
+                try:
+                    await drained(executor, timeout=0)
+                except TimeoutError as error:
+                    said.append(str(error))
+    assert all("Work.quick" in text for text in said)
+
+
 @pytest.mark.one_loop
 async def test_what_is_left_may_start() -> None:
     """Of a task that nothing is in the way of, `drained` says so."""

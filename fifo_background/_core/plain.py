@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-__all__ = ("LONGEST_TEXT", "as_plain", "text_of", "type_name")
+__all__ = ("LONGEST_TEXT", "as_plain", "on_one_line", "text_of", "type_name")
 
 # Characters of a name, a message or a note that are kept.
 LONGEST_TEXT = 500
@@ -56,6 +56,11 @@ def text_of(value: object) -> str:
         raise
     except BaseException:
         return f"<{type_name(value)}>"
+
+
+def on_one_line(text: str) -> str:
+    """A client's text, for logs: it forges no line there, and gives a terminal no orders."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def as_plain(value: object, limit: int) -> tuple[Any, int, str | None]:
@@ -107,8 +112,7 @@ def _copy(value: Any, budget: list[int], depth: int) -> Any:
         return _text(str.__str__(value), budget)
     if isinstance(value, int):
         number = int.__int__(value)
-        if number.bit_length() > _LONGEST_INT:
-            raise _CannotKeepError("it has a number that is too large")
+        _check_length(number)
         _spend(budget, number.bit_length() // 8)
         return number
     if isinstance(value, float):
@@ -134,8 +138,13 @@ def _copy(value: Any, budget: list[int], depth: int) -> Any:
     if isinstance(value, Enum):
         return _copy(value.value, budget, depth + 1)
     if isinstance(value, _AS_TEXT):
-        return text_of(value)
+        return _text(str.__str__(str(value)), budget)
     raise _CannotKeepError(f"{type_name(value)} is not JSON: return a dict, a list or a str")
+
+
+def _check_length(number: int) -> None:
+    if int.bit_length(number) > _LONGEST_INT:
+        raise _CannotKeepError("it has a number that is too large")
 
 
 def _text(text: str, budget: list[int]) -> str:
@@ -148,6 +157,8 @@ def _key(key: Hashable, budget: list[int]) -> str:
         key = key.value
     if isinstance(key, str):
         return _text(str.__str__(key), budget)
+    if isinstance(key, int):
+        _check_length(key)
     if key is None or isinstance(key, (int, float, *_AS_TEXT)):
-        return _text(text_of(key), budget)
+        return _text(str.__str__(str(key)), budget)
     raise _CannotKeepError(f"a key of type {type_name(key)} is not JSON")

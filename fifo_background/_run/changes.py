@@ -48,6 +48,7 @@ class Changes:
             waiter = self._runner.backend.waiter()
             self.waiters.append(waiter)
             try:
-                await waiter
+                if not self.noted:  # a thread that has set it just now knew of no waiter
+                    await waiter
             finally:
                 self.waiters = [other for other in self.waiters if other is not waiter]

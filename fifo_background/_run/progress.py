@@ -7,7 +7,7 @@ from numbers import Real
 from typing import cast
 
 from fifo_background._core.job import Job, JobRunner
-from fifo_background._core.plain import LONGEST_TEXT
+from fifo_background._core.plain import text_of
 from fifo_background._core.special import Progress
 from fifo_background._run.current import current_party
 
@@ -29,7 +29,7 @@ def report(done: float, total: float | None = None, note: str | None = None) -> 
     if not isinstance(job, Job) or job.done():
         return
     job = job._outermost
-    job._make_special().progress = Progress(done, total, None if note is None else str(note)[:LONGEST_TEXT])
+    job._make_special().progress = Progress(done, total, None if note is None else text_of(note))
     cast(JobRunner, job._runner).note_change()
 
 

@@ -45,7 +45,8 @@ class EventStream(Response):
         # not by Response's own, which gives a Content-Length
         self.status_code = 200
         self.background: BackgroundTask | None = None  # FastAPI sets it: what a dependency has added
-        self.init_headers({"X-Accel-Buffering": "no"})
+        # compressed, as by older versions of Starlette's middleware, the events would come at the end
+        self.init_headers({"X-Accel-Buffering": "no", "Content-Encoding": "identity"})
         self._executor = executor
         self._watch = watch
         self._seconds = seconds

@@ -34,8 +34,10 @@ async def drained(app_or_executor: Any, timeout: float = 10.0) -> None:
     with anyio.move_on_after(timeout):
         await executor.join()
         return
-    left = "; ".join(map(_in_words, reversed(await executor.jobs(states=_UNFINISHED))))
-    raise TimeoutError(f"after {timeout:g} s these tasks have not run: {left}")
+    left = await executor.jobs(states=_UNFINISHED)
+    if left:
+        words = "; ".join(map(_in_words, reversed(left)))
+        raise TimeoutError(f"after {timeout:g} s these tasks have not run: {words}")
 
 
 def _in_words(job: JobRecord) -> str:

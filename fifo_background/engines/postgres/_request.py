@@ -15,13 +15,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from fifo_background import _log
 from fifo_background._core.naming import name_of
-from fifo_background._core.plain import LONGEST_TEXT
+from fifo_background._core.plain import LONGEST_TEXT, on_one_line
 from fifo_background._core.state import FAILED
 from fifo_background._engine import EngineRequest
 from fifo_background._entries import Entry, options_of_entry, set_on
 from fifo_background._settings import Settings, check_key
 from fifo_background.engines.postgres._jobs import StoredJob
-from fifo_background.engines.postgres._stored import NewTask, clean, lock_of, running
+from fifo_background.engines.postgres._stored import NewTask, lock_of, running
 from fifo_background.exceptions import (
     LaneStopped,
     OrderedBackgroundError,
@@ -82,7 +82,7 @@ class StoredRequest(EngineRequest):
         return self._session.executor
 
     def __str__(self) -> str:
-        return f"{self.scope.get('method', self.scope['type'])} {self.scope.get('path', '')}"
+        return on_one_line(f"{self.scope.get('method', self.scope['type'])} {self.scope.get('path', '')}")
 
     # -- adding ----------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class StoredRequest(EngineRequest):
         """Give some of what is new to the database."""
         if not new:
             return
-        label = clean(str(self))[:LONGEST_TEXT]  # a path may be long, and have %00
+        label = str(self)[:LONGEST_TEXT]  # a path may be long
         groups = groups_of(self._engine, new, label)
         ids = {one.id for one in new}
         self._new = [one for one in self._new if one.id not in ids]
