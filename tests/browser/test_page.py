@@ -558,6 +558,26 @@ def test_clear_says_how_many_there_are(serve: Serve, visit: Open) -> None:
     served.open("go")
 
 
+def test_clear_when_lost(serve: Serve, visit: Open) -> None:
+    """Where nothing can be cleared, the question stays instead of seeming to be answered."""
+    served = serve(Site(stream_seconds=0.5).app())
+    served.add("gated", lane="mail", gate="go", count=4)
+    visited = visit(served)
+    visited.allowed = ("ERR_", "EventSource")
+    page, yes = visited.page, visited.page.locator("#clearYes")
+    lane(page, "mail").locator("[data-verb=clear]").click()
+    visited.context.set_offline(True)
+    expect(yes).to_have_attribute("aria-disabled", "true")
+    yes.click(force=True)
+    expect(page.locator("#clear")).to_be_visible()
+    visited.context.set_offline(False)
+    expect(yes).not_to_have_attribute("aria-disabled", "true")
+    yes.click()
+    expect(page.locator("#clear")).to_be_hidden()
+    expect(page.locator("#waiting")).to_have_text("0")
+    served.open("go")
+
+
 def test_read_only(serve: Serve, visit: Open) -> None:
     """Who may only look sees no operation, and gets a 403 for one."""
     served = serve(Site(authorize=lambda request: "read").app())

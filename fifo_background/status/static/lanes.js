@@ -164,6 +164,7 @@ function askClear(card) {
   toClear = card;
   paintClear();
   ui.clearYes.onclick = () => {
+    if (isLost()) return;
     ui.clear.close();
     operate(card, "clear", {});
   };
@@ -175,4 +176,5 @@ function paintClear() {
   const { name, waiting } = now.lanes.find((lane) => lane.id === toClear.lane.id) ?? toClear.lane;
   const clearText = `${count(waiting)} waiting ${waiting === 1 ? "job" : "jobs"} will not run. This cannot be undone.`;
   fill(ui, { clearTitle: `Clear ${name || "the lane"}?`, clearText });
+  set(ui.clearYes, "aria-disabled", isLost() ? true : null);
 }
