@@ -34,7 +34,7 @@ ui.allLanes.onclick = () => {
 };
 ui.rows.onclick = ({ target }) => rowOf(target) && openJob(rowOf(target).job.id); // what is between rows is none
 ui.rows.onkeydown = keyInRows;
-ui.scroller.onscroll = schedule;
+ui.scroller.onscroll = paintRows; // in this frame: in the next one would be a blank in this one
 ui.job.onclose = closedJob;
 ui.jobCancel.onclick = cancelJob;
 ui.jobCopy.onclick = copyId;

@@ -70,6 +70,7 @@ function tick(told) {
   connected();
   if (!first) return refreshSoon();
   load();
+  refreshDetail();
   countEarlier(now.at);
 }
 
