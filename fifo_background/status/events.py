@@ -105,7 +105,7 @@ class EventStream(Response):
         while True:
             picture = await self._watch.after(self._executor, self._seen)
             if picture is None:
-                await write(b": nothing has changed\n\n")
+                await write(_UNCHANGED)
                 continue
             self._seen = picture.number
             await write(await self._tick(picture))
@@ -140,3 +140,5 @@ class EventStream(Response):
 
 
 _RESET = b"event: reset\ndata: {}\n\n"
+# No comment, which a browser would keep from the page: it has to know that the connection is alive.
+_UNCHANGED = b"event: unchanged\ndata: {}\n\n"

@@ -161,7 +161,7 @@ def _cancel() -> dict[str, Any]:
 def _events() -> dict[str, Any]:
     stream = {
         "description": "Server-sent events: `tick`, with the figures, the lanes and the jobs that ended; "
-        "`reset`, where jobs may have been missed."
+        "`reset`, where jobs may have been missed; `unchanged`, every 5 seconds in which nothing has changed."
     }
     after = "The id of the last event that was seen."
     parameters = [_header("Last-Event-ID", after), _query("after", after, type="string")]

@@ -36,6 +36,10 @@ class Work:
         await self.gate(gate).wait()
         return {"gate": gate, "rows": [1, 2, 3]}
 
+    async def measures(self, gate: str) -> None:
+        report(1234.5678, 1_000_000, "MB")
+        await self.gate(gate).wait()
+
     async def short(self, gate: str) -> None:
         await anyio.sleep(0.01)
 

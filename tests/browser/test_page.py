@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 import fifo_background.status
+from fifo_background.status import watch
 from tests.browser.app import HOSTILE, Site
 from tests.browser.conftest import PATIENCE, Served, Visit
 
@@ -36,6 +37,19 @@ LOOKS: dict[str, dict[str, Any]] = {
     "390 px": {"viewport": {"width": 390, "height": 844}},
     "200 % zoom": {"viewport": {"width": 640, "height": 500}, "device_scale_factor": 2},
 }
+
+# Frames that come only when a test lets them.
+FRAMES = """
+    const next = window.requestAnimationFrame.bind(window);
+    let held = null;
+    window.requestAnimationFrame = (draw) => (held ? held.push(draw) : next(draw));
+    window.hold = () => { held = []; };
+    window.letGo = () => {
+        const draws = held;
+        held = null;
+        draws.forEach(next);
+    };
+"""
 
 BAD_WORDS = (
     *("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"),
@@ -241,6 +255,16 @@ def test_answer_after_closing(serve: Serve, visit: Open) -> None:
     served.open("go")
 
 
+def test_progress_in_fractions(serve: Serve, visit: Open) -> None:
+    """A number is written with a comma between thousands, but not behind the point."""
+    served = serve(Site().app())
+    served.add("measures", gate="go")
+    page = visit(served).page
+    note = lane(page, "default").locator('[data-part="note"]')
+    expect(note).to_have_text("1,234.5678 of 1,000,000 MB")
+    served.open("go")
+
+
 def test_many_rows(serve: Serve, visit: Open) -> None:
     """Of 2,000 jobs, fewer than 60 rows are in the document, wherever one looks."""
     served = serve(Site().app())
@@ -281,6 +305,68 @@ def test_slow_browser(serve: Serve, visit: Open) -> None:
     expect(page.locator("#jobState")).to_have_text("succeeded")
 
 
+def test_rows_stay(serve: Serve, visit: Open) -> None:
+    """Jobs that come above those that one sees do not move them, and what one scrolls to is there at once."""
+    served = serve(Site().app())
+    served.add("gated", gate="go")
+    served.add("short", count=200)
+    page = visit(served).page
+    page.add_init_script(FRAMES)
+    page.reload()
+    expect(row(page, 201)).to_be_visible()
+    first = """() => {
+        const { x, y } = scroller.getBoundingClientRect();
+        const row = document.elementFromPoint(x + 90, y + 51).closest("tr");
+        return +row.querySelector('[data-part="number"]').textContent;
+    }"""
+    page.evaluate("scroller.scrollTop = 3600")
+    drawn(page)
+    assert page.evaluate(first) == 101
+    for seen in (99, 97, 65):
+        page.evaluate("hold()")
+        with page.expect_response("**/jobs?limit=50") as response:
+            served.add("short", lane="other", count=7)
+        response.value.finished()
+        page.evaluate("fetch('./summary').then((response) => response.json())")  # after it in line
+        scroll = """(rows) => new Promise((told) => {
+            scroller.addEventListener("scroll", () => told(), {once: true});
+            scroller.scrollTop += rows * 36;
+        })"""
+        page.evaluate(scroll, page.evaluate(first) - seen)
+        assert page.evaluate(first) == seen
+        page.evaluate("letGo()")
+        drawn(page)
+        assert page.evaluate(first) == seen
+    served.open("go")
+
+
+def test_between_rows(serve: Serve, visit: Open) -> None:
+    """To drag from one row to another is no click on a row."""
+    served = serve(Site().app())
+    served.add("gated", gate="go", count=5)
+    page = visit(served).page
+    expect(row(page, 1)).to_be_visible()
+    row(page, 5).locator('[data-part="lane"]').hover()
+    page.mouse.down()
+    row(page, 3).locator('[data-part="lane"]').hover()
+    page.mouse.up()
+    expect(page.locator("#job")).to_be_hidden()
+    served.open("go")
+
+
+def test_ended_before(serve: Serve, visit: Open) -> None:
+    """What has ended before one looks is counted, though more jobs than a list begins with wait."""
+    served = serve(Site().app())
+    served.add("short", lane="done", count=3)
+    served.add("gated", gate="go", count=201)
+    for job in served.jobs(q="done"):
+        served.job(job["id"])
+    page = visit(served).page
+    told = "3 ended in the last 2 minutes, 0 of them failed"
+    expect(page.locator("#spark")).to_have_attribute("aria-label", told)
+    served.open("go")
+
+
 def test_many_lanes(serve: Serve, visit: Open) -> None:
     """All lanes are drawn, in order, however many become visible at once."""
     served = serve(Site().app())
@@ -311,6 +397,50 @@ def test_search_and_states(serve: Serve, visit: Open) -> None:
         expect(page.locator("#rows .open")).to_have_text(["stumbles"] * 3)
         page.locator("#search").fill("nothing like it")
         expect(page.locator("#noJobs")).to_have_text("No job matches.")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("Straße", "STRASSE"), ("ΟΔΟΣΑ", "ΟΔΟΣ"), ("a.*(b[", ".*(b["), ("\0\u202e 👩‍👧", "👧")]
+)
+def test_search_in_any_script(name: str, text: str, serve: Serve, visit: Open) -> None:
+    """What the app finds is listed: its way to compare texts is not the browser's."""
+    served = serve(Site().app())
+    served.add("short", lane=name, count=2)
+    served.add("short", lane="other")
+    page = visit(served).page
+    expect(row(page, 3)).to_be_visible()
+    page.locator("#search").fill(text)
+    expect(row(page, 3)).to_have_count(0)
+    expect(page.locator('#rows [data-part="number"]')).to_have_text(["2", "1"])
+
+
+def test_jobs_that_cannot_be_loaded(serve: Serve, visit: Open) -> None:
+    """In place of the jobs that one has asked for is why they do not come, not those of another list."""
+    served = serve(Site().app())
+    served.add("short", count=3)
+    visited = visit(served)
+    visited.allowed = ("422 (", "500 (")
+    page = visited.page
+    none, rows = page.locator("#noJobs"), page.locator("#rows > tr")
+    expect(rows).to_have_count(3)
+    page.locator("#search").fill("x" * 501)
+    expect(none).to_have_text("q: has more than 500 characters")
+    expect(rows).to_have_count(0)
+    page.locator("#search").fill("")
+    expect(rows).to_have_count(3)
+    for state, status, why in (
+        ("failed", 500, "The app answered 500."),
+        ("succeeded", 200, "The app answered 200, but not in JSON."),
+    ):
+        page.unroute_all()
+        page.route("**/jobs?*", lambda route, _, status=status: route.fulfill(status=status, body="<p>Hm"))
+        page.locator(f"#pills button[value={state}]").click()
+        expect(none).to_have_text(why)
+        expect(rows).to_have_count(0)
+    page.unroute_all()
+    served.add("short")
+    expect(rows).to_have_count(4)
+    expect(none).to_be_hidden()
 
 
 # -- what it operates --------------------------------------------------------------------------------------
@@ -417,6 +547,38 @@ def test_clear(serve: Serve, visit: Open) -> None:
         expect(page.locator("#waiting")).to_have_text(waiting)
 
 
+def test_clear_says_how_many_there_are(serve: Serve, visit: Open) -> None:
+    """What one is asked to confirm is true when one confirms it."""
+    served = serve(Site().app())
+    served.add("gated", lane="mail", gate="go", count=4)
+    page = visit(served).page
+    lane(page, "mail").locator("[data-verb=clear]").click()
+    expect(page.locator("#clearText")).to_contain_text("3 waiting jobs will not run.")
+    served.add("gated", lane="mail", gate="go", count=40)
+    expect(page.locator("#clearText")).to_contain_text("43 waiting jobs will not run.")
+    served.open("go")
+
+
+def test_clear_when_lost(serve: Serve, visit: Open) -> None:
+    """Where nothing can be cleared, the question stays instead of seeming to be answered."""
+    served = serve(Site(stream_seconds=0.5).app())
+    served.add("gated", lane="mail", gate="go", count=4)
+    visited = visit(served)
+    visited.allowed = ("ERR_", "EventSource")
+    page, yes = visited.page, visited.page.locator("#clearYes")
+    lane(page, "mail").locator("[data-verb=clear]").click()
+    visited.context.set_offline(True)
+    expect(yes).to_have_attribute("aria-disabled", "true")
+    yes.click(force=True)
+    expect(page.locator("#clear")).to_be_visible()
+    visited.context.set_offline(False)
+    expect(yes).not_to_have_attribute("aria-disabled", "true")
+    yes.click()
+    expect(page.locator("#clear")).to_be_hidden()
+    expect(page.locator("#waiting")).to_have_text("0")
+    served.open("go")
+
+
 def test_read_only(serve: Serve, visit: Open) -> None:
     """Who may only look sees no operation, and gets a 403 for one."""
     served = serve(Site(authorize=lambda request: "read").app())
@@ -499,6 +661,22 @@ def test_focus_stays(serve: Serve, visit: Open) -> None:
     served.add("short", lane="mail 2", count=3)
     expect(page.locator("#succeeded")).to_have_text(str(ended + 3))
     expect(page.locator("#jobCopy")).to_be_focused()
+    served.open("go")
+
+
+def test_focus_in_a_lane_that_goes_down(serve: Serve, visit: Open) -> None:
+    """A lane with the focus stays, though others need a look more than it does."""
+    served = serve(Site().app())
+    served.add("short", lane="quiet")
+    page = visit(served).page
+    pause = lane(page, "quiet").locator("[data-verb=pause]")
+    pause.focus()
+    for number in range(13):
+        served.add("gated", lane=f"busy {number}", gate="go")
+    expect(page.locator("#lanes h3")).to_have_text([*(f"busy {number}" for number in range(12)), "quiet"])
+    expect(pause).to_be_focused()
+    page.locator("#freeze").focus()
+    expect(lane(page, "quiet")).to_have_count(0)
     served.open("go")
 
 
@@ -635,6 +813,21 @@ def test_hostile(serve: Serve, visit: Open) -> None:
     served.open("go")
 
 
+def test_unknown_address(serve: Serve, visit: Open) -> None:
+    """An address that names no job is told to name none."""
+    served = serve(Site().app())
+    visited = visit(served)
+    visited.allowed = ("404 (",)
+    page = visited.page
+    for id in ("..", "%2e%2e", ".", "../lanes", "%", "?", "a/b", "\ud800", "x" * 5000):
+        page.evaluate("(id) => { location.hash = `job=${id}`; }", id)
+        expect(page.locator("#jobTitle")).to_have_text("Not known")
+        expect(page.locator("#jobMissing")).to_have_text(re.compile("[.]$"))
+        expect(page.locator("#jobKnown")).to_be_hidden()
+        page.keyboard.press("Escape")
+        expect(page).to_have_url(re.compile("^[^#]+$"))
+
+
 @pytest.mark.parametrize("what", ["q", "cursor", "lane", "state", "function", "limit"])
 def test_hostile_parameters(what: str, serve: Serve, visit: Open) -> None:
     """What an address says does not come back as markup."""
@@ -702,12 +895,13 @@ def test_refused_later(serve: Serve, visit: Open) -> None:
     visited = visit(served)
     visited.allowed = ("403 (Forbidden)", "EventSource")
     page = visited.page
-    expect(row(page, 1)).to_be_visible()
+    open_row(page, 1)
     allowed = False
     expect(page.locator("#refusedDetail")).to_have_text(
         "You may not look at this: `authorize(request)` says so."
     )
     expect(page.locator("#data")).to_be_hidden()
+    expect(page.locator("#job")).to_be_hidden()
     audit(page)
 
 
@@ -750,6 +944,79 @@ def test_lost_and_back(serve: Serve, visit: Open) -> None:
     expect(page.locator("#succeeded")).to_have_text("3")
     expect(row(page, 3)).to_be_visible()
     expect(page.locator("#data")).to_have_class("data")
+
+
+def test_job_of_an_app_that_is_gone(serve: Serve, visit: Open) -> None:
+    """A job that ran when the app ended is not said to run in the next one."""
+    served = serve(Site().app())
+    served.add("gated", gate="go")
+    visited = visit(served)
+    visited.allowed = ("ERR_", "EventSource", "404 (")
+    page = visited.page
+    open_row(page, 1)
+    expect(page.locator("#jobState")).to_have_text("running")
+    served.stop()
+    serve(Site(stream_seconds=600).app(), served.port)
+    expect(page.locator("#jobMissing")).to_contain_text("There is no such job")
+    expect(page.locator("#jobKnown")).to_be_hidden()
+
+
+def test_silent_connection(serve: Serve, visit: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that hears nothing, as its connection has broken without a word, tries another and says so."""
+    monkeypatch.setattr(watch, "HEARTBEAT", 0.1)
+    served = serve(Site(stream_seconds=600).app())
+    served.add("gated", gate="go")
+    visited = visit(served, live=False)
+    visited.allowed = ("ERR_",)
+    page, word = visited.page, visited.page.locator("#linkWord")
+    page.clock.install()
+    page.reload()
+    expect(page.locator("#running")).to_have_text("1")
+    visited.requests.clear()
+    for _ in range(3):  # as long as it hears the app, it stays
+        page.evaluate(
+            """() => {
+                window.told = 0;
+                window.other = new EventSource("./events");
+                other.addEventListener("unchanged", () => { told += 1; });
+            }"""
+        )
+        until(page, lambda: page.evaluate("told > 1"))
+        page.evaluate("other.close()")
+        page.clock.fast_forward(10_000)
+    assert not any("after=" in url for url in visited.requests)
+    monkeypatch.setattr(watch, "HEARTBEAT", 3600)
+    page.wait_for_timeout(300)
+    page.route("**/events?*", lambda route: None)  # no answer, as nothing arrives there
+    with page.expect_request("**/events?after=*"):
+        page.clock.fast_forward(20_000)
+    page.clock.fast_forward(4_000)
+    expect(word).to_contain_text("Not connected since")
+    page.unroute_all()
+    page.clock.fast_forward(20_000)
+    expect(word).to_have_text("Live")
+    served.open("go")
+
+
+def test_request_without_an_answer(serve: Serve, visit: Open) -> None:
+    """The list is brought up to date, though the answer to an earlier look has never come."""
+    served = serve(Site().app())
+    served.add("gated", gate="go")
+    visited = visit(served, live=False)
+    visited.allowed = ("ERR_",)
+    page = visited.page
+    page.add_init_script(
+        "const limit = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = (ms) => limit(ms / 100);"
+    )
+    page.reload()
+    expect(row(page, 1)).to_be_visible()
+    unanswered: list[Any] = []
+    page.route("**/jobs?limit=50", lambda route: unanswered.append(route), times=1)
+    served.add("gated", gate="go")
+    until(page, lambda: unanswered)
+    served.add("gated", gate="go")
+    expect(row(page, 3)).to_be_visible()
+    served.open("go")
 
 
 def test_freeze_and_hide(serve: Serve, visit: Open) -> None:

@@ -504,6 +504,10 @@ async def test_lanes(place: Place) -> None:
 # -- events --------------------------------------------------------------------------------------------------
 
 
+def ticks_of(exchange: Any) -> list[tuple[str, str, Any]]:
+    return [event for event in events_of(exchange) if event[0] == "tick"]
+
+
 async def until_events(exchange: Any, least: int = 1) -> list[tuple[str, str, Any]]:
     async def look() -> Any:
         found = events_of(exchange)
@@ -537,7 +541,7 @@ class Stream:
         """The id of the last event."""
         self.exchange.disconnected.set()
         await self.exchange.ended.wait()
-        return events_of(self.exchange)[-1][1]
+        return ticks_of(self.exchange)[-1][1]
 
 
 @BOTH
@@ -578,7 +582,7 @@ async def test_events_tell_of_changes(place: Place) -> None:
         await until_events(stream.exchange)
 
         def last() -> Any:
-            return events_of(stream.exchange)[-1][2]
+            return ticks_of(stream.exchange)[-1][2]
 
         async def runs() -> Any:
             return last()["summary"]["running"] == 1

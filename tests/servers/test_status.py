@@ -47,10 +47,13 @@ class Stream:
 
     def ticks(self) -> Iterator[Any]:
         """The ticks, until the server ends the stream."""
+        name = b""
         for line in self.response:
-            if line.startswith(b"id: "):
+            if line.startswith(b"event: "):
+                name = line[7:-1]
+            elif line.startswith(b"id: "):
                 self.last_id = line[4:-1].decode()
-            elif line.startswith(b"data: "):
+            elif line.startswith(b"data: ") and name == b"tick":
                 yield json.loads(line[6:])
 
     def close(self) -> None:

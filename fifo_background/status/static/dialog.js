@@ -46,7 +46,9 @@ async function loadDetail() {
     const job = await request(`./jobs/${encodeURIComponent(asked.id)}`);
     Object.assign(asked, { job, at: clock(), settled: job.done, missing: null });
   } catch (problem) {
-    if (problem.status === 404) asked.settled = true; // what is shown is the last that is known
+    const gone = problem.status === 404;
+    if (gone) asked.settled = true; // what is shown of one that has ended is the last that is known
+    if (gone && !asked.job?.done) asked.job = null; // it no longer is as it is shown: perhaps it was another app's, before a restart
     if (!asked.job) asked.missing = problem.detail;
   }
   schedule();

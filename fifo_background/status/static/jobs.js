@@ -20,7 +20,7 @@ export const FILTERS = {
 };
 
 /** A new list has new `rows`; what comes to it later changes them. */
-export const list = { rows: [], next: null, filter: "all", query: "", loaded: false, loading: false, turn: 0 };
+export const list = { rows: [], next: null, filter: "all", query: "", loaded: false, loading: false, problem: null, turn: 0 };
 
 function jobs(limit, cursor) {
   const query = new URLSearchParams({ limit });
@@ -54,11 +54,13 @@ export function place(number) {
 
 export const listed = (number) => [list.rows[place(number)]].find((job) => job?.number === number);
 
-function matches(job) {
+function inState(job) {
   const { states } = FILTERS[list.filter];
-  if (states.length && !states.includes(job.state)) return false;
-  return [job.function, job.lane.name, job.id].some((text) => text.toLowerCase().includes(list.query.toLowerCase()));
+  return !states.length || states.includes(job.state);
 }
+
+/** Of one that the stream tells. Of what the app lists, it has judged the text by itself: it knows more ways to write one. */
+const hasText = (job) => [job.function, job.lane.name, job.id].some((text) => text.toLowerCase().includes(list.query.toLowerCase()));
 
 /** Takes in what the stream tells of a job. One below the last that is loaded comes with its page. */
 export function learn(told) {
@@ -66,7 +68,7 @@ export function learn(told) {
   const job = current(told);
   const [at, known] = [place(job.number), listed(job.number)];
   if (known?.done || !(known || at < list.rows.length || (list.loaded && !list.next))) return;
-  list.rows.splice(at, known ? 1 : 0, ...(matches(job) ? [job] : []));
+  list.rows.splice(at, known ? 1 : 0, ...(inState(job) && (known || hasText(job)) ? [job] : []));
 }
 
 /** Loads the first page, or with a cursor what comes after those that are there. */
@@ -77,12 +79,15 @@ export async function load(cursor) {
     const { items, next } = await jobs(PAGE, cursor);
     if (turn !== list.turn) return;
     const oldest = (cursor && list.rows.at(-1)?.number) ?? Infinity;
-    const rows = items.map(current).filter((job) => job.number < oldest && matches(job));
+    const rows = items.map(current).filter((job) => job.number < oldest && inState(job));
     if (cursor) list.rows.push(...rows);
     else list.rows = rows;
-    Object.assign(list, { next, loaded: true });
+    Object.assign(list, { next, loaded: true, problem: null });
   } catch (problem) {
     refused(problem);
+    // Those that are there are of another list. The next tick asks again.
+    if (turn === list.turn && !cursor) Object.assign(list, { rows: [], next: null, loaded: false, problem: problem.detail });
+    schedule();
     await new Promise((done) => setTimeout(done, AFTER_FAILURE));
   } finally {
     if (turn === list.turn) list.loading = false;
@@ -104,7 +109,7 @@ export async function refresh() {
   const tooMany = list.rows.length > MOST_ROWS && ui.scroller.scrollTop === 0;
   const end = !next || apart || tooMany ? list.rows.length : place(items.at(-1).number - 0.5);
   if (end === list.rows.length) list.next = next;
-  list.rows.splice(0, end, ...items.map(current).filter(matches));
+  list.rows.splice(0, end, ...items.map(current).filter(inState));
 }
 
 /** Makes another list: of these states, with this text. */

@@ -13,6 +13,7 @@ const NEW_A_FRAME = 2; // cards; to make and lay out dozens at once would keep t
 
 const cards = new Map(); // by lane id: used again, so that focus and hover stay
 let [order, orderedAt] = [[], 0];
+let toClear = null; // the card whose lane the dialog asks about
 
 /** Worst first, but not while one points at them and not many times a second: nothing may jump from under a click. */
 function orderLanes() {
@@ -28,7 +29,8 @@ export function paintLanes() {
   if (!now.summary) return;
   orderLanes();
   const all = on(ui.allLanes, "aria-expanded");
-  const shown = all ? order : order.slice(0, LANES_AT_FIRST);
+  // The one with the focus stays, or one would have to start at the page's top.
+  const shown = order.filter((id, i) => all || i < LANES_AT_FIRST || (cards.has(id) && focusIn(cards.get(id).root)));
   for (const id of cards.keys()) if (!shown.includes(id)) cards.delete(id);
   const missing = shown.filter((id) => !cards.has(id));
   for (const id of missing.slice(0, NEW_A_FRAME)) cards.set(id, stamp(ui.lane));
@@ -36,7 +38,8 @@ export function paintLanes() {
   const drawn = shown.filter((id) => cards.has(id));
   for (const id of drawn) paintLane(cards.get(id), now.lanes.find((lane) => lane.id === id));
   arrange(ui.lanes, drawn.map((id) => cards.get(id).root));
-  const [hidden, others] = [now.lanes.length - LANES_AT_FIRST, now.total - now.lanes.length];
+  const [hidden, others] = [now.lanes.length - (all ? LANES_AT_FIRST : shown.length), now.total - now.lanes.length];
+  if (ui.clear.open) paintClear();
   show(ui.noLanes, !now.lanes.length);
   fill(ui, {
     allLanes: hidden > 0 ? (all ? "Show fewer" : `Show ${count(hidden)} more`) : null,
@@ -158,12 +161,20 @@ export function clickLane({ target }) {
 
 function askClear(card) {
   if (isLost()) return;
-  const { name, waiting } = card.lane;
-  const clearText = `${count(waiting)} waiting ${waiting === 1 ? "job" : "jobs"} will not run. This cannot be undone.`;
-  fill(ui, { clearTitle: `Clear ${name || "the lane"}?`, clearText });
+  toClear = card;
+  paintClear();
   ui.clearYes.onclick = () => {
+    if (isLost()) return;
     ui.clear.close();
     operate(card, "clear", {});
   };
   ui.clear.showModal();
+}
+
+/** Its number is that of now: more may have come since one has clicked. */
+function paintClear() {
+  const { name, waiting } = now.lanes.find((lane) => lane.id === toClear.lane.id) ?? toClear.lane;
+  const clearText = `${count(waiting)} waiting ${waiting === 1 ? "job" : "jobs"} will not run. This cannot be undone.`;
+  fill(ui, { clearTitle: `Clear ${name || "the lane"}?`, clearText });
+  set(ui.clearYes, "aria-disabled", isLost() ? true : null);
 }

@@ -19,6 +19,7 @@ function link(state, word) {
   ui.data.classList.toggle("lost", state === "lost");
   show(ui.refused, state === "refused");
   show(ui.data, state !== "refused");
+  if (state === "refused") for (const dialog of [ui.job, ui.clear]) dialog.close();
   schedule();
 }
 
@@ -29,8 +30,7 @@ export function connected() {
 }
 
 /** The stream has ended: a loss, unless the next one begins soon. */
-export function disturbed() {
-  const at = clock();
+export function disturbed(at = clock()) {
   lostTimer ??= setTimeout(() => {
     halt(at);
     link("lost", `Not connected since ${timeOfDay(new Date(at))}, trying again. This is how it was then.`);

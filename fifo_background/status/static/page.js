@@ -10,7 +10,7 @@ import { paintFigures } from "./figures.js";
 import { choose, list } from "./jobs.js";
 import { clickLane, paintLanes } from "./lanes.js";
 import { isHalted } from "./now.js";
-import { keyInRows, paintRows, rowOf, scrolled } from "./rows.js";
+import { keyInRows, paintRows, rowOf } from "./rows.js";
 import { connect, toggleFreeze } from "./stream.js";
 
 drawsWith(paintRows, paintFigures, paintLanes, paintDetail); // rows first: they measure, and nothing has been written yet
@@ -32,9 +32,9 @@ ui.allLanes.onclick = () => {
   set(ui.allLanes, "aria-expanded", !on(ui.allLanes, "aria-expanded"));
   schedule();
 };
-ui.rows.onclick = ({ target }) => openJob(rowOf(target).job.id);
+ui.rows.onclick = ({ target }) => rowOf(target) && openJob(rowOf(target).job.id); // what is between rows is none
 ui.rows.onkeydown = keyInRows;
-ui.scroller.onscroll = scrolled;
+ui.scroller.onscroll = paintRows; // in this frame: in the next one would be a blank in this one
 ui.job.onclose = closedJob;
 ui.jobCancel.onclick = cancelJob;
 ui.jobCopy.onclick = copyId;

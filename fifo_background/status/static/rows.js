@@ -1,6 +1,6 @@
 // Rows of the list of jobs: only those that are seen are in the document.
 
-import { arrange, fill, focusIn, schedule, set, small, stamp, ui } from "./document.js";
+import { arrange, fill, focusIn, set, small, stamp, ui } from "./document.js";
 import { list, listed, load, place } from "./jobs.js";
 import { now } from "./now.js";
 import { count, duration, errorText, look, ran, short, time, waited } from "./words.js";
@@ -8,7 +8,7 @@ import { count, duration, errorText, look, ran, short, time, waited } from "./wo
 const OVERSCAN = 6; // rows drawn above and below those that are seen
 
 const drawnRows = new Map(); // by a job's number
-let anchor = null; // the row at the top of what is seen, which stays there when others come above it
+let anchor = null; // {number, at}: a row and where it was: by as much as others have moved it since, one is moved along
 let tallest = 0;
 let kept = null; // the number of the row that stays in the document, though it may not be seen
 let drawn = list.rows;
@@ -22,7 +22,7 @@ export function paintRows() {
   const view = ui.scroller.clientHeight || 514;
   let top = ui.scroller.scrollTop;
   const stays = anchor && (top > 0 || (focused && document.activeElement.matches(":focus-visible")));
-  if (stays) top = Math.max(0, place(anchor.number) * height + anchor.offset);
+  if (stays) top = Math.max(0, top + place(anchor.number) * height - anchor.at); // one may have scrolled since
   // The box grows with its rows and stays so, or the page would jump when one chooses another state.
   tallest = Math.max(tallest, rows.length * height + 36);
   ui.scroller.style.setProperty("min-height", `min(${tallest}px, 514px, 80vh)`);
@@ -51,11 +51,11 @@ export function paintRows() {
   const instead = focused && !listed(focused) && rows[Math.min(place(focused), rows.length - 1)];
   if (instead) drawnRows.get(instead.number)?.function.focus({ preventScroll: true });
 
-  anchor = rows[first] ? { number: rows[first].number, offset: top - first * height } : null;
+  anchor = rows[first] ? { number: rows[first].number, at: first * height } : null;
   set(ui.table, "aria-rowcount", list.next ? -1 : rows.length + 1);
   set(ui.table, "aria-busy", list.loading);
   fill(ui, {
-    noJobs: list.loaded && !rows.length ? (list.filter === "all" && !list.query ? "No jobs yet." : "No job matches.") : null,
+    noJobs: list.problem ?? (list.loaded && !rows.length ? (list.filter === "all" && !list.query ? "No jobs yet." : "No job matches.") : null),
     kept: rows.length && !list.next && now.summary?.history != null ? `Of the jobs that ended, the last ${count(now.summary.history)} are kept.` : null,
   });
   if (list.next && !list.loading && (top + view) / height > rows.length - 40) load(list.next);
@@ -82,12 +82,6 @@ export function keepRow(number) {
 export function focusNear(number) {
   const near = list.rows[Math.min(place(number), list.rows.length - 1)];
   drawnRows.get(near?.number)?.function.focus({ preventScroll: true });
-}
-
-/** One scrolled: what is at the top is chosen anew. */
-export function scrolled() {
-  anchor = null;
-  schedule();
 }
 
 /** Up and down go from row to row: by Tab alone, ten thousand of them would be a long way. */

@@ -6,22 +6,30 @@ import { countEnded, forgetSpark } from "./figures.js";
 import { current, forgetEnded, learn, list, load, refresh } from "./jobs.js";
 import { connected, disturbed, frozen, isFrozen, notLost, refused } from "./link.js";
 import { tellNews } from "./news.js";
-import { forget, isHalted, now, takeTick } from "./now.js";
+import { clock, forget, isHalted, now, takeTick } from "./now.js";
 import { request } from "./requests.js";
 
 const REFRESH_EVERY = 1000; // ms between two looks at the newest jobs, while something changes
+const SILENT_AFTER = 15000; // ms; the app says every 5 s that nothing has changed, so a silent connection is none
 
 let [source, lastId] = [null, ""];
-let retryTimer;
+let [retryTimer, silenceTimer] = [];
 
 export function connect() {
   source?.close();
   clearTimeout(retryTimer);
+  clearTimeout(silenceTimer);
   if (document.hidden || isFrozen()) return notLost(); // a host gets six connections of a browser: a hidden tab takes none
   source = new EventSource(lastId ? `./events?after=${encodeURIComponent(lastId)}` : "./events");
-  source.onopen = connected;
+  heard();
+  source.onopen = () => {
+    heard();
+    connected();
+  };
   source.onerror = ended;
+  source.addEventListener("unchanged", heard);
   source.addEventListener("tick", (event) => {
+    heard();
     lastId = event.lastEventId;
     tick(JSON.parse(event.data));
   });
@@ -30,6 +38,16 @@ export function connect() {
     forgetEnded();
     forgetSpark();
   });
+}
+
+/** A connection may break without a word: who hears nothing for long tries another one. */
+function heard() {
+  const at = clock();
+  clearTimeout(silenceTimer);
+  silenceTimer = setTimeout(() => {
+    disturbed(at);
+    connect();
+  }, SILENT_AFTER);
 }
 
 function ended() {
@@ -50,8 +68,17 @@ function tick(told) {
     tellDialog(current(job));
   }
   connected();
-  if (first) load().then(() => list.rows.filter((job) => Date.parse(job.ended_at) <= Date.parse(told.time)).forEach(countEnded));
-  else refreshSoon();
+  if (!first) return refreshSoon();
+  load();
+  refreshDetail();
+  countEarlier(now.at);
+}
+
+/** Counts those that had ended before the first tick, whatever the list shows. */
+async function countEarlier(at) {
+  const { items } = await request("./jobs?state=ended&limit=200").catch(() => ({ items: [] }));
+  items.filter((job) => Date.parse(job.ended_at) <= at).forEach(countEnded);
+  schedule();
 }
 
 let refreshTimer = null;

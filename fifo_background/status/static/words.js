@@ -19,7 +19,7 @@ export function duration(seconds) {
 }
 
 // Made by hand: the first Intl formatter of a page takes longer than all of the page's own work at its start.
-export const count = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
+export const count = (n) => String(n).replace(/^\d+/, (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ","));
 const two = (n) => String(n).padStart(2, "0");
 export const timeOfDay = (date) => [date.getHours(), date.getMinutes(), date.getSeconds()].map(two).join(":");
 const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
