@@ -1,4 +1,4 @@
-"""One function for each endpoint; `StatusApp` and `router` are two faces of them."""
+"""One function for each endpoint; `StatusApp` and `router` both serve them."""
 
 from __future__ import annotations
 

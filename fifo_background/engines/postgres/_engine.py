@@ -117,7 +117,7 @@ class PostgresEngine:
             if not isinstance(name, str) or not isinstance(variable, ContextVar):
                 raise TypeError(f"carry={carry!r}: give a dict such as {{'tenant': tenant_var}}")
         if not keep_ended:
-            raise ValueError("keep_ended=0: give more than 0 seconds: who waits for a task asks for its end")
+            raise ValueError("keep_ended=0: give more than 0 seconds: a wait for a task asks how it ended")
         if not 0 < heartbeat <= lost_after / 3:
             raise ValueError(f"heartbeat={heartbeat!r}: give at most a third of lost_after ({lost_after!r})")
         if packages is None:
