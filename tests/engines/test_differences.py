@@ -26,6 +26,7 @@ from fifo_background import (
     executor_of,
 )
 from fifo_background.engines.postgres import TaskFailed
+from fifo_background.testing import drained
 from tests.engines import work
 from tests.engines.stored import engine_of, handler, rows, states, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
@@ -254,6 +255,17 @@ async def test_arguments(dsn: str) -> None:
     async with started(app):
         assert (await get(app, "/handle")).status == 200
     assert "the argument 'n' of sync cannot be stored: a Request cannot" in errors[0]
+
+
+async def test_drained(dsn: str) -> None:
+    """`drained` names what has not ended, and says what an engine's task waits for."""
+    app = stored_app(engine_of(dsn, worker=False))
+    async with started(app):
+        await executor_of(app).submit(work.sync, 1)  # type: ignore[misc]
+        with pytest.raises(
+            TimeoutError, match=r"have not ended: sync in the default lane \(no worker is alive\)$"
+        ):
+            await drained(app, timeout=0.01)
 
 
 async def test_keys(dsn: str) -> None:
