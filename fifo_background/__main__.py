@@ -68,7 +68,7 @@ def postgres() -> int:
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         install = "python -m pip install 'fifo-background[demo-postgres]'"
-        print(f"{', '.join(missing)} is missing: run `{install}` first", file=sys.stderr)
+        print(f"missing: {', '.join(missing)}. Run `{install}` first", file=sys.stderr)
         return 2
     from fifo_background.cli.demo import main as demo
 

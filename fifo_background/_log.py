@@ -304,8 +304,8 @@ def cleared(key: object, jobs: list[Job[Any]], facts: Facts) -> None:
 
 
 def warn(text: str) -> None:
-    say(logging.WARNING, text.replace("%", "%%"))
+    say(logging.WARNING, "%s", text)
 
 
 def inform(text: str) -> None:
-    say(logging.INFO, text.replace("%", "%%"))
+    say(logging.INFO, "%s", text)

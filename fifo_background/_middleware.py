@@ -18,7 +18,15 @@ from fifo_background._request import RESPONDED, SCOPE_KEY, TrackedRequest
 from fifo_background._run.backends.api import running_loop
 from fifo_background._run.current import current, current_party
 from fifo_background._run.per_loop import Life, PerLoop
-from fifo_background._settings import NOT_GIVEN, AfterFailure, NotGiven, Order, RestAfterFailure, Settings
+from fifo_background._settings import (
+    NOT_GIVEN,
+    AfterFailure,
+    NotGiven,
+    Order,
+    RestAfterFailure,
+    Settings,
+    check_engine,
+)
 from fifo_background._with_engine import lifespan_with_engine, request_with_engine
 from fifo_background.exceptions import Refused
 
@@ -142,6 +150,8 @@ class OrderedBackgroundMiddleware:
             results_bytes=results_bytes,
             log_arguments=log_arguments,
         )
+        if engine is not None:
+            check_engine(engine)
         self.settings: Settings = settings if engine is None else engine.bind(settings, frozenset(given))
         self._engine: Engine | None = engine
         self._may_add: Callable[[Scope], bool] | None = None

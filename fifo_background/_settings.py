@@ -24,6 +24,7 @@ __all__ = (
     "Settings",
     "check_bool",
     "check_count",
+    "check_engine",
     "check_key",
     "check_seconds",
 )
@@ -84,6 +85,13 @@ def _check_function(name: str, value: Any) -> None:
         raise TypeError(f"{name}={value!r}: give a function of the ASGI scope")
     if inspect.iscoroutinefunction(value):
         raise TypeError(f"{name}={value!r}: give a plain function of the ASGI scope, not an async one")
+
+
+def check_engine(value: Any) -> None:
+    if isinstance(value, type) or not hasattr(value, "bind"):
+        given = "a class" if isinstance(value, type) else f"a value of type {type(value).__name__}"
+        # the value itself may be a DSN with a password
+        raise TypeError(f"engine=: give an engine, such as PostgresEngine(dsn), not {given}")
 
 
 def _short(value: float) -> str:

@@ -21,6 +21,7 @@ __all__ = (
 
 # What a task or request writes to run something that it can wait for.
 SUBMIT_ELSEWHERE = "`job = executor_of(request).lane(...).submit_nowait(func, ...)` in another lane"
+STORE_ELSEWHERE = "`job = await executor_of(request).lane(...).submit(func, ...)` in another lane"
 
 
 class OrderedBackgroundError(Exception):
@@ -67,10 +68,15 @@ class Refused(OrderedBackgroundError):
 class QueueFull(Refused, asyncio.QueueFull):
     """`max_waiting` tasks wait already. `retry_after` (seconds) is the `Retry-After` header of the 503."""
 
-    def __init__(self, what: str, waiting: int) -> None:
+    def __init__(self, what: str, waiting: int, *, submit_waits: bool = True) -> None:
         super().__init__(
             f"{what} was refused: {counted(waiting, 'task waits', 'tasks wait')} already (max_waiting). "
-            "Try later, or use `await executor.submit(...)`, which waits for capacity (not inside a task)"
+            "Try later"
+            + (
+                ", or use `await executor.submit(...)`, which waits for capacity (not inside a task)"
+                if submit_waits
+                else ""
+            )
         )
 
 
@@ -90,10 +96,10 @@ class LaneStopped(OrderedBackgroundError, RuntimeError):
 class WouldDeadlock(OrderedBackgroundError, RuntimeError):
     """A task or request waits for something that cannot happen before it ends."""
 
-    def __init__(self, who: str, what: str) -> None:
+    def __init__(self, who: str, what: str, *, instead: str = SUBMIT_ELSEWHERE) -> None:
         super().__init__(
             f"{who} would wait forever: {what}. To run something and wait for it, "
-            f"use {SUBMIT_ELSEWHERE}, then `await job`"
+            f"use {instead}, then `await job`"
         )
 
 

@@ -45,7 +45,7 @@ async def test_closing_gives_up_positions(second: bool, events: list[Any], log: 
     assert events == []
     assert [type(exchange.error).__name__ for exchange in exchanges] == ["ExecutorClosed"] * 2
     record = (
-        "WARNING shutdown: dropped, as open requests or paused lanes held them: "
+        "WARNING shutdown: dropped, as open requests or paused or stopped lanes held them: "
         "1 task: Work.quick 1-… in the default lane (GET /slow)"
     )
     assert log == [record, record]
@@ -260,7 +260,7 @@ async def test_closing_names_lanes_and_requests(events: list[Any], log: Log) -> 
     assert exchange.error is None
     assert events == ["start 3", "end 3"]
     assert log == [
-        "WARNING shutdown: dropped, as open requests or paused lanes held them: "
+        "WARNING shutdown: dropped, as open requests or paused or stopped lanes held them: "
         "2 tasks: Work.quick 1-…, Work.quick 2-… in lane 'a' (GET /handler)",
         "WARNING shutdown: a paused or stopped lane dropped 1 task: Work.sync 4-… in lane 'b' (GET /handler)",
     ]

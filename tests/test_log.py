@@ -13,6 +13,7 @@ import pytest
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from fifo_background import BackgroundTasks, Job, JobState, LaneStopped, SerialExecutor, _log, executor_of
 from fifo_background._core.naming import name_of
@@ -136,6 +137,21 @@ class Unprintable:
         raise ZeroDivisionError
 
 
+async def test_percent(log: Log) -> None:
+    """A path with a percent sign is in the log as it is."""
+
+    async def handler(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        tasks.add_task(store, 1)
+        await tasks()
+        return Response()
+
+    app = make_app()
+    app.router.routes.append(Route("/100%s", handler))
+    await get(app, "/100%s")
+    assert log[0].startswith("WARNING GET /100%s: its tasks were awaited")
+
+
 Unlikely = type("list", (), {"__iter__": None, "__module__": "builtins"})
 
 
@@ -159,7 +175,7 @@ async def test_what_was_lost(shows: bool, log: Log) -> None:
     )
     said = short.sub("", re.sub("x{3,}[.]{3}x{3,}", "xx…xx", log[0]))
     assert said == (
-        "WARNING shutdown: dropped, as open requests or paused lanes held them: "
+        "WARNING shutdown: dropped, as open requests or paused or stopped lanes held them: "
         f"2 tasks: store{first} 1-…, store{second} 2-… in lane 'a'; 1 task: store{third} 3-… in lane 'b'"
     )
     assert re.search(rf"store{re.escape(third)} {job.id} in lane 'b'", log.records[0].getMessage())

@@ -335,6 +335,8 @@ async def test_other_scopes(events: list[Any]) -> None:
         ({"hold_timeout": True}, TypeError, "hold_timeout=True"),
         ({"wait": 1}, TypeError, "wait=1: give True or False"),
         ({"drain_timeout": float("inf")}, ValueError, "drain_timeout=inf"),
+        ({"engine": "postgresql://secret"}, TypeError, "engine=: give an engine, .*not a value of type str$"),
+        ({"engine": SerialExecutor}, TypeError, "engine=: give an engine, .*, not a class"),
         ({"lane_key": anyio.sleep}, TypeError, "give a plain function of the ASGI scope, not an async one"),
     ],
 )

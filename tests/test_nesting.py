@@ -218,7 +218,7 @@ async def test_nested_never_runs(end: str, events: list[Any], log: Log) -> None:
     check_idle(executor)
     if end == "dropped":
         assert log == [
-            "WARNING shutdown: dropped, as open requests or paused lanes held them: 2 tasks: "
+            "WARNING shutdown: dropped, as open requests or paused or stopped lanes held them: 2 tasks: "
             "Event.wait 3-…, OrderedBackgroundTasks.__call__ (list.append, list.append) 4-… "
             "in the default lane (GET /handler)"
         ]

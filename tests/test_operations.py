@@ -666,6 +666,7 @@ async def test_close_drops_what_is_kept_back(how: str, events: list[Any], log: L
     assert events == ([3] if how == "pause" else [1, 3])
     kept = "2 tasks: Flaky.run 1-…, Work.quick 2-…" if how == "pause" else "1 task: Work.quick 2-…"
     assert log[-1] == (
-        f"WARNING shutdown: dropped, as open requests or paused lanes held them: {kept} in lane 'a'"
+        "WARNING shutdown: dropped, as open requests or paused or stopped lanes held them: "
+        f"{kept} in lane 'a'"
     )
     assert executor.statistics().unfinished == 0

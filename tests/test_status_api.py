@@ -259,7 +259,7 @@ async def test_cancel(site: Site, work: Work) -> None:
     assert (answer.status, answer.headers["retry-after"]) == (202, "1")
     assert await running.wait() is JobState.CANCELLED
     status, detail = (await site.post(f"/jobs/{running.id}/cancel")).problem()
-    assert (status, detail) == (409, "The job has ended: it is cancelled.")
+    assert (status, detail) == (409, "The job has ended: its state is cancelled.")
 
 
 async def test_cancel_in_a_thread(site: Site, work: Work) -> None:

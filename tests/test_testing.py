@@ -142,7 +142,7 @@ async def test_drained_says_what_is_left() -> None:
         with pytest.raises(TimeoutError) as raised:
             await drained(app, timeout=3)
         assert str(raised.value).replace("test_drained_says_what_is_left.<locals>.", "") == (
-            "after 3 s these tasks have not run: noop in lane 'held' (GET /slow has not responded); "
+            "after 3 s these tasks have not ended: noop in lane 'held' (GET /slow has not responded); "
             "Event.wait in the default lane (it runs); noop in lane 'paused' (the lane is paused); "
             "noop in lane 'stopped' (the lane has stopped, because fail failed); "
             "noop in the default lane (Event.wait runs); noop in lane 'slot' (max_lanes_running lanes run)"

@@ -26,7 +26,7 @@ class Blocker:
     name: str | None
     """The name of the job, or the request's method and path."""
     seconds: float
-    """For how long it has been in the way."""
+    """For how long it has blocked the job."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "id": self.id, "name": self.name, "for": rounded(self.seconds)}

@@ -93,7 +93,8 @@ class Closing:
             _log.draining(scheduler.unfinished, runner.settings.drain_timeout)
         runner.pump()
         if dropped:
-            _log.not_run("shutdown: dropped, as open requests or paused lanes held them:", dropped, facts)
+            why = "shutdown: dropped, as open requests or paused or stopped lanes held them:"
+            _log.not_run(why, dropped, facts)
         del facts  # during the drain it keeps no task
         await self._until(self._is_drained, runner.settings.drain_timeout)
         cancelled = self.stop("shutdown: dropped")

@@ -54,7 +54,7 @@ def seconds_of(text: str) -> float:
     """ "7d" in seconds. Raises `typer.BadParameter`."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhdw])", text.strip())
     if found is None:
-        raise typer.BadParameter(f"{text!r} is no time: write 7d, 12h, 30m, 90s or 2w")
+        raise typer.BadParameter(f"{text!r} is not a time: write 7d, 12h, 30m, 90s or 2w")
     return float(found[1]) * _UNITS[found[2]]
 
 

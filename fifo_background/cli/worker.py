@@ -49,7 +49,7 @@ def find_app(path: str, folder: str, *, factory: bool) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and imports another one that is not
-        raise AppError(f"there is no module {error.name!r} in {folder!r}, nor installed") from None
+        raise AppError(f"there is no module {error.name!r}, neither in {folder!r} nor installed") from None
     for part in name.split("."):
         try:
             found = getattr(found, part)

@@ -1,4 +1,4 @@
-"""One function for each endpoint; `StatusApp` and `router` are two faces of them."""
+"""One function for each endpoint; `StatusApp` and `router` both serve them."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def job(call: Call) -> Response:
 async def _job(call: Call) -> ShownJob:
     found = await call.executor.job(call.path_param("id"))
     if found is None:
-        raise Problem(404, "There is no such job: it never was, or it ended too long ago to be kept.")
+        raise Problem(404, "There is no such job: it was never added here, or ended too long ago to be kept.")
     return found
 
 
@@ -141,7 +141,7 @@ async def events(call: Call) -> Response:
 async def cancel(call: Call) -> Response:
     found = await _job(call)
     if found.done():
-        raise Problem(409, f"The job has ended: it is {found.state.value}.")
+        raise Problem(409, f"The job has ended: its state is {found.state.value}.")
     if not await call.executor.cancel(found):
         raise Problem(409, "The job runs in a thread, or is about to end: nothing can stop it.")
     return call.job_response(await call.executor.now(found), 202)
@@ -186,7 +186,7 @@ async def clear(call: Call) -> Response:
 async def _lane(call: Call) -> ShownLane:
     found = await call.executor.find_lane(call.path_param("lane_id"))
     if found is None:
-        raise Problem(404, "There is no such lane: nothing waits in it, or has run in it for a long time.")
+        raise Problem(404, "There is no such lane: nothing waits in it, and nothing has run in it lately.")
     return found
 
 

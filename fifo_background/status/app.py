@@ -1,4 +1,4 @@
-"""`StatusApp`: the face for Starlette, and for any app that mounts ASGI apps."""
+"""`StatusApp`: the endpoints for Starlette, and for any app that mounts ASGI apps."""
 
 from __future__ import annotations
 

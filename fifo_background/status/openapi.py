@@ -26,7 +26,7 @@ PROBLEM: dict[str, Any] = {
 WHY = {
     400: "What was sent cannot be read.",
     403: "The client may not do this.",
-    404: "There is none of that id.",
+    404: "There is no job or lane with this id.",
     405: "The path has no such method.",
     409: "It cannot be done now; the detail says why.",
     413: "The body is too large.",
@@ -92,7 +92,7 @@ JOBS = [
     STATE,
     _text("lane", "Only jobs of the lane with this id."),
     _text("function", "Only jobs of this function."),
-    _text("q", "Only jobs with this text in their function or lane, or of this number or id."),
+    _text("q", "Only jobs with this text in their function or lane, or with this number or id."),
     LIMIT,
     _text("cursor", "The `next` of the page before."),
 ]

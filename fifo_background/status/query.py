@@ -76,7 +76,7 @@ class Query:
             return None
         names = [name for value in given for name in value.split(",")]
         if not STATES.keys() >= set(names):
-            raise _wrong("state", f"must be of: {', '.join(STATES)}")
+            raise _wrong("state", f"must be one or more of: {', '.join(STATES)}")
         return frozenset().union(*(STATES[name] for name in names))
 
     def wait(self) -> float | None:
@@ -88,7 +88,7 @@ class Query:
         except ValueError:
             seconds = math.nan
         if not 0 <= seconds <= LONGEST_WAIT:
-            raise _wrong("wait", f"must be seconds, from 0 to {LONGEST_WAIT:g}")
+            raise _wrong("wait", f"must be a number of seconds from 0 to {LONGEST_WAIT:g}")
         return seconds
 
     def before(self) -> int | None:
@@ -98,7 +98,7 @@ class Query:
             return None
         number = _decoded(given)
         if number is None:
-            raise Problem(400, "cursor: is none that this API gave out", parameter="cursor")
+            raise Problem(400, "cursor: must be the `next` of a page", parameter="cursor")
         return number
 
 

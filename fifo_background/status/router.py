@@ -1,4 +1,4 @@
-"""`router(...)`: the face for FastAPI, in OpenAPI. The only file, with its models, that needs FastAPI."""
+"""`router(...)`: the endpoints for FastAPI, in OpenAPI. With its models, the only file that needs it."""
 
 from __future__ import annotations
 

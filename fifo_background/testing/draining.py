@@ -18,7 +18,7 @@ async def drained(app_or_executor: Any, timeout: float = 10.0) -> None:
     """Wait until every task that was added to an app, or to a `SerialExecutor`, has run.
 
     In a sync test: `client.portal.call(drained, app)`. Raises TimeoutError after `timeout` seconds; the error
-    says which tasks have not run, and why. Raises LookupError for an app that has not been started, and
+    says which tasks have not ended, and why. Raises LookupError for an app that has not been started, and
     RuntimeError for one that runs only in other event loops.
     """
     if any(
@@ -37,7 +37,7 @@ async def drained(app_or_executor: Any, timeout: float = 10.0) -> None:
     left = await executor.jobs(states=_UNFINISHED)
     if left:
         words = "; ".join(map(_in_words, reversed(left)))
-        raise TimeoutError(f"after {timeout:g} s these tasks have not run: {words}")
+        raise TimeoutError(f"after {timeout:g} s these tasks have not ended: {words}")
 
 
 def _in_words(job: JobRecord) -> str:
@@ -56,4 +56,7 @@ def _why(job: JobRecord) -> str:
         "request": f"{blocker.name} has not responded",
         "paused": "the lane is paused",
         "failed": f"the lane has stopped, because {blocker.name} failed",
-    }.get(blocker.kind, "max_lanes_running lanes run")
+        "slot": "max_lanes_running lanes run",
+        "retry": f"{blocker.name} has failed, and waits to run again",
+        "worker": "no worker is alive",
+    }[blocker.kind]

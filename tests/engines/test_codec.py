@@ -111,7 +111,7 @@ REFUSED = {
     "an object": (object(), "an object cannot be stored.*Pass an id"),
     "a model": (Model(), "model_dump"),
     "a set": ({1}, "sorted"),
-    "bytes": (b"x", "pass where it is"),
+    "bytes": (b"x", "pass where to find it"),
     "a subclass": (MyInt(1), "convert it first"),
     "a date": (date(2026, 1, 1), "a date cannot"),
     "a type": (int, "a type cannot"),
@@ -124,7 +124,7 @@ REFUSED = {
     "Decimal nan": (Decimal("NaN"), "not equal to itself"),
     "Decimal snan": (Decimal("sNaN"), "not equal to itself"),
     "a huge int": (10**4500, "too large"),
-    "a foreign Enum": (http.HTTPStatus.OK, "allow its package"),
+    "a foreign Enum": (http.HTTPStatus.OK, "Allow its package"),
     "a time": (datetime(2026, 1, 1).time(), "a time cannot"),
     "deep inside": ({"a": [({"b": {object()}},)]}, "a set cannot"),
 }

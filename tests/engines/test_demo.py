@@ -103,7 +103,7 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("rich", "typer") else name)
     assert entry.postgres() == 2
     assert capsys.readouterr().err == (
-        "rich, typer is missing: run `python -m pip install 'fifo-background[demo-postgres]'` first\n"
+        "missing: rich, typer. Run `python -m pip install 'fifo-background[demo-postgres]'` first\n"
     )
 
 

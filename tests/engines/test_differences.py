@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 from contextvars import ContextVar
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -18,10 +21,12 @@ from fifo_background import (
     JobState,
     LaneStopped,
     OrderedBackgroundMiddleware,
+    QueueFull,
     WouldDeadlock,
     executor_of,
 )
 from fifo_background.engines.postgres import TaskFailed
+from fifo_background.testing import drained
 from tests.engines import work
 from tests.engines.stored import engine_of, handler, rows, states, stored_app
 from tests.engines.work import fresh, ran  # noqa: F401
@@ -209,10 +214,10 @@ def closure() -> Any:
     ("func", "text"),
     [
         (closure(), "top level of its module"),
-        (lambda: None, "write `def`"),
+        (lambda: None, "Write `def`"),
         (work.Mailer().bound, "such as an id"),
-        (functools.partial(work.sync, 1), "pass its arguments to `add_task`"),
-        (BackgroundTasks(), "write a function of a module"),
+        (functools.partial(work.sync, 1), "Pass its arguments to `add_task`"),
+        (BackgroundTasks(), "Write a function of a module"),
     ],
 )
 async def test_functions(func: Any, text: str, dsn: str) -> None:
@@ -252,13 +257,42 @@ async def test_arguments(dsn: str) -> None:
     assert "the argument 'n' of sync cannot be stored: a Request cannot" in errors[0]
 
 
+async def test_drained(dsn: str) -> None:
+    """`drained` names what has not ended, and says what an engine's task waits for."""
+    app = stored_app(engine_of(dsn, worker=False))
+    async with started(app):
+        await executor_of(app).submit(work.sync, 1)  # type: ignore[misc]
+        with pytest.raises(
+            TimeoutError, match=r"have not ended: sync in the default lane \(no worker is alive\)$"
+        ):
+            await drained(app, timeout=0.01)
+
+
+async def test_keys(dsn: str) -> None:
+    """Keys of lanes: each type that can be stored, of `tasks.lane` as of `executor.lane`."""
+    keys = [Decimal("1.5"), datetime(2026, 1, 1), work.Word.YES, work.Level.LOW, ("a", (1, 2)), uuid4()]
+    engine = engine_of(dsn, worker=False)
+
+    async def handle(request: Request) -> Response:
+        tasks = BackgroundTasks()
+        for key in keys:
+            tasks.lane(key).add_task(work.sync, 1)
+        return Response(background=tasks)
+
+    app = stored_app(engine, handle)
+    async with started(app):
+        assert (await get(app, "/handle")).status == 200
+        pictures = [await engine.executor.lane(key).picture() for key in keys]
+    assert [picture.waiting for picture in pictures] == [1] * len(keys)
+
+
 async def test_lane_options(dsn: str) -> None:
     """`keep="latest"` and `max_waiting` of a lane: ValueError, for now."""
 
     async def handle(request: Request) -> Response:
         tasks = BackgroundTasks()
         for options in ({"keep": "latest"}, {"max_waiting": 3}):
-            with pytest.raises(ValueError, match="are not there with an engine"):
+            with pytest.raises(ValueError, match="do not work with an engine"):
                 tasks.lane("a", **options).add_task(work.sync, 1)  # type: ignore[arg-type]
         return Response(background=tasks)
 
@@ -309,7 +343,7 @@ async def test_would_deadlock(dsn: str) -> None:
 
     async def handle(request: Request) -> Response:
         tasks = BackgroundTasks()
-        with pytest.raises(WouldDeadlock, match="is stored when its response begins"):
+        with pytest.raises(WouldDeadlock, match=r"is stored when its response begins.*tasks\.store"):
             await tasks.add_task(work.sync, 0)
         return Response()
 
@@ -345,6 +379,7 @@ async def test_own_lane(dsn: str) -> None:
         (failed,) = await executor_of(app).jobs(states=[JobState.FAILED])
         assert failed.error is not None
         assert "stands behind it, in its own lane" in failed.error[1]
+        assert "`job = await executor_of(request).lane(...).submit(func, ...)`" in failed.error[1]
     assert ran == [1]
 
 
@@ -391,6 +426,9 @@ async def test_max_waiting(dsn: str) -> None:
     app = stored_app(engine, handler((work.sync, 1), (work.sync, 2)), max_waiting=1)
     async with started(app):
         assert [(await get(app, "/handle")).status for _ in range(2)] == [200, 503]
+        with pytest.raises(QueueFull, match=r"a task was refused: 1 task waits already \(max_") as full:
+            await executor_of(app).submit(work.sync, 3)  # type: ignore[misc]
+    assert "submit" not in str(full.value)  # it has not waited
     assert len(await states(dsn, engine)) == 2
 
 

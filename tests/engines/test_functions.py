@@ -64,15 +64,16 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "closure": (closure(), "inside another function.*top level"),
     "bound method": (work.Mailer().bound, "bound method.*an id"),
     "class method": (work.Mailer.of_class, "bound method"),
-    "partial": (functools.partial(work.sync, 1), "partial.*pass its arguments"),
+    "partial": (functools.partial(work.sync, 1), "partial.*Pass its arguments"),
     "class": (work.Mailer, "it is a class"),
     "object": (work.Mailer(), "an object that can be called"),
     "tasks object": (BackgroundTasks(), "an object that can be called"),
-    "__main__": (of_main(), "`__main__`.*move it into a module"),
+    "__main__": (of_main(), "`__main__`.*Move it into a module"),
     "other package": (apps.make_app, r"packages=\['tests', 'tests.engines'\]"),
     "builtin": (print, r"packages=\['builtins', 'tests.engines'\]"),
     "method of a builtin": ([].append, "belongs to no module"),
-    "renamed": (original, "is not it"),
+    "operator of a builtin": ([].__len__, "belongs to no module"),
+    "renamed": (original, "does not lead to it"),
 }
 
 
@@ -90,7 +91,7 @@ def test_gone() -> None:
     def lost() -> None: ...
 
     lost.__qualname__, lost.__module__ = "lost", "tests.engines.nowhere"
-    with pytest.raises(TypeError, match="is not it"):
+    with pytest.raises(TypeError, match="does not lead to it"):
         FUNCTIONS.path_of(lost)
     with pytest.raises(TypeError, match="no package"):
         Functions([]).path_of(work.sync)

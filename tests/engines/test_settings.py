@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -51,6 +53,15 @@ def test_wrong_retry(setting: dict[str, Any]) -> None:
     """A wrong setting of `Retry` is refused where it is given."""
     with pytest.raises(ValueError, match=next(iter(setting))):
         Retry(**setting)
+
+
+def test_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a package is missing, the import says what to install."""
+    monkeypatch.delitem(sys.modules, "fifo_background.engines.postgres")
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ModuleNotFoundError, match=r"psycopg.*pip install 'fifo-background\[") as error:
+        import_module("fifo_background.engines.postgres")
+    assert error.value.name == "psycopg"
 
 
 def test_backoff() -> None:

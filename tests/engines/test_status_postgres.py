@@ -348,7 +348,7 @@ async def test_cancel(place: Place) -> None:
         assert (await site.post(f"/jobs/{runs.id}/cancel")).status == 202
         await state(site, runs, "cancelled")
         status, detail = (await site.post(f"/jobs/{runs.id}/cancel")).problem()
-        assert (status, detail) == (409, "The job has ended: it is cancelled.")
+        assert (status, detail) == (409, "The job has ended: its state is cancelled.")
 
 
 @BOTH

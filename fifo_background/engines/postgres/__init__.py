@@ -1,5 +1,13 @@
 """`PostgresEngine`: the same order in several processes and on several hosts."""
 
+try:
+    import procrastinate  # noqa: F401
+    import psycopg  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}: run `pip install 'fifo-background[postgres]' 'psycopg[binary]'`", name=error.name
+    ) from None
+
 from fifo_background._settings import Retry
 from fifo_background.engines.postgres._engine import PostgresEngine
 from fifo_background.engines.postgres._errors import SchemaError, StoreError, TaskFailed, UnreachableError

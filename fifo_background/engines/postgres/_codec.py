@@ -212,11 +212,11 @@ def _a(name: str) -> str:
 
 def _hint(value: object) -> str:
     if hasattr(type(value), "model_dump"):
-        return ". Of a pydantic model, pass `model.model_dump()`"
+        return ". For a pydantic model, pass `model.model_dump()`"
     if isinstance(value, (set, frozenset)):
-        return ". Of a set, pass `sorted(...)`"
+        return ". For a set, pass `sorted(...)`"
     if isinstance(value, (bytes, bytearray)):
-        return ". Large data belongs into a file or a table of its own: pass where it is"
+        return ". Large data belongs in a file or a table of its own: pass where to find it"
     if isinstance(value, (str, int, float, list, dict, tuple)):
         return ". Subclasses of them do not: convert it first"
     return ". Pass an id, and let the task look the object up"

@@ -61,7 +61,7 @@ class Database:
     def refusal(self, error: Any, max_waiting: int | None) -> Exception:
         """What to raise where tasks could not be stored. `error`: that of any driver."""
         if getattr(error, "sqlstate", None) == "FB001":
-            return QueueFull("a request's tasks", max_waiting or 0)
+            return QueueFull("a task", max_waiting or 0, submit_waits=False)
         return StoreError(f"the tasks could not be stored: {error}")
 
     # -- a worker --------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from starlette.background import BackgroundTask
 from starlette.types import Scope, Send
 
+from fifo_background._core.lane import plain_key
 from fifo_background._core.naming import name_of
 from fifo_background._entries import Entry
 from fifo_background._run.backends.api import in_a_loop
@@ -116,7 +117,7 @@ class PostgresEngine:
             if not isinstance(name, str) or not isinstance(variable, ContextVar):
                 raise TypeError(f"carry={carry!r}: give a dict such as {{'tenant': tenant_var}}")
         if not keep_ended:
-            raise ValueError("keep_ended=0: give more than 0 seconds: who waits for a task asks for its end")
+            raise ValueError("keep_ended=0: give more than 0 seconds: a wait for a task asks how it ended")
         if not 0 < heartbeat <= lost_after / 3:
             raise ValueError(f"heartbeat={heartbeat!r}: give at most a third of lost_after ({lost_after!r})")
         if packages is None:
@@ -200,6 +201,7 @@ class PostgresEngine:
 
     def lane_text(self, key: Hashable) -> str:
         """The key of a lane as it is stored; equal keys give the same text. Raises TypeError."""
+        key = plain_key(key)  # `tasks.lane` wraps keys of some types
         try:
             text = self.codec.write(_plain(key))
         except TypeError as error:
@@ -220,7 +222,9 @@ class PostgresEngine:
         if entry is not None:
             options = options.replace(**entry.changes)
         if options.keep != PLAIN.keep or options.max_waiting is not None:
-            raise ValueError('keep="latest" and max_waiting= of a lane are not there with an engine')
+            raise ValueError(
+                'keep="latest" and max_waiting= of a lane do not work with an engine: leave them out'
+            )
         stored: dict[str, Any] = {"timeout": options.timeout, "rest": settings.rest_after_failure}
         if options.after_failure == "stop":
             stored["after_failure"] = "stop"

@@ -66,7 +66,7 @@ class Functions:
         return self._checked(kind, name)
 
     def _checked(self, found: Any, name: str) -> str:
-        module: str | None = found.__module__
+        module: str | None = getattr(found, "__module__", None)
         if module is None:  # of a method of a built-in object
             raise _cannot(name, "it belongs to no module", "write a function of a module")
         if module == "__main__":
@@ -89,7 +89,8 @@ class Functions:
         except (ImportError, AttributeError):
             same = False
         if not same:
-            raise _cannot(name, f"{path} is not it", "give the function the name that its module has for it")
+            why = f"{path} does not lead to it"
+            raise _cannot(name, why, "give the function the name that its module has for it")
         return path
 
     def function(self, path: str) -> Callable[..., Any]:
@@ -135,4 +136,4 @@ def _at(path: str) -> Any:
 
 
 def _cannot(name: str, why: str, instead: str) -> TypeError:
-    return TypeError(f"{name} cannot run in another process: {why}. Instead, {instead}")
+    return TypeError(f"{name} cannot run in another process: {why}. {instead[:1].upper()}{instead[1:]}")

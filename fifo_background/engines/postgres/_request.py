@@ -243,7 +243,7 @@ class StoredRequest(EngineRequest):
         if error is not None:
             why = f"it raised {safe_repr(error)}"
         elif self._refused:
-            why = "they could not be stored, and the client got 503"
+            why = "the database did not confirm them, and the client got 503"
         else:
             why = "its response was an error (400 or more) that did not carry them"
         what = counted(len(dropped), "task", "tasks")

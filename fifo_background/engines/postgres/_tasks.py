@@ -69,7 +69,8 @@ def _failed(task: Claimed, error: BaseException, retry: Retry | None) -> dict[st
     seconds = None if retry is None else retry.seconds_after(task.attempts)
     if seconds is None:
         return _failure(task, error)
-    _log.say(logging.WARNING, "%s is run again in %g s: %s", task.name, seconds, text_of(error))
+    text = "%s %s failed, and runs again in %g s: %s"
+    _log.say(logging.WARNING, text, task.name, task.id, seconds, text_of(error))
     return {**_failure(task, error), "retry_in": seconds}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fifo_background._core.state import JobState
 from fifo_background.engines.postgres._database import Database
 from fifo_background.engines.postgres._stored import Running, running
-from fifo_background.exceptions import ExecutorClosed, WouldDeadlock
+from fifo_background.exceptions import STORE_ELSEWHERE, ExecutorClosed, WouldDeadlock
 
 __all__ = ("Waits",)
 
@@ -52,10 +52,10 @@ class Waits:
 
     async def _refuse_ring(self, task: Running, id: str, name: str) -> None:
         if id == task.id:
-            raise WouldDeadlock(f"{task.name} {task.id}", "it would wait for itself")
+            raise _would_deadlock(task, "it would wait for itself")
         found = await self._database.task(id)
         if found is not None and found["lane"] == task.lane and not JobState(found["state"]).ended:
-            raise WouldDeadlock(f"{task.name} {task.id}", f"{name} {id} stands behind it, in its own lane")
+            raise _would_deadlock(task, f"{name} {id} stands behind it, in its own lane")
 
     async def _until(self, wanted: Callable[[str], bool], id: str, name: str) -> str:
         """Its state, once that is as it is wanted."""
@@ -71,7 +71,9 @@ class Waits:
                 if state is None:
                     raise WouldDeadlock(
                         "the request",
-                        f"{name} {id} is stored when its response begins, or the database has forgotten it",
+                        f"{name} {id} is stored when its response begins (write `await tasks.store()` to "
+                        "store it now), or the database has forgotten it",
+                        instead=STORE_ELSEWHERE,
                     )
                 if wanted(state):
                     return state
@@ -88,7 +90,7 @@ class Waits:
         """Wait for a moment at which nothing waits or runs. Raises `WouldDeadlock` in a task."""
         task = running(self._database.queue)
         if task is not None:
-            raise WouldDeadlock(f"{task.name} {task.id}", "join() waits for all tasks, this one included")
+            raise _would_deadlock(task, "join() waits for all tasks, this one included")
         while (newest := await self._database.newest_open()) is not None:
             await self._until(self._has_ended, newest, "a task")
 
@@ -113,3 +115,7 @@ class Waits:
         for waiting in tuple(self._wakes.values()):
             for wake in waiting:
                 wake.set()
+
+
+def _would_deadlock(task: Running, why: str) -> WouldDeadlock:
+    return WouldDeadlock(f"{task.name} {task.id}", why, instead=STORE_ELSEWHERE)

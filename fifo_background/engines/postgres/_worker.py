@@ -298,10 +298,10 @@ class Worker:
                 raise  # PostgreSQL does not take it: it would not the next time
             except psycopg.Error as error:
                 was_told = True
-                _log.say(logging.WARNING, "the end of a task is told again: %s", error)
+                _log.say(logging.WARNING, "the end of a task is sent to PostgreSQL again: %s", error)
             else:
                 if answer is None and not was_told:
-                    _log.say(logging.WARNING, "%s was taken over before its end was told", claim.lock)
+                    _log.say(logging.WARNING, "%s was taken over before its end was stored", claim.lock)
                 return answer
             if worker != self._id or now() >= lease.ends:
                 return None
@@ -337,7 +337,7 @@ class Worker:
         self._in_hand.interrupt()
         await self._drained(1.0)
         if self._in_hand.running_ids and self._watchdog is not None:
-            _log.say(logging.WARNING, "shutdown: a def task runs on, so the process is ended")
+            _log.say(logging.WARNING, "shutdown: a def task still runs, so this process is ended")
             self._end_heartbeat()
         await self._drained(None)
         self._end_heartbeat()
