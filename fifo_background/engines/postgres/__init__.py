@@ -3,9 +3,9 @@
 try:
     import procrastinate  # noqa: F401
     import psycopg  # noqa: F401
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
-        f"{error}: run `pip install 'fifo-background[postgres]' 'psycopg[binary]'`", name=error.name
+        f"{_error}: run `pip install 'fifo-background[postgres]' 'psycopg[binary]'`", name=_error.name
     ) from None
 
 from fifo_background._settings import Retry
