@@ -314,8 +314,6 @@ def page() -> None:
                 "window.tasks = []; new PerformanceObserver((list) => tasks.push(...list.getEntries()"
                 ".map((one) => Math.round(one.duration)))).observe({entryTypes: ['longtask']});"
             )
-            # A browser's own start takes a core for up to a second, and would lengthen the page's tasks.
-            shown.wait_for_timeout(3000)
             if traced:
                 browser.start_tracing(page=shown, categories=["toplevel"])
             load_all(shown, server.port)
