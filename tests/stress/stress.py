@@ -202,6 +202,8 @@ async def main(seconds: float, seed: int) -> list[str]:
         threads = [threading.Thread(target=produce, args=(producer,)) for producer in of_threads]
 
         def on_signal(*_: Any) -> None:
+            if time.monotonic() >= until:
+                return  # a signal that came just before the timer was stopped must not start it again
             if not is_behind():
                 of_signals.step()
             executor.statistics()
