@@ -33,6 +33,7 @@ from fifo_background import (
     executor_of,
     report,
 )
+from fifo_background._core import picture
 from fifo_background._core.lane import Itself
 from fifo_background._core.lane import look_up as plain_look_up
 from fifo_background._core.plain import as_plain, text_of
@@ -226,6 +227,32 @@ async def test_far_from_the_head() -> None:
         assert [jobs[n].to_dict()["ahead"] for n in (0, 999, 1000, 1199)] == [0, 999, 1000, 1000]
         assert [jobs[n].to_dict()["ahead_more"] for n in (999, 1000, 1199)] == [False, False, True]
         lane.clear()
+
+
+async def test_a_list_looks_through_each_lane_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job of a list tells what is ahead of it, though a lane is looked through once for several."""
+    walked: list[Any] = []
+    waiting_in = picture.waiting_in
+
+    def counted(lane: Any) -> Any:
+        walked.append(lane)
+        return waiting_in(lane)
+
+    monkeypatch.setattr(picture, "waiting_in", counted)
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(int)
+        lanes = [executor.lane(key) for key in "abc"]
+        for lane in lanes:
+            lane.pause()
+        for _ in range(20):
+            for lane in lanes:
+                lane.submit_nowait(int)
+        listed = await executor.jobs(limit=200)
+        assert len(walked) < 12  # pictures are made ten in a turn; by themselves these 60 would take 60 walks
+        assert [one.number for one in listed] == list(range(61, 0, -1))
+        assert [one.ahead for one in listed] == [n for n in range(19, -1, -1) for _ in lanes] + [None]
+        for lane in lanes:
+            lane.clear()
 
 
 async def test_a_retried_job_names_the_failed_one() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fifo_background._core.history import Record
@@ -187,11 +188,9 @@ def of_lane(scheduler: Scheduler, key: Hashable, lane: Lane | None, records: Seq
 def _runs(jobs: list[Job[Any]]) -> tuple[Run, ...]:
     """The first runs of jobs with one name."""
     runs: list[Run] = []
-    for number, job in enumerate(jobs, 1):
-        if runs and runs[-1].name == job.name:
-            runs[-1] = Run(runs[-1].first, number, job.name)
-        elif len(runs) < _RUNS:
-            runs.append(Run(number, number, job.name))
-        else:
-            break
+    first = 1
+    for name, same in islice(groupby(jobs, attrgetter("name")), _RUNS):
+        after = first + sum(1 for _ in same)
+        runs.append(Run(first, after - 1, name))
+        first = after
     return tuple(runs)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from datetime import datetime, timezone
-from itertools import islice, takewhile
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fifo_background._core.history import NOTHING_MORE, Record, error_of
@@ -19,7 +19,7 @@ from fifo_background._core.state import FAILED, JobState
 if TYPE_CHECKING:
     from fifo_background._core.scheduler import Scheduler
 
-__all__ = ("of_job", "of_record", "waiting_in")
+__all__ = ("of_job", "of_jobs", "of_record", "waiting_in")
 
 # How far into a queue is looked to count the jobs ahead of one.
 MOST_AHEAD = 1000
@@ -47,6 +47,16 @@ def of_record(scheduler: Scheduler, record: Record) -> JobRecord:
 
 def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
     """The picture of a job of this executor."""
+    return of_jobs(scheduler, (job,))[0]
+
+
+def of_jobs(scheduler: Scheduler, jobs: Collection[Job[Any]]) -> list[JobRecord]:
+    """The pictures of several jobs at one moment: each of their lanes is looked through once."""
+    ahead = _ahead_of(jobs)
+    return [_of_job(scheduler, job, ahead.get(job)) for job in jobs]
+
+
+def _of_job(scheduler: Scheduler, job: Job[Any], ahead: int | None) -> JobRecord:
     position = job._position  # before the record: that is there when this is None
     if position is None and job._record is not None:
         return of_record(scheduler, job._record)
@@ -55,7 +65,6 @@ def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
     ended = job._ended
     if ended is None and position is not None and job.done():  # just now: the loop has not heard of it
         ended = scheduler.clock()
-    ahead = None if job._own_state is not None or position is None else ahead_of(job, position)
     return _picture(
         scheduler,
         number=job._number,
@@ -67,7 +76,7 @@ def of_job(scheduler: Scheduler, job: Job[Any]) -> JobRecord:
         progress=None if special is None else special.progress,
         request=None if owner is None else owner.label,
         retry_of=None if special is None else special.retry_of,
-        ahead=ahead,
+        ahead=None if job._own_state is not None else ahead,
         blocked_by=None if position is None else blocker_of(scheduler, job, position),
         error=None if job._own_state is not FAILED else error_of(job._outcome.error),
     )
@@ -135,14 +144,25 @@ def waiting_in(lane: Lane) -> Iterator[Job[Any]]:
         position = position._next
 
 
-def ahead_of(job: Job[Any], position: Position) -> int | None:
-    """How many jobs run or stand before it in its lane; more than `MOST_AHEAD` if it was not found so far."""
-    if position.state is not IN_QUEUE:
-        return None
-    lane = position.lane
-    ahead = 0 if lane.running is None and lane.stopped is None else 1
-    before = takewhile(lambda other: other is not job, waiting_in(lane))
-    return ahead + sum(1 for _ in islice(before, MOST_AHEAD + 1))
+def _ahead_of(jobs: Iterable[Job[Any]]) -> dict[Job[Any], int]:
+    """How many jobs run or stand before each of those that wait; more than `MOST_AHEAD` if far behind."""
+    by_lane: dict[Lane, set[Job[Any]]] = {}
+    for job in jobs:
+        position = job._position
+        if position is not None and position.state is IN_QUEUE and job._own_state is None:
+            by_lane.setdefault(position.lane, set()).add(job)
+    ahead: dict[Job[Any], int] = {}
+    for lane, sought in by_lane.items():
+        place = 0 if lane.running is None and lane.stopped is None else 1
+        for job in islice(waiting_in(lane), MOST_AHEAD + 1):
+            if job in sought:
+                ahead[job] = place
+                sought.remove(job)
+                if not sought:
+                    break
+            place += 1
+        ahead.update(dict.fromkeys(sought, place))
+    return ahead
 
 
 def _name_of(owner: Owner) -> str:

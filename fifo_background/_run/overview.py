@@ -15,7 +15,7 @@ from fifo_background._core.job_record import JobRecord
 from fifo_background._core.lane import Lane, look_up, plain_key
 from fifo_background._core.lane_picture import LaneList, LaneRecord, age_of_head, of_lane, urgency
 from fifo_background._core.names import text_of_key
-from fifo_background._core.picture import of_job, of_record
+from fifo_background._core.picture import of_jobs, of_record
 from fifo_background._core.state import JobState
 
 if TYPE_CHECKING:
@@ -136,12 +136,16 @@ class Overview:
                     (heapq.heappush if len(newest) < limit else heapq.heapreplace)(
                         newest, (number, id(one), one)
                     )
-        pictures = []
-        for place, (_, _, one) in enumerate(sorted(newest, reverse=True)):
-            if place and not place % _PICTURES:
+        # Jobs of one lane together, so that the lane is looked through once for several of them.
+        chosen = sorted((one for _, _, one in newest), key=_place_of_lane)
+        pictures: list[JobRecord] = []
+        for start in range(0, len(chosen), _PICTURES):
+            if start:
                 await anyio.lowlevel.checkpoint()
-            pictures.append(of_record(scheduler, one) if type(one) is Record else of_job(scheduler, one))
-        return pictures
+            part = chosen[start : start + _PICTURES]
+            pictures += of_jobs(scheduler, [one for one in part if isinstance(one, Job)])
+            pictures += [of_record(scheduler, one) for one in part if type(one) is Record]
+        return sorted(pictures, key=lambda picture: picture.number, reverse=True)
 
     def _matches(
         self,
@@ -240,6 +244,12 @@ class Overview:
 
 # Keys and records of lanes, as `look_up` finds them.
 _Past = dict[Hashable, tuple[Hashable, list[Record]]]
+
+
+def _place_of_lane(one: Job[Any] | Record) -> int:
+    """Of one lane always the same number."""
+    position = one._position if isinstance(one, Job) else None
+    return 0 if position is None else id(position.lane)
 
 
 def _equal(one: Hashable, other: Hashable) -> bool:
