@@ -75,9 +75,17 @@ def open_row(page: Page, number: int) -> None:
 
 
 def drawn(page: Page) -> None:
-    """Wait until the page has drawn what it knows, each of its four parts perhaps in a frame of its own."""
-    for _ in range(6):
-        page.evaluate("new Promise(requestAnimationFrame)")
+    """Wait until the page has drawn what it knows: each part may take a frame, new elements several."""
+    page.evaluate(
+        """async () => {
+            const made = () => document.querySelectorAll("#rows > tr, #lanes > li").length;
+            for (let still = 0; still < 6;) {
+                const before = made();
+                await new Promise(requestAnimationFrame);
+                still = made() === before ? still + 1 : 0;
+            }
+        }"""
+    )
 
 
 def until(page: Page, happened: Callable[[], Any]) -> None:
@@ -282,7 +290,7 @@ def test_many_rows(serve: Serve, visit: Open) -> None:
 def test_slow_browser(serve: Serve, visit: Open) -> None:
     """Where drawing takes long, each part is drawn in a frame of its own, and all of them are."""
     served = serve(Site(stream_seconds=600).app())  # a stream that ends draws again
-    served.add("gated", gate="go", count=3)
+    served.add("gated", gate="go", count=12)  # more rows than are made in one frame
     page = visit(served).page
     page.add_init_script(
         """
@@ -295,14 +303,29 @@ def test_slow_browser(serve: Serve, visit: Open) -> None:
     page.reload()
     expect(page.locator("#running")).to_have_text("1")
     expect(page.locator("#lanes > li")).to_have_count(1)
-    expect(row(page, 3).locator(".state")).to_have_text("waiting")
+    expect(row(page, 12).locator(".state")).to_have_text("waiting")
+    expect(page.locator("#rows > tr")).to_have_count(12)
     open_row(page, 1)
     expect(page.locator("#jobState")).to_have_text("running")
     served.open("go")
-    expect(page.locator("#succeeded")).to_have_text("3")
-    expect(page.locator("#lanes > li")).to_contain_text("3 ended")
-    expect(row(page, 3).locator(".state")).to_have_text("succeeded")
+    expect(page.locator("#succeeded")).to_have_text("12")
+    expect(page.locator("#lanes > li")).to_contain_text("12 ended")
+    expect(row(page, 12).locator(".state")).to_have_text("succeeded")
     expect(page.locator("#jobState")).to_have_text("succeeded")
+
+
+def test_many_new_rows(serve: Serve, visit: Open) -> None:
+    """What is made in several frames is all made, though nothing else asks for another one."""
+    served = serve(Site(stream_seconds=600).app())  # a stream that ends draws again
+    served.add("gated", gate="go", count=60)
+    page = visit(served).page
+    page.add_init_script("window.setInterval = () => 0;")  # which would draw again each second
+    page.reload()
+    expect(row(page, 60 - 20)).to_be_visible()
+    page.get_by_role("button", name="Failed").click()
+    expect(page.locator("#rows > tr")).to_have_count(0)
+    page.get_by_role("button", name="All").click()
+    expect(row(page, 60 - 20)).to_be_visible()
 
 
 def test_rows_stay(serve: Serve, visit: Open) -> None:

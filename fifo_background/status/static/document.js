@@ -52,7 +52,7 @@ export function paintTrack(track, progress) {
   if (progress?.total) track.firstElementChild.style.setProperty("--done", Math.min(1, progress.done / progress.total));
 }
 
-const BUDGET = 4; // ms; a frame in which drawing has taken longer leaves the other parts to the next one
+const BUDGET = 2; // ms; a frame in which drawing has taken longer leaves the other parts to the next one
 
 const painters = [];
 const due = new Set(); // what is to be drawn; what waits longest comes first

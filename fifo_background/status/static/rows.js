@@ -1,11 +1,12 @@
 // Rows of the list of jobs: only those that are seen are in the document.
 
-import { arrange, fill, focusIn, set, small, stamp, ui } from "./document.js";
+import { arrange, fill, focusIn, schedule, set, small, stamp, ui } from "./document.js";
 import { list, listed, load, place } from "./jobs.js";
 import { now } from "./now.js";
 import { count, duration, errorText, look, ran, short, time, waited } from "./words.js";
 
 const OVERSCAN = 6; // rows drawn above and below those that are seen
+const NEW_A_FRAME = 8; // rows; scrolling needs fewer, as it uses those again that have gone out of sight
 
 const drawnRows = new Map(); // by a job's number
 let anchor = null; // {number, at}: a row and where it was: by as much as others have moved it since, one is moved along
@@ -35,12 +36,14 @@ export function paintRows() {
   const wanted = new Set(rows.slice(from, to));
   // What has the focus, or whose dialog is open, stays though it is not seen: the focus is to come back to it.
   for (const number of [focused, kept]) if (listed(number)) wanted.add(listed(number));
-  const shown = [...wanted].sort((a, b) => b.number - a.number);
-  const numbers = new Set(shown.map((job) => job.number));
+  const numbers = new Set([...wanted].map((job) => job.number));
   const spare = [...drawnRows].filter(([number]) => !numbers.has(number) && drawnRows.delete(number) && number !== focused);
+  const missing = [...wanted].filter((job) => !drawnRows.has(job.number));
+  // A row that has gone out of sight is used again: new elements would cost several times the drawing.
+  for (const job of missing.splice(0, spare.length + NEW_A_FRAME)) drawnRows.set(job.number, spare.shift()?.[1] ?? stamp(ui.row));
+  if (missing.length) schedule();
+  const shown = [...wanted].filter((job) => drawnRows.has(job.number)).sort((a, b) => b.number - a.number);
   for (const job of shown) {
-    // A row that has gone out of sight is used again: new elements would cost several times the drawing.
-    if (!drawnRows.has(job.number)) drawnRows.set(job.number, spare.shift()?.[1] ?? stamp(ui.row));
     const [row, at] = [drawnRows.get(job.number), place(job.number)];
     row.root.classList.toggle("far", at < from || at >= to);
     if (at < from || at >= to) row.root.style.setProperty("top", `${at * height}px`);
