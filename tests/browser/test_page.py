@@ -1070,3 +1070,86 @@ def test_freeze_and_hide(serve: Serve, visit: Open) -> None:
     with page.expect_request("**/events?after=*"):
         page.evaluate(tell, False)
     expect(page.locator("#succeeded")).to_have_text("4")
+
+
+# A tick as the last one, but changed; as if the app told it.
+TELL = """
+    const Source = window.EventSource;
+    window.EventSource = class extends Source {
+        constructor(url) {
+            super(url);
+            window.source = this;
+            this.addEventListener("tick", (event) => { window.told ??= event; });
+        }
+    };
+    window.tell = (lanes) => {
+        const data = JSON.parse(told.data);
+        Object.assign(data, { ended: [], time: new Date(Date.parse(data.time) + 1).toISOString() });
+        data.lanes.items = lanes(data.lanes.items);
+        const init = { data: JSON.stringify(data), lastEventId: told.lastEventId };
+        source.dispatchEvent(new MessageEvent("tick", init));
+    };
+"""
+
+
+def test_focus_when_few_rows_become_many(serve: Serve, visit: Open) -> None:
+    """The row in the place of the one with the focus takes over, though not all rows are made at once."""
+    served = serve(Site(stream_seconds=600).app())
+    served.add("gated", gate="go", count=3)
+    page = visit(served).page
+    page.add_init_script(TELL)
+    page.reload()
+    page.get_by_role("button", name="Waiting").click()
+    expect(page.locator("#rows > tr")).to_have_count(2)
+    row(page, 2).locator("button.open").click()
+    page.locator("#jobClose").click()
+    expect(row(page, 2).locator("button.open")).to_be_focused()
+    one = served.jobs()[0]
+    items = [{**one, "number": number, "id": f"id {number}"} for number in range(30, 15, -1)]
+    page.route("**/jobs?limit=50&*", lambda route: route.fulfill(json={"items": items, "next": None}))
+    page.evaluate("tell(() => [])")
+    expect(row(page, 16).locator("button.open")).to_be_focused()
+    served.open("go")
+
+
+def test_rows_in_their_places(serve: Serve, visit: Open) -> None:
+    """A row that was there is not moved up by those above it that are not made yet."""
+    served = serve(Site(stream_seconds=600).app())
+    served.add("gated", gate="go", count=30)
+    served.add("stumbles", lane="other")
+    served.add("gated", gate="go", count=15)
+    page = visit(served).page
+    expect(row(page, 46)).to_be_visible()
+    page.get_by_role("button", name="Failed").click()
+    expect(page.locator("#rows > tr")).to_have_count(1)
+    displaced = page.evaluate(
+        """async () => {
+            document.querySelector("#pills [value=all]").click();
+            let displaced = 0;
+            for (let frame = 0; frame < 40; frame++) {
+                await new Promise(requestAnimationFrame);
+                const rows = document.querySelectorAll("#rows > tr");
+                if (rows.length > 1)
+                    for (const row of rows)
+                        displaced += row.offsetTop !== (row.getAttribute("aria-rowindex") - 2) * 36;
+            }
+            return displaced;
+        }"""
+    )
+    assert displaced == 0
+    served.open("go")
+
+
+def test_ended_before_and_no_list(serve: Serve, visit: Open) -> None:
+    """What has ended before is counted, though the list does not come."""
+    served = serve(Site(stream_seconds=600).app())
+    served.add("short", lane="done", count=3)
+    for job in served.jobs():
+        served.job(job["id"])
+    page = visit(served).page
+    page.add_init_script(TELL)
+    held: list[Any] = []
+    page.route("**/jobs?limit=200", lambda route: held.append(route))
+    page.reload()
+    told = "3 ended in the last 2 minutes, 0 of them failed"
+    expect(page.locator("#spark")).to_have_attribute("aria-label", told, timeout=5000)

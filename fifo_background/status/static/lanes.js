@@ -9,7 +9,7 @@ import { post } from "./requests.js";
 import { count, duration, errorText, progressText, ran, short, wait, waited } from "./words.js";
 
 const LANES_AT_FIRST = 12; // more would push the jobs out of sight
-const NEW_A_FRAME = 1; // cards; to make and lay out dozens at once would keep the page from answering
+const NEW_A_FRAME = 2; // cards; to make and lay out dozens at once would keep the page from answering
 
 const cards = new Map(); // by lane id: used again, so that focus and hover stay
 let [order, orderedAt] = [[], 0];

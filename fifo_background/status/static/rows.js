@@ -25,6 +25,7 @@ export function paintRows() {
   const stays = anchor && (top > 0 || (focused && document.activeElement.matches(":focus-visible")));
   if (stays) top = Math.max(0, top + place(anchor.number) * height - anchor.at); // one may have scrolled since
   // The box grows with its rows and stays so, or the page would jump when one chooses another state.
+  const grows = tallest < Math.min(514, rows.length * height + 36);
   tallest = Math.max(tallest, rows.length * height + 36);
   ui.scroller.style.setProperty("min-height", `min(${tallest}px, 514px, 80vh)`);
   const first = Math.floor(top / height);
@@ -33,7 +34,10 @@ export function paintRows() {
   ui.rows.style.setProperty("padding-top", `${from * height}px`);
   if (stays && top !== ui.scroller.scrollTop) ui.scroller.scrollTop = top;
 
-  const wanted = new Set(rows.slice(from, to));
+  // The row with the focus is no longer among these jobs: the one in its place takes over.
+  const instead = focused && !listed(focused) ? rows[Math.min(place(focused), rows.length - 1)] : null;
+  // In the order in which they are made: what one sees before what one may scroll to.
+  const wanted = new Set([...(instead ? [instead] : []), ...rows.slice(first, to - OVERSCAN), ...rows.slice(from, to)]);
   // What has the focus, or whose dialog is open, stays though it is not seen: the focus is to come back to it.
   for (const number of [focused, kept]) if (listed(number)) wanted.add(listed(number));
   const numbers = new Set([...wanted].map((job) => job.number));
@@ -41,17 +45,17 @@ export function paintRows() {
   const missing = [...wanted].filter((job) => !drawnRows.has(job.number));
   // A row that has gone out of sight is used again: new elements would cost several times the drawing.
   for (const job of missing.splice(0, spare.length + NEW_A_FRAME)) drawnRows.set(job.number, spare.shift()?.[1] ?? stamp(ui.row));
-  if (missing.length) schedule();
+  if (missing.length || grows) schedule(); // a box that has grown shows more than was measured
   const shown = [...wanted].filter((job) => drawnRows.has(job.number)).sort((a, b) => b.number - a.number);
+  let next = from; // rows follow each other by themselves, but for one behind a row that is not made yet
   for (const job of shown) {
     const [row, at] = [drawnRows.get(job.number), place(job.number)];
-    row.root.classList.toggle("far", at < from || at >= to);
-    if (at < from || at >= to) row.root.style.setProperty("top", `${at * height}px`);
+    row.root.classList.toggle("far", at !== next);
+    if (at === next) next += 1;
+    else row.root.style.setProperty("top", `${at * height}px`);
     paintRow(row, job, at + 2); // after the row of headings, and counted from one
   }
   arrange(ui.rows, shown.map((job) => drawnRows.get(job.number).root));
-  // The row with the focus is no longer among these jobs: the one in its place takes over.
-  const instead = focused && !listed(focused) && rows[Math.min(place(focused), rows.length - 1)];
   if (instead) drawnRows.get(instead.number)?.function.focus({ preventScroll: true });
 
   anchor = rows[first] ? { number: rows[first].number, at: first * height } : null;

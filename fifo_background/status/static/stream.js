@@ -69,13 +69,13 @@ function tick(told) {
   }
   connected();
   if (!first) return refreshSoon();
+  load();
   refreshDetail();
-  countEarlier(now.at, load());
+  countEarlier(now.at);
 }
 
-/** Counts those that had ended before the first tick, whatever the list shows, which comes first. */
-async function countEarlier(at, listLoads) {
-  await listLoads;
+/** Counts those that had ended before the first tick, whatever the list shows. */
+async function countEarlier(at) {
   const { items } = await request("./jobs?state=ended&limit=200").catch(() => ({ items: [] }));
   items.filter((job) => Date.parse(job.ended_at) <= at).forEach(countEnded);
   schedule();
