@@ -11,6 +11,7 @@ import pickle
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from enum import Enum
@@ -34,9 +35,10 @@ from fifo_background import (
     report,
 )
 from fifo_background._core import picture
-from fifo_background._core.lane import Itself
+from fifo_background._core.lane import Itself, Lane
 from fifo_background._core.lane import look_up as plain_look_up
 from fifo_background._core.plain import as_plain, text_of
+from fifo_background._core.position import Position
 from tests.support.apps import Work, make_app, start, until
 from tests.support.asgi import Client
 
@@ -253,6 +255,78 @@ async def test_a_list_looks_through_each_lane_once(monkeypatch: pytest.MonkeyPat
         assert [one.ahead for one in listed] == [n for n in range(19, -1, -1) for _ in lanes] + [None]
         for lane in lanes:
             lane.clear()
+
+
+def spin_until(happened: Callable[[], bool]) -> None:
+    """Let threads go on while the event loop stands."""
+    collections.deque(iter(lambda: bool(time.sleep(0.001)) or happened(), True), maxlen=0)
+
+
+async def test_a_list_has_what_ends_in_a_thread_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that ends in its thread, and one that starts behind it, are in a list that is made just then."""
+    starts, ends = threading.Event(), threading.Event()
+
+    def work() -> None:
+        starts.set()
+        ends.wait(10)
+
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(int)
+        executor.submit_nowait(work)
+        last = executor.submit_nowait(int)
+        await anyio.to_thread.run_sync(starts.wait)
+        history = executor._runner.scheduler.history
+        forget_old = history.forget_old
+
+        def while_they_end(now: float) -> None:
+            forget_old(now)
+            ends.set()
+            spin_until(last.done)
+
+        monkeypatch.setattr(history, "forget_old", while_they_end)
+        assert [one.number for one in await executor.jobs()] == [3, 2, 1]
+
+
+async def test_a_picture_shows_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that ends in its thread while its picture is made still runs in it."""
+    starts, ends = threading.Event(), threading.Event()
+
+    def work() -> None:
+        starts.set()
+        ends.wait(10)
+
+    async with SerialExecutor() as executor:
+        await executor.submit_nowait(int)
+        job = executor.submit_nowait(work)
+        await anyio.to_thread.run_sync(starts.wait)
+
+        def ends_now(self: Job[Any]) -> str:
+            ends.set()
+            spin_until(self.done)
+            return "work"
+
+        monkeypatch.setattr(Job, "name", property(ends_now))
+        shown = job.to_dict()
+        assert (shown["state"], shown["done"], shown["ended_at"]) == ("running", False, None)
+
+
+async def test_the_head_of_many_that_a_request_has_added() -> None:
+    """The head is found by a look at the first of them, not at all."""
+    looked = 0
+
+    class Looked(Position):
+        __slots__ = ()
+
+        def _is_pending(self, job: Any) -> bool:
+            nonlocal looked
+            looked += 1
+            return True
+
+    lane = Lane("a")
+    added: list[Any] = [object() for _ in range(1000)]
+    lane.take(Looked(lane, None, added))
+    assert lane.peek() is added[0]
+    assert looked < 10
 
 
 async def test_a_retried_job_names_the_failed_one() -> None:

@@ -14,7 +14,7 @@ from fifo_background._core.lane import Lane, plain_key
 from fifo_background._core.plain import LONGEST_TEXT
 from fifo_background._core.position import IN_QUEUE, Owner, Position
 from fifo_background._core.special import Progress
-from fifo_background._core.state import FAILED, JobState
+from fifo_background._core.state import FAILED, PENDING, QUEUED, JobState
 
 if TYPE_CHECKING:
     from fifo_background._core.scheduler import Scheduler
@@ -62,23 +62,26 @@ def _of_job(scheduler: Scheduler, job: Job[Any], ahead: int | None) -> JobRecord
         return of_record(scheduler, job._record)
     scheduler.names.of_job(job)
     special, owner = job._special, None if position is None else position.owner
-    ended = job._ended
-    if ended is None and position is not None and job.done():  # just now: the loop has not heard of it
-        ended = scheduler.clock()
+    own = job._own_state  # read once: another thread may move it on
+    ended = None
+    if own is not None and own.ended:
+        ended = job._ended
+        if ended is None and position is not None:  # just now: the loop has not heard of it
+            ended = scheduler.clock()
     return _picture(
         scheduler,
         number=job._number,
         name=job.name,
         key=getattr(job, "_key", None) if position is None else position.lane.key,
-        state=job.state,
+        state=own or (QUEUED if job._queued else PENDING),
         behind=scheduler.history.behind,
-        times=(job._added, job._started, ended),
+        times=(job._added, None if own is None else job._started, ended),
         progress=None if special is None else special.progress,
         request=None if owner is None else owner.label,
         retry_of=None if special is None else special.retry_of,
-        ahead=None if job._own_state is not None else ahead,
-        blocked_by=None if position is None else blocker_of(scheduler, job, position),
-        error=None if job._own_state is not FAILED else error_of(job._outcome.error),
+        ahead=None if own is not None else ahead,
+        blocked_by=None if position is None or own is not None else blocker_of(scheduler, job, position),
+        error=None if own is not FAILED else error_of(job._outcome.error),
     )
 
 

@@ -149,4 +149,6 @@ class Position(Chain[Job[Any]]):
         for job in self:
             if job._own_state is None:
                 yield job
-        yield from self.pending
+        for job in tuple(self.added):  # one by one: most look at the first only
+            if self._is_pending(job):
+                yield job

@@ -141,8 +141,8 @@ class ThreadRuns:
                 now = job._ended = clock()
                 job._end(SUCCEEDED, outcome)
                 outcome = None
-            trip.job = None
             inbox.append(job)
+            trip.job = None  # after that: at no moment it is in neither
             if trip.stop or job._waiters is not None or len(inbox) > UNHEARD:
                 self._runner.pump_soon()
             if is_ending is not None and is_ending():

@@ -112,9 +112,15 @@ class Overview:
         """The newest jobs that match."""
         self._look()
         scheduler = self._scheduler
-        records = list(scheduler.history.records)
-        running = [lane.running for lane in scheduler.turns.occupied]
-        stack: list[Any] = [*(job for job in running if job is not None), *scheduler.waiting, *records]
+        # Copied in the order in which threads move jobs: one that has just left a place is in the next.
+        waiting = list(scheduler.waiting)
+        running = [lane.job if lane.trip is None else lane.trip.job for lane in scheduler.turns.occupied]
+        self._runner.hear()
+        stack: list[Any] = [
+            *(job for job in running if job is not None),
+            *waiting,
+            *scheduler.history.records,
+        ]
         try:
             key: Hashable = None if lane is None else scheduler.names.key(lane)
         except KeyError:
@@ -187,7 +193,8 @@ class Overview:
         past = await self._records_by_lane()
         # both at one moment, so that no lane is in both
         known = [lane for lane in scheduler.lanes.all() if not lane.idle]
-        idle = [key for key, _ in past.values() if self._is_idle(key, known)]
+        keys = {id(plain_key(lane.key)) for lane in known}
+        idle = [key for key, _ in past.values() if self._is_idle(key, keys)]
         oldest: tuple[float, Lane] | None = None
         worst: list[tuple[tuple[int, float, int], int, Lane]] = []
         for start in range(0, len(known), _STEP):
@@ -219,11 +226,11 @@ class Overview:
         found = look_up(past, key)[1]
         return of_lane(self._scheduler, key, lane, [] if found is None else found[1])
 
-    def _is_idle(self, key: Hashable, known: list[Lane]) -> bool:
+    def _is_idle(self, key: Hashable, known: set[int]) -> bool:
         try:
             lane = self._scheduler.lanes.find(key)
         except Exception:  # the `__eq__` of a key
-            return all(plain_key(other.key) is not plain_key(key) for other in known)
+            return id(plain_key(key)) not in known
         return lane is None or lane.idle
 
     async def _records_by_lane(self) -> _Past:
