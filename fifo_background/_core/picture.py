@@ -173,14 +173,12 @@ def _name_of(owner: Owner) -> str:
 
 
 def blocker_of(scheduler: Scheduler, job: Job[Any], position: Position) -> Blocker | None:
-    """What keeps a job from starting, or None if it has started, or starts in the loop's next turn."""
+    """What keeps a job that waits from starting, or None if it starts in the loop's next turn."""
     now, lane, owner = scheduler.clock(), position.lane, position.owner
-    if job._own_state is not None:
-        return None
     if position.state is not IN_QUEUE:
         return None if owner is None else Blocker("request", None, _name_of(owner), now - job._added)
     running, stopped = lane.running, lane.stopped
-    if running is not None:
+    if running is not None and running is not job:  # it may start just now
         started = now if running._started is None else running._started
         return Blocker("job", scheduler.names.of_job(running), running.name, now - started)
     if stopped is not None:
