@@ -142,15 +142,19 @@ class Overview:
                     (heapq.heappush if len(newest) < limit else heapq.heapreplace)(
                         newest, (number, id(one), one)
                     )
+        return await self._pictures([one for _, _, one in newest])
+
+    async def _pictures(self, chosen: Collection[Job[Any] | Record]) -> list[JobRecord]:
+        """The newest first."""
         # Jobs of one lane together, so that the lane is looked through once for several of them.
-        chosen = sorted((one for _, _, one in newest), key=_place_of_lane)
+        by_lane = sorted(chosen, key=_place_of_lane)
         pictures: list[JobRecord] = []
-        for start in range(0, len(chosen), _PICTURES):
+        for start in range(0, len(by_lane), _PICTURES):
             if start:
                 await anyio.lowlevel.checkpoint()
-            part = chosen[start : start + _PICTURES]
-            pictures += of_jobs(scheduler, [one for one in part if isinstance(one, Job)])
-            pictures += [of_record(scheduler, one) for one in part if type(one) is Record]
+            part = by_lane[start : start + _PICTURES]
+            pictures += of_jobs(self._scheduler, [one for one in part if isinstance(one, Job)])
+            pictures += [of_record(self._scheduler, one) for one in part if isinstance(one, Record)]
         return sorted(pictures, key=lambda picture: picture.number, reverse=True)
 
     def _matches(
